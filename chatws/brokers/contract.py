@@ -1,0 +1,133 @@
+"""What a broker is: an ordered log of events that one can publish to, read on from, and be told of.
+
+The terms are Centrifuge's. Each accepted event that can be recovered gets the next **offset** (1, 2, 3 …, without a
+gap); the **epoch** names the log, and is a new one whenever the log starts anew, so that "EPOCH:OFFSET" never means
+two events. Transient events pass through without an offset. docs/protocol.md §4 is what is built on this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import msgspec
+from twisted.internet.defer import Deferred
+
+from chatws.ids import Id
+
+__all__ = ["EVERYONE", "Audience", "Bounds", "Broker", "Draft", "Event", "Listener"]
+
+#: The channel of every authenticated connection.
+EVERYONE = "*"
+
+
+class Audience(NamedTuple):
+    """Who gets an event: whoever listens to one of `channels`, less the connections of `except_user_id`.
+
+    Channels are `EVERYONE`, `user:ID` and `conversation:ID` (see chatws.chat.audience).
+    """
+
+    channels: tuple[str, ...]
+    except_user_id: Id | None = None
+
+
+class Draft(msgspec.Struct, frozen=True, gc=False):
+    """An event on its way into the log.
+
+    :ivar data: the JSON object, UTF-8, as it will go out.
+    :ivar key: idempotency key: within `KEY_SECONDS` a second draft with the same key is not published.
+    :ivar transient: not kept for recovery, and without an offset.
+    """
+
+    name: str
+    audience: Audience
+    data: bytes
+    key: str | None = None
+    transient: bool = False
+
+
+class Event(msgspec.Struct, gc=False):
+    """An event that the log has accepted.
+
+    :ivar offset: its place in the log, from 1; 0 for a transient event.
+    :ivar time: when it was accepted, in seconds since 1970.
+    :ivar duplicate: this is only the receipt for a draft whose key was known: `offset` is the first one's, and
+        nothing was sent.
+    :ivar delivered: to how many connections of this process it was handed; the listener sets it.
+    """
+
+    offset: int
+    name: str
+    audience: Audience
+    data: bytes
+    time: float
+    duplicate: bool = False
+    delivered: int = 0
+
+
+#: For how many seconds an idempotency key is remembered (docs/protocol.md §3).
+KEY_SECONDS = 600.0
+
+
+class Bounds(msgspec.Struct, frozen=True):
+    """How much is kept for recovery; the oldest goes first. 0 means no limit of that kind.
+
+    :ivar events: a number of events.
+    :ivar seconds: an age.
+    :ivar size: bytes of `data`.
+    """
+
+    events: int = 100_000
+    seconds: float = 3600.0
+    size: int = 64 * 1024 * 1024
+
+
+class Listener(Protocol):
+    """Who is told of new events: the chat server of this process."""
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """New events, in offset order, each exactly once (transient ones in between). Sets `delivered`; never raises."""
+        ...
+
+    def reset(self, epoch: str) -> None:
+        """The log started anew under the broker's feet: what was kept of the old one is worth nothing now."""
+        ...
+
+
+class Broker(Protocol):
+    """An engine. One instance serves one process.
+
+    :ivar epoch: the log's epoch, set once `start` has fired. Up to 32 of `[0-9A-Za-z_-]`.
+    """
+
+    epoch: str
+
+    def start(self, listener: Listener) -> Deferred[None]:
+        """Open the log. Fires when events can be published and read.
+
+        :raises OperatorError: through the Deferred, when it cannot be opened.
+        """
+        ...
+
+    def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
+        """Store the drafts in this order and tell the listener, as one step.
+
+        Fires with one event per draft, in the same order, after all are in the log and the listener of this process
+        has been given them. Engines that need not wait return a Deferred that has already fired.
+
+        :raises Unavailable: through the Deferred, when the log cannot be reached. Then none of these drafts
+            counts as accepted.
+        """
+        ...
+
+    def read(self, after: int, limit: int) -> Deferred[list[Event]]:
+        """Up to `limit` events with offsets above `after`, in order. Fewer only at the log's end."""
+        ...
+
+    def bounds(self) -> Deferred[tuple[int, int]]:
+        """`(first, last)`: the smallest offset still stored and the largest given out; `(last + 1, last)` when empty."""
+        ...
+
+    def stop(self) -> Deferred[None]:
+        """Let go of files and connections. What was published is stored. Idempotent."""
+        ...
