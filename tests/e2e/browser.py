@@ -1,0 +1,106 @@
+"""A real Chromium for tests, through Playwright's synchronous API.
+
+How it lives together with pytest-twisted, whose reactor runs in a greenlet of the same thread: plain test functions
+(no `ensureDeferred`) run outside of the reactor, and there Playwright may block as it likes. Two consequences:
+
+- While a Playwright call waits, the reactor of this process stands still: what the page talks to has to be
+  **another process** (or a thread).
+- As long as the browser is open an asyncio loop counts as running in this thread: no `asyncio.run` next to it.
+  So a browser belongs to one module, never to the whole run.
+
+Use::
+
+    @pytest.fixture(scope="module")
+    def browser():
+        with open_browser() as browser:
+            yield browser
+
+    @needs("chromium")
+    def test_something(browser):
+        with open_page(browser, "http://127.0.0.1:8080/") as page:
+            ...
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from tests.requirements import find_program
+
+__all__ = ["ARTIFACTS", "FLAGS", "artifact", "open_browser", "open_page"]
+
+#: Pictures and logs for people to look at after a run; git ignores it.
+ARTIFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"
+
+#: A browser that talks to the page's server and to nobody else.
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+
+def artifact(name: str) -> str:
+    """The path of a file to leave behind in `test-artifacts/`."""
+    ARTIFACTS.mkdir(exist_ok=True)
+    return str(ARTIFACTS / name)
+
+
+@contextmanager
+def open_browser(*flags: str) -> Iterator[Browser]:
+    """Chromium from the Debian package, ended with the block."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_program("chromium"), args=[*FLAGS, *flags])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
+def open_page(
+    browser: Browser,
+    url: str | None = None,
+    *,
+    forgive: str | None = None,
+    timeout: float = 10.0,
+    **context: Any,
+) -> Iterator[Page]:
+    """A page with storage of its own, like another person's computer.
+
+    An uncaught exception or a `console.error` on the page fails the block at its end.
+
+    :param forgive: a regular expression; what it matches is no failure (a refused connection while the
+        server is down, say).
+    :param timeout: of every action and wait, in seconds.
+    :param context: options of Playwright's `new_context`: `viewport`, `locale`, `color_scheme` …
+    """
+    context.setdefault("viewport", {"width": 1280, "height": 800})
+    context.setdefault("locale", "en-US")
+    room = browser.new_context(**context)
+    complaints: list[str] = []
+    try:
+        room.set_default_timeout(timeout * 1000)
+        page = room.new_page()
+        page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
+        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        if url is not None:
+            page.goto(url)
+        yield page
+    except BaseException as error:
+        error.add_note(f"the page complained: {complaints}")
+        raise
+    finally:
+        room.close()
+    unforgiven = [one for one in complaints if forgive is None or not re.search(forgive, one)]
+    assert not unforgiven, f"the page complained: {unforgiven}"
