@@ -51,8 +51,8 @@ class Event(msgspec.Struct, gc=False):
 
     :ivar offset: its place in the log, from 1; 0 for a transient event.
     :ivar time: when it was accepted, in seconds since 1970.
-    :ivar duplicate: this is only the receipt for a draft whose key was known: `offset` is the first one's, and
-        nothing was sent.
+    :ivar duplicate: this is only the receipt for a draft whose key was known: `offset` and `time` are the first
+        one's, and nothing was sent.
     :ivar delivered: to how many connections of this process it was handed; the listener sets it.
     """
 
@@ -72,6 +72,9 @@ KEY_SECONDS = 600.0
 class Bounds(msgspec.Struct, frozen=True):
     """How much is kept for recovery; the oldest goes first. 0 means no limit of that kind.
 
+    Trimming happens with each publish. The limits on events and size then hold; events past their age may go a few at
+    a time, so that no publish pays for many, and none goes while nothing is published.
+
     :ivar events: a number of events.
     :ivar seconds: an age.
     :ivar size: bytes of `data`.
@@ -86,7 +89,11 @@ class Listener(Protocol):
     """Who is told of new events: the chat server of this process."""
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """New events, in offset order, each exactly once (transient ones in between). Sets `delivered`; never raises."""
+        """New events, in offset order, each exactly once, transient ones in between as they were published.
+
+        Sets `delivered`. Should not raise: what it raises is logged by the broker, and the events count as told. May
+        call `publish`, whose Deferred then fires later: that batch is told of when this one has been dealt with.
+        """
         ...
 
     def reset(self, epoch: str) -> None:
@@ -95,7 +102,10 @@ class Listener(Protocol):
 
 
 class Broker(Protocol):
-    """An engine. One instance serves one process.
+    """An engine. One instance serves one process, and is started once.
+
+    Nothing but a programming error raises directly: every failure comes through the Deferred. Before `start` has
+    fired and after `stop` was called everything but `start` and `stop` fails with `Unavailable`.
 
     :ivar epoch: the log's epoch, set once `start` has fired. Up to 32 of `[0-9A-Za-z_-]`.
     """
@@ -113,19 +123,28 @@ class Broker(Protocol):
         """Store the drafts in this order and tell the listener, as one step.
 
         Fires with one event per draft, in the same order, after all are in the log and the listener of this process
-        has been given them. Engines that need not wait return a Deferred that has already fired.
+        has been given those that are no duplicates. Engines that need not wait return a Deferred that has already
+        fired.
 
         :raises Unavailable: through the Deferred, when the log cannot be reached. Then none of these drafts
-            counts as accepted.
+            counts as accepted, and the listener is told of none.
         """
         ...
 
     def read(self, after: int, limit: int) -> Deferred[list[Event]]:
-        """Up to `limit` events with offsets above `after`, in order. Fewer only at the log's end."""
+        """Up to `limit` events with offsets above `after`, in order, from the oldest stored on.
+
+        Fewer than `limit` only at the log's end. A first offset above `after + 1` says that events have gone.
+
+        :raises Unavailable: through the Deferred, when the log cannot be reached.
+        """
         ...
 
     def bounds(self) -> Deferred[tuple[int, int]]:
-        """`(first, last)`: the smallest offset still stored and the largest given out; `(last + 1, last)` when empty."""
+        """`(first, last)`: the smallest offset still stored and the largest ever given out.
+
+        `(last + 1, last)` when nothing is stored, so `(1, 0)` for a new log.
+        """
         ...
 
     def stop(self) -> Deferred[None]:

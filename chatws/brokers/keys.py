@@ -1,0 +1,101 @@
+"""Idempotency keys, and the one step that turns drafts into events. For the engines that know them all in memory."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import msgspec
+
+from chatws.brokers.contract import KEY_SECONDS, Draft, Event
+
+__all__ = ["Batch", "Keys", "accept"]
+
+#: How many keys one `remember` forgets for their age: more than it adds, so that memory follows the rate of publishing.
+_STEP = 4
+
+
+class _Known(NamedTuple):
+    offset: int
+    time: float
+
+
+class Keys:
+    """The keys of the last `KEY_SECONDS`, each with the offset and time of the event it was first given with."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, _Known] = {}
+        self._order: deque[tuple[str, _Known]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def find(self, key: str, now: float) -> _Known | None:
+        """What `key` was first given with, unless that is `KEY_SECONDS` ago."""
+        known = self._known.get(key)
+        return known if known is not None and now - known.time < KEY_SECONDS else None
+
+    def remember(self, key: str, offset: int, time: float) -> list[str]:
+        """Keep `key`, which must not be findable at `time`.
+
+        :return: a few keys that were forgotten meanwhile, for their age.
+        """
+        known = _Known(offset, time)
+        forgotten: list[str] = []
+        order = self._order
+        while order and len(forgotten) < _STEP and time - order[0][1].time >= KEY_SECONDS:
+            old_key, old = order.popleft()
+            if self._known.get(old_key) is old:  # else it has been given anew since
+                del self._known[old_key]
+                if old_key != key:
+                    forgotten.append(old_key)
+        self._known[key] = known
+        order.append((key, known))
+        return forgotten
+
+
+class Batch(msgspec.Struct, gc=False):
+    """What becomes of some drafts once they are stored.
+
+    :ivar receipts: one event per draft, duplicates included.
+    :ivar fresh: those that the listener has to be told of.
+    :ivar last: the log's last offset after them.
+    :ivar keys: the keys that are new with them.
+    """
+
+    receipts: list[Event]
+    fresh: list[Event]
+    last: int
+    keys: dict[str, Event] | None = None
+
+
+def accept(drafts: Sequence[Draft], last: int, keys: Keys, now: float) -> Batch:
+    """Give the drafts their offsets, from `last + 1`, and find the duplicates. Changes nothing that exists."""
+    receipts: list[Event] = []
+    fresh = receipts
+    new_keys: dict[str, Event] | None = None
+    for draft in drafts:
+        key = draft.key
+        if key is not None:
+            first: Event | _Known | None = new_keys.get(key) if new_keys is not None else None
+            if first is None:
+                first = keys.find(key, now)
+            if first is not None:
+                if fresh is receipts:
+                    fresh = receipts.copy()
+                receipts.append(Event(first.offset, draft.name, draft.audience, draft.data, first.time, duplicate=True))
+                continue
+        if draft.transient:
+            event = Event(0, draft.name, draft.audience, draft.data, now)
+        else:
+            last += 1
+            event = Event(last, draft.name, draft.audience, draft.data, now)
+        receipts.append(event)
+        if fresh is not receipts:
+            fresh.append(event)
+        if key is not None:
+            if new_keys is None:
+                new_keys = {}
+            new_keys[key] = event
+    return Batch(receipts, fresh, last, new_keys)

@@ -1,0 +1,92 @@
+"""The newest events of a log, held in memory within `Bounds`."""
+
+from __future__ import annotations
+
+from chatws.brokers.contract import EVERYONE, Audience, Bounds, Event
+
+__all__ = ["Window"]
+
+#: How many events one `trim` drops for their age alone, so that the first publish after a quiet night does not pay
+#: for the whole evening before. The bounds on number and bytes are exact: what they drop, the new events displace.
+AGE_STEP = 64
+
+#: Takes the place of a dropped event until the list is compacted, so that the event's memory is free at once.
+_DROPPED = Event(0, "", Audience((EVERYONE,)), b"", 0.0)
+
+
+class Window:
+    """A run of events with consecutive offsets: appended at one end, trimmed at the other.
+
+    Appending, dropping and finding by offset take constant time (dropping: amortised over the list's compactions),
+    and an event costs one list slot beyond itself.
+
+    :ivar first: the smallest offset held; `last + 1` when none is.
+    :ivar last: the largest offset ever appended.
+    :ivar size: bytes of `data` held.
+    """
+
+    __slots__ = ("_base", "_bounds", "_events", "_most", "_size_limit", "first", "last", "size")
+
+    def __init__(self, bounds: Bounds) -> None:
+        self._bounds = bounds
+        self._most: float = bounds.events or float("inf")
+        self._size_limit: float = bounds.size or float("inf")
+        self.clear(0)
+
+    def clear(self, last: int) -> None:
+        """Hold nothing; the next event to come is `last + 1`."""
+        self._events: list[Event] = []
+        self._base = last + 1  # the offset of _events[0], dropped or not
+        self.first = last + 1
+        self.last = last
+        self.size = 0
+
+    def __len__(self) -> int:
+        return self.last + 1 - self.first
+
+    def __getitem__(self, offset: int) -> Event:
+        """The event with that offset, which must be held."""
+        if not self.first <= offset <= self.last:
+            raise KeyError(offset)
+        return self._events[offset - self._base]
+
+    def append(self, event: Event) -> None:
+        """Hold one more; its offset must be `last + 1`. Call `trim` after one or several."""
+        if event.offset != self.last + 1:
+            raise ValueError(f"offset {event.offset} does not follow {self.last}")
+        self._events.append(event)
+        self.last += 1
+        self.size += len(event.data)
+
+    def read(self, after: int, limit: int) -> list[Event]:
+        """Up to `limit` events with offsets above `after`, in order, from the first that is held."""
+        start = max(after + 1, self.first) - self._base
+        return self._events[start : start + max(limit, 0)]
+
+    def trim(self, now: float) -> list[Event]:
+        """Drop the oldest events until the bounds hold: those on number and size exactly, the one on age in steps.
+
+        :param now: seconds on the clock that the events' times are of.
+        :return: what was dropped, in order.
+        """
+        dropped: list[Event] = []
+        while self.last + 1 - self.first > self._most or self.size > self._size_limit:
+            dropped.append(self._drop())
+        if self._bounds.seconds:
+            oldest_time = now - self._bounds.seconds
+            steps = AGE_STEP
+            while steps and self.first <= self.last and self._events[self.first - self._base].time < oldest_time:
+                dropped.append(self._drop())
+                steps -= 1
+        return dropped
+
+    def _drop(self) -> Event:
+        index = self.first - self._base
+        event = self._events[index]
+        self._events[index] = _DROPPED
+        self.first += 1
+        self.size -= len(event.data)
+        if index >= 512 and index * 2 > len(self._events):
+            del self._events[: index + 1]
+            self._base = self.first
+        return event
