@@ -1,0 +1,170 @@
+"""What this process remembers of the log, indexed so that a browser's recovery costs what it missed.
+
+The broker is the truth; this is a copy of its newest end, fed with every event that the broker tells of, from which
+every recovery (docs/protocol.md §4) is answered at once, without asking an engine that may be far away or down.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable
+
+from chatws.brokers.contract import Bounds, Broker, Event
+from chatws.brokers.window import Window
+
+__all__ = ["History"]
+
+#: Events that `load` reads from the broker at once.
+LOAD_CHUNK = 1000
+
+
+class History:
+    """The newest events, within bounds, by offset and by channel.
+
+    Transient events are no part of it. Nor is `except_user_id` looked at: whoever replays knows whose connection it
+    is. To replay much without holding up others, read in chunks, each in its own turn of the reactor::
+
+        events = history.since(channels, after, limit=200)
+        if events is None: ...                 # trimmed under the reader: no longer complete
+        elif len(events) < 200: ...            # caught up with `last`, at this moment
+        else: after = events[-1].offset        # more, next time
+
+    Memory beyond the events themselves: one list slot for each event and one for each channel it is in, and a list and
+    a dictionary entry for each channel that has events.
+
+    :param bounds: how much is kept; trimmed as in chatws.brokers.window.
+    :param now: the clock that the events' times are of.
+    :ivar epoch: the epoch of the log that this is a copy of; empty before there is one.
+    """
+
+    def __init__(self, bounds: Bounds, now: Callable[[], float]) -> None:
+        self.epoch = ""
+        self._now = now
+        self._window = Window(bounds)
+        # Offsets in each channel, ascending. The first of them may be of events that have been dropped: see _forget.
+        self._channels: dict[str, list[int]] = {}
+        self._held: list[Event] | None = None  # what came while `load` was reading
+
+    @property
+    def first(self) -> int:
+        """The smallest offset kept; `last + 1` when there is none."""
+        return self._window.first
+
+    @property
+    def last(self) -> int:
+        """The offset of the newest event of the log that this has seen, kept or not; 0 before the first."""
+        return self._window.last
+
+    @property
+    def size(self) -> int:
+        """Bytes of `data` kept."""
+        return self._window.size
+
+    def __len__(self) -> int:
+        """Events kept."""
+        return len(self._window)
+
+    def append(self, event: Event) -> None:
+        """Remember one more event that the broker told of.
+
+        After a gap (which a broker should never leave) nothing older is kept: completeness could not be proved across
+        it. What is not newer than `last` is ignored.
+        """
+        if not event.offset:
+            return
+        if self._held is not None:
+            self._held.append(event)
+            return
+        self._append(event)
+
+    def _append(self, event: Event) -> None:
+        window, index = self._window, self._channels
+        offset = event.offset
+        if offset != window.last + 1:
+            if offset <= window.last:
+                return
+            self._clear(offset - 1)
+        window.append(event)
+        for channel in event.audience.channels:
+            lane = index.get(channel)
+            if lane is None:
+                index[channel] = [offset]
+            elif lane[-1] != offset:  # a channel may be named twice
+                lane.append(offset)
+        for dropped in window.trim(self._now()):
+            self._forget(dropped)
+
+    def _forget(self, dropped: Event) -> None:
+        """Take a dropped event out of the index: a whole channel when it was the last one there, else half of one
+        whenever half of it is out of date, which makes it constant time per event."""
+        index, offset = self._channels, dropped.offset
+        for channel in dropped.audience.channels:
+            lane = index.get(channel)
+            if lane is None:
+                continue
+            if lane[-1] <= offset:
+                del index[channel]
+            elif lane[len(lane) // 2] <= offset:
+                del lane[: bisect_right(lane, offset)]
+
+    def reset(self, epoch: str) -> None:
+        """Forget everything: the log is another one now, and starts at offset 1."""
+        self.epoch = epoch
+        if self._held is not None:
+            self._held.clear()
+        self._clear(0)
+
+    def _clear(self, last: int) -> None:
+        self._window.clear(last)
+        self._channels.clear()
+
+    def since(self, channels: Iterable[str], after: int, limit: int | None = None) -> list[Event] | None:
+        """The events in any of `channels` with offsets above `after`, each once, in order.
+
+        :param limit: at most so many, the oldest of them; fewer means that these are all up to `last`.
+        :return: None when nobody can tell whether that would be all: events after `after` have been dropped, or
+            `after` is of the future.
+        """
+        window = self._window
+        if not window.first - 1 <= after <= window.last:
+            return None
+        found: list[int] = []
+        lanes = 0
+        for channel in channels:
+            lane = self._channels.get(channel)
+            if lane is not None and lane[-1] > after:
+                start = bisect_right(lane, after)
+                found += lane[start:] if limit is None else lane[start : start + limit]
+                lanes += 1
+        if lanes > 1:
+            found = sorted(set(found))[:limit]
+        return [window[offset] for offset in found]
+
+    async def load(self, broker: Broker) -> None:
+        """Become a copy of the newest end of the started `broker`'s log, as after a restart of this process.
+
+        Events that the broker tells of meanwhile are not lost, and not taken twice. When the log starts anew under it
+        (`reset`), what had been read is dropped.
+
+        :raises Unavailable: the broker cannot be read; what was read so far is kept.
+        """
+        epoch = broker.epoch
+        self.reset(epoch)
+        held: list[Event] = []
+        self._held = held
+        try:
+            first, _ = await broker.bounds()
+            if self.epoch == epoch:
+                self._clear(first - 1)
+            while self.epoch == epoch:
+                events = await broker.read(self.last, LOAD_CHUNK)
+                if self.epoch != epoch:
+                    break
+                for event in events:
+                    self._append(event)
+                if len(events) < LOAD_CHUNK:
+                    break
+        finally:
+            self._held = None
+            for event in held:
+                self._append(event)
