@@ -57,7 +57,7 @@ class ErrorCode(StrEnum):
 class CloseCode(IntEnum):
     """WebSocket close codes: RFC 6455 §7.4.1, and ours from docs/protocol.md §2.
 
-    4000–4899 tell the browser to reconnect with backoff, 4900–4999 not to.
+    4000 to 4899 tell the browser to reconnect with backoff, 4900 to 4999 not to.
     """
 
     NORMAL = 1000

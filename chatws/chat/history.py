@@ -6,6 +6,7 @@ every recovery (docs/protocol.md §4) is answered at once, without asking an eng
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterable
 
@@ -37,10 +38,10 @@ class History:
     :ivar epoch: the epoch of the log that this is a copy of; empty before there is one.
     """
 
-    def __init__(self, bounds: Bounds, now: Callable[[], float]) -> None:
+    def __init__(self, bounds: Bounds | None = None, now: Callable[[], float] = time.time) -> None:
         self.epoch = ""
         self._now = now
-        self._window = Window(bounds)
+        self._window = Window(bounds or Bounds())
         # Offsets in each channel, ascending. The first of them may be of events that have been dropped: see _forget.
         self._channels: dict[str, list[int]] = {}
         self._held: list[Event] | None = None  # what came while `load` was reading

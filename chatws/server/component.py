@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -41,11 +41,13 @@ class Connection(Protocol):
     :ivar remote_address: the client's IP address, or the empty string for a Unix socket. Behind a trusted
         proxy the address that the proxy names.
     :ivar http_request: the request that opened it.
+    :ivar session: None at first; the component's to use.
     """
 
     resource_id: int
     remote_address: str
     http_request: HttpRequest
+    session: Any
 
     @property
     def is_open(self) -> bool:
@@ -60,10 +62,17 @@ class Connection(Protocol):
         """Queue complete frames made by `chatws.server.frames.text_frame`, joined. For fan-out."""
         ...
 
+    def stream(self, chunks: Iterator[bytes]) -> None:
+        """Queue frames that are made as the peer reads them: the next chunk is asked for when the last one has left.
+
+        What is sent meanwhile waits behind, in order, and counts against the send buffer; the chunks do not.
+        """
+        ...
+
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Begin the closing handshake (RFC 6455 §7.1.2). `on_close` follows; a second call is ignored.
 
-        :param code: 1000, or 3000–4999.
+        :param code: 1000, or 3000 to 4999.
         :param reason: at most 123 bytes of UTF-8; what is longer is cut at a character.
         """
         ...

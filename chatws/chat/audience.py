@@ -1,0 +1,124 @@
+"""Who gets an event: the channels, and the one table of defaults (docs/protocol.md §2).
+
+A channel is a string: `*` for every authenticated connection, `user:5` for those of a user, `conversation:456`
+for the subscribers of a conversation. Hub, history and brokers know nothing but channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+import msgspec
+
+from chatws.brokers.contract import EVERYONE, Audience, Draft
+from chatws.errors import ClientError, ErrorCode
+from chatws.ids import Id, parse_id
+
+__all__ = ["DEFAULT_RULES", "AudienceTable", "Kind", "Rule", "conversation_channel", "user_channel"]
+
+#: The audience of all authenticated connections.
+TO_EVERYONE = Audience((EVERYONE,))
+
+
+def conversation_channel(conversation_id: Id) -> str:
+    """The channel of a conversation's subscribers."""
+    return f"conversation:{conversation_id}"
+
+
+def user_channel(user_id: Id) -> str:
+    """The channel of a user's connections."""
+    return f"user:{user_id}"
+
+
+class Kind(StrEnum):
+    """Where an event goes when the backend does not say; the values are those of `[audience]` in the configuration."""
+
+    CONVERSATION = "conversation"
+    USER = "user"
+    EVERYONE = "everyone"
+    NONE = "none"
+
+
+class Rule(NamedTuple):
+    """One row of the table.
+
+    :ivar transient: never kept for recovery.
+    :ivar not_to_actor: the connections of the `user_id` in the data are left out.
+    """
+
+    kind: Kind
+    transient: bool = False
+    not_to_actor: bool = False
+
+
+#: Which events go to whom. `[audience]` in the configuration can change the `kind` of a row, or add one.
+DEFAULT_RULES: Mapping[str, Rule] = {
+    "new_message": Rule(Kind.CONVERSATION),
+    "message_read": Rule(Kind.CONVERSATION),
+    "message_status_updated": Rule(Kind.CONVERSATION),
+    "typing": Rule(Kind.CONVERSATION, transient=True, not_to_actor=True),
+    "conversation_updated": Rule(Kind.EVERYONE),
+    "new_conversation": Rule(Kind.EVERYONE),
+    "agent_status": Rule(Kind.EVERYONE, transient=True),
+}
+
+_UNKNOWN = Rule(Kind.NONE)
+
+
+class _Addressed(msgspec.Struct):
+    """What of an event's data the audience may need; the rest is never decoded."""
+
+    conversation_id: Any = None
+    user_id: Any = None
+
+
+_decode_addressed = msgspec.json.Decoder(_Addressed).decode
+
+
+class AudienceTable:
+    """Turns what a backend asks for into a draft for the log.
+
+    :param overrides: kinds by event name, from `[audience]`.
+    """
+
+    def __init__(self, overrides: Mapping[str, Kind] | None = None) -> None:
+        self._rules = dict(DEFAULT_RULES)
+        for name, kind in (overrides or {}).items():
+            self._rules[name] = self._rules.get(name, _UNKNOWN)._replace(kind=kind)
+
+    def draft(
+        self,
+        name: str,
+        data: bytes,
+        to: tuple[str, ...] | None = None,
+        except_user_id: Id | None = None,
+        key: str | None = None,
+        transient: bool = False,
+    ) -> Draft:
+        """
+        :param name: the event's name, already checked.
+        :param data: a JSON object, already checked.
+        :param to: the channels the backend names, or None for the event's default.
+        :param transient: asked for by the backend; some events are so in any case.
+        :raises ClientError: `no_audience` for an event without a default, `bad_message` when the data lacks the id
+            that the default needs.
+        """
+        rule = self._rules.get(name, _UNKNOWN)
+        if to is None:
+            to, except_user_id = self._default(rule, name, data, except_user_id)
+        return Draft(name, Audience(to, except_user_id), data, key, transient or rule.transient)
+
+    @staticmethod
+    def _default(rule: Rule, name: str, data: bytes, except_user_id: Id | None) -> tuple[tuple[str, ...], Id | None]:
+        if rule.kind is Kind.EVERYONE:
+            return TO_EVERYONE.channels, except_user_id
+        if rule.kind is Kind.NONE:
+            raise ClientError(ErrorCode.NO_AUDIENCE, f"{name} has no default audience: say who gets it with `to`")
+        addressed = _decode_addressed(data)
+        if rule.not_to_actor and except_user_id is None and addressed.user_id is not None:
+            except_user_id = parse_id(addressed.user_id, "data.user_id")
+        if rule.kind is Kind.USER:
+            return (user_channel(parse_id(addressed.user_id, "data.user_id")),), except_user_id
+        return (conversation_channel(parse_id(addressed.conversation_id, "data.conversation_id")),), except_user_id

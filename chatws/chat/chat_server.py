@@ -1,0 +1,491 @@
+"""The application: a `MessageComponent` for browsers, and the target that backends push to.
+
+It carries out what each `Session` decides, and hands what the broker tells it to the connections that the hub names:
+one frame per event, built once, and one write per connection for all that came together.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeAlias
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chatws.brokers.contract import EVERYONE, Audience, Bounds, Broker, Draft, Event
+from chatws.chat import messages, session
+from chatws.chat.audience import TO_EVERYONE, AudienceTable, conversation_channel, user_channel
+from chatws.chat.contracts import ActivitySink, Authenticator, Authorizer, Credentials, Identity
+from chatws.chat.delivery import make_runs
+from chatws.chat.history import History
+from chatws.chat.hub import Hub
+from chatws.chat.messages import Position
+from chatws.chat.presence import Presence
+from chatws.chat.session import Effect, Session, SessionLimits
+from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
+from chatws.ids import Id, sort_ids
+from chatws.server.component import Connection
+from chatws.server.fanout import send_all
+from chatws.server.frames import text_frame
+
+__all__ = ["ChatServer", "Client"]
+
+log = Logger()
+
+#: Frames sent at once in a replay; more are sent as the browser reads.
+REPLAY_CHUNK = 256
+
+
+#: Sends each run's frames to each of its connections, in the order of the runs.
+SendAll: TypeAlias = Callable[[Sequence[tuple[Sequence[Any], list[bytes]]]], None]
+
+
+class Client:
+    """One connection, as the chat knows it: `connection.session`."""
+
+    __slots__ = ("connection", "deadline", "session")
+
+    def __init__(self, connection: Connection, session: Session) -> None:
+        self.connection = connection
+        self.session = session
+        #: the timer that ends the connection: first for want of an `auth`, then with the ticket
+        self.deadline: Any = None
+
+
+class ChatServer:
+    """
+    :param broker: where events are kept in order; by default in memory.
+    :param authenticator: says who is calling; by default everybody's word is taken.
+    :param authorizer: says who may read what; by default everybody may read everything.
+    :param activity: is told of heartbeats and activities.
+    :param history: what a recovery is answered from.
+    :param auth_deadline: seconds that a connection may stay without `auth`; 0 is for ever.
+    :param max_connections_per_user: 0 is no limit.
+    :param presence_grace: seconds between an agent's last tab and `offline`.
+    :param wall_clock: seconds since 1970, for tickets that expire.
+    :param schedule: `(seconds, callable) -> handle with cancel()`; by default the reactor's `callLater`.
+    """
+
+    def __init__(
+        self,
+        broker: Broker | None = None,
+        *,
+        authenticator: Authenticator | None = None,
+        authorizer: Authorizer | None = None,
+        activity: ActivitySink | None = None,
+        history: History | None = None,
+        audiences: AudienceTable | None = None,
+        limits: SessionLimits | None = None,
+        auth_deadline: float = 10.0,
+        max_connections_per_user: int = 50,
+        presence_grace: float = 3.0,
+        send_all: SendAll = send_all,
+        reactor: Any = None,
+        wall_clock: Callable[[], float] = time.time,
+        schedule: Callable[[float, Callable[[], None]], Any] | None = None,
+    ) -> None:
+        if reactor is None:
+            from twisted.internet import reactor
+        self._reactor = reactor
+        self._schedule = schedule or reactor.callLater
+        self._wall_clock = wall_clock
+        self._send_all = send_all
+        self.audiences = audiences or AudienceTable()
+        self.limits = limits or SessionLimits()
+        self.auth_deadline = auth_deadline
+        self.max_connections_per_user = max_connections_per_user
+        self._authenticator = authenticator
+        self._authorizer = authorizer
+        self._activity = activity
+        self.hub: Hub[Connection] = Hub()
+        self.presence = Presence(self._announce, presence_grace, reactor)
+        self.history = history or History(Bounds(), wall_clock)
+        self._connections: set[Connection] = set()
+        # clients whose `auth` is being looked up, with the users that a backend sent away meanwhile
+        self._deciding: dict[Client, dict[Id, session.Close]] = {}
+        self._node = secrets.token_hex(4)
+        self.stats = Stats()
+        self._perform: dict[type, Callable[[Client, Any], list[Effect] | None]] = {
+            session.Reply: self._reply,
+            session.Authenticate: self._authenticate,
+            session.Enter: self._enter,
+            session.Check: self._check,
+            session.Join: self._join,
+            session.Leave: self._leave,
+            session.Tell: self._tell,
+            session.ListPresence: self._list_presence,
+            session.Record: self._record,
+            session.Close: self._close,
+        }
+        if broker is None:
+            from chatws.brokers.memory import MemoryBroker
+
+            broker = MemoryBroker(Bounds(), wall_clock)
+            broker.start(self)
+        self.broker = broker
+
+    async def start(self) -> None:
+        """Open the log, and take over what is in it.
+
+        :raises OperatorError: the broker cannot be opened.
+        """
+        await self.broker.start(self)
+        await self.history.load(self.broker)
+
+    async def stop(self) -> None:
+        """Announce nothing more, and close the log."""
+        self.presence.stop()
+        await self.broker.stop()
+
+    # The browsers' side: MessageComponent
+
+    def on_open(self, connection: Connection) -> None:
+        """A browser has come."""
+        client = Client(connection, Session(self.limits, self._reactor.seconds()))
+        connection.session = client
+        self._connections.add(connection)
+        if self.auth_deadline:
+            client.deadline = self._schedule(self.auth_deadline, lambda: self._too_late(client))
+
+    def on_message(self, connection: Connection, text: str | bytes) -> None:
+        """A browser says something."""
+        client: Client = connection.session
+        self._carry_out(client, client.session.receive(text, self._reactor.seconds()))
+
+    def on_binary(self, connection: Connection, data: bytes) -> None:
+        """A binary message: `unsupported`."""
+        problem = ClientError(ErrorCode.UNSUPPORTED, "binary messages are not supported")
+        self._send(connection, messages.error(problem))
+
+    def on_close(self, connection: Connection) -> None:
+        """A browser has gone."""
+        client: Client = connection.session
+        self._connections.discard(connection)
+        if client.deadline is not None:
+            client.deadline.cancel()
+            client.deadline = None
+        self.hub.remove(connection)
+        effects = client.session.gone()
+        identity = client.session.identity
+        if identity is not None:
+            self.presence.leave(identity.user_id)
+            self._carry_out(client, effects)
+
+    def on_error(self, connection: Connection, exception: Exception) -> None:
+        """A fault of ours: no details to the browser, which comes back and recovers."""
+        log.failure(
+            "Fault on connection {connection_id}",
+            Failure(exception),  # type: ignore[no-untyped-call]
+            connection_id=connection.resource_id,
+        )
+        connection.close(int(CloseCode.INTERNAL_ERROR), "internal error")
+
+    # The backends' side: the push listener's target
+
+    def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
+        """Store and send, in this order. See `Broker.publish`."""
+        return self.broker.publish(drafts)
+
+    def event_id(self, event: Event) -> str | None:
+        """ "EPOCH:OFFSET", or None for a transient event."""
+        return f"{self.broker.epoch}:{event.offset}" if event.offset else None
+
+    def online(self) -> list[Id]:
+        """The agents online now, sorted."""
+        return sort_ids(self.presence.online())
+
+    def disconnect(self, user_id: Id, reason: str = "", ban: bool = False) -> int:
+        """Close the user's connections, and tell how many they were."""
+        found = self._clients_of(user_id)
+        code = CloseCode.FORBIDDEN if ban else CloseCode.RECONNECT
+        reason = reason or ("not allowed" if ban else "reconnect")
+        for client in found:
+            self._carry_out(client, client.session.close(code, reason))
+        for sent_away in self._deciding.values():
+            sent_away[user_id] = session.Close(code, reason)
+        return len(found)
+
+    def unsubscribe(self, user_id: Id, conversation_id: Id) -> int:
+        """Take the conversation away from the user's connections, and tell how many had it."""
+        had = 0
+        for client in self._clients_of(user_id):
+            effects = client.session.revoke(conversation_id)
+            had += any(isinstance(effect, session.Leave) for effect in effects)
+            self._carry_out(client, effects)
+        return had
+
+    # The log's side: brokers.contract.Listener
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """New events: into the history, and to whoever listens."""
+        for event in events:
+            if event.offset:
+                self.history.append(event)
+        runs = make_runs(events, self.hub, self._frame)
+        self.stats.events += len(events)
+        self.stats.deliveries += sum(event.delivered for event in events)
+        if runs:
+            self._send_all(runs)
+
+    def _frame(self, event: Event) -> bytes:
+        return text_frame(messages.event_payload(event, self.broker.epoch))
+
+    def reset(self, epoch: str) -> None:
+        """The log started anew: nobody can recover from the old one."""
+        self.history.reset(epoch)
+
+    # The operator's side
+
+    @property
+    def connections(self) -> int:
+        """Open connections, authenticated or not."""
+        return len(self._connections)
+
+    def send_away(self, code: CloseCode, reason: str, count: int | None = None) -> int:
+        """Close up to `count` connections (all by default), and tell how many are left."""
+        for number, connection in enumerate(tuple(self._connections)):
+            if number == count:
+                break
+            client: Client = connection.session
+            self._connections.discard(connection)
+            self._carry_out(client, client.session.close(code, reason))
+        return len(self._connections)
+
+    # Carrying out what a session decided
+
+    def _carry_out(self, client: Client, effects: list[Effect]) -> None:
+        if not effects:
+            return
+        waiting = effects[::-1]
+        while waiting:
+            effect = waiting.pop()
+            more = self._perform[type(effect)](client, effect)
+            if more:
+                waiting.extend(reversed(more))
+
+    def _send(self, connection: Connection, payload: bytes) -> None:
+        connection.send_frames(text_frame(payload))
+
+    def _reply(self, client: Client, effect: session.Reply) -> None:
+        self._send(client.connection, effect.payload)
+
+    def _close(self, client: Client, effect: session.Close) -> None:
+        self.hub.remove(client.connection)
+        client.connection.close(int(effect.code), effect.reason)
+
+    def _authenticate(self, client: Client, effect: session.Authenticate) -> list[Effect] | None:
+        message = effect.message
+        if self._authenticator is None:
+            if message.user_id is None:
+                return client.session.auth_decided(message, ClientError(ErrorCode.BAD_MESSAGE, "user_id is missing"))
+            return client.session.auth_decided(message, Identity(message.user_id, "trust"))
+        connection = client.connection
+        credentials = Credentials(message.user_id, message.token, connection.http_request, connection.remote_address)
+        authenticate = self._authenticator.authenticate
+
+        def decided(answer: Identity | ClientError) -> list[Effect]:
+            sent_away = self._deciding.pop(client)
+            if isinstance(answer, Identity) and answer.user_id in sent_away:
+                return client.session.close(*sent_away[answer.user_id])
+            return client.session.auth_decided(message, answer)
+
+        self._deciding[client] = {}
+        return self._ask(client, lambda: authenticate(credentials), decided)
+
+    def _check(self, client: Client, effect: session.Check) -> list[Effect] | None:
+        if self._authorizer is None:
+            allowed = effect.identity.conversations
+            conversation_id = effect.message.conversation_id
+            return client.session.check_decided(effect, allowed is None or conversation_id in allowed)
+        may_read = self._authorizer.may_read
+        return self._ask(
+            client,
+            lambda: may_read(effect.identity, effect.message.conversation_id),
+            lambda answer: client.session.check_decided(effect, answer),
+        )
+
+    def _ask(
+        self, client: Client, question: Callable[[], Any], decided: Callable[[Any], list[Effect]]
+    ) -> list[Effect] | None:
+        """Put a question whose answer comes at once, or later; a refusal is an answer too."""
+        try:
+            answer = question()
+        except ClientError as refusal:
+            return decided(refusal)
+        if not isinstance(answer, Deferred):
+            return decided(answer)
+
+        def arrived(answer: Any) -> None:
+            self._carry_out(client, decided(answer))
+
+        def failed(failure: Failure) -> None:
+            if isinstance(failure.value, ClientError):
+                arrived(failure.value)
+            else:
+                log.failure("Fault on connection {connection_id}", failure, connection_id=client.connection.resource_id)
+                arrived(Unavailable("internal error"))
+
+        def broken(failure: Failure) -> None:
+            log.failure("Fault on connection {connection_id}", failure, connection_id=client.connection.resource_id)
+            client.connection.close(int(CloseCode.INTERNAL_ERROR), "internal error")
+
+        answer.addCallbacks(arrived, failed).addErrback(broken)
+        return None
+
+    def _enter(self, client: Client, effect: session.Enter) -> list[Effect] | None:
+        connection, user_id = client.connection, effect.identity.user_id
+        channel = user_channel(user_id)
+        if not effect.again:
+            limit = self.max_connections_per_user
+            if limit and self.hub.count(channel) >= limit:
+                client.session.identity = None
+                return client.session.close(
+                    CloseCode.TOO_MANY_CONNECTIONS, f"more than {limit} connections of one user"
+                )
+            self.presence.enter(user_id)
+        self._keep_until(client, effect.identity.expires_at)
+        node_connection = f"{self._node}-{connection.resource_id}"
+
+        def reply(position: str, replayed: int | None, lost: bool) -> bytes:
+            return messages.authenticated(user_id, node_connection, position, replayed, lost)
+
+        self._recover(client, (EVERYONE, channel), effect.last_event_id, reply)
+        return None
+
+    def _join(self, client: Client, effect: session.Join) -> None:
+        conversation_id = effect.conversation_id
+
+        def reply(position: str, replayed: int | None, lost: bool) -> bytes:
+            return messages.subscribed(conversation_id, position, replayed, lost)
+
+        self._recover(client, (conversation_channel(conversation_id),), effect.last_event_id, reply)
+
+    def _leave(self, client: Client, effect: session.Leave) -> None:
+        self.hub.discard(conversation_channel(effect.conversation_id), client.connection)
+        self._send(client.connection, messages.unsubscribed(effect.conversation_id))
+
+    def _tell(self, client: Client, effect: session.Tell) -> None:
+        data = messages.typing_data(effect.conversation_id, effect.user_id, effect.is_typing)
+        audience = Audience((conversation_channel(effect.conversation_id),), effect.user_id)
+        self._publish_own([Draft("typing", audience, data, transient=True)])
+
+    def _list_presence(self, client: Client, effect: session.ListPresence) -> None:
+        self._send(client.connection, messages.presence(self.presence.online()))
+
+    def _record(self, client: Client, effect: session.Record) -> None:
+        if self._activity is None:
+            return
+        message = effect.message
+        if isinstance(message, messages.Ping):
+            last_activity = None if message.last_activity is None else message.last_activity / 1000.0
+            self._activity.heartbeat(effect.user_id, last_activity)
+        else:
+            self._activity.activity(effect.user_id, message.activity_type)
+
+    # Recovery
+
+    def _recover(
+        self,
+        client: Client,
+        channels: tuple[str, ...],
+        last_event_id: str | None,
+        reply: Callable[[str, int | None, bool], bytes],
+    ) -> None:
+        """The reply, then what was missed, then (by the hub) what is live: in this order, without a gap between."""
+        connection = client.connection
+        head = self.history.last
+        position = f"{self.broker.epoch}:{head}"
+        missed: list[Event] | None = []
+        if last_event_id is not None:
+            missed = self._missed(client, channels, Position.parse(last_event_id))
+            if missed is None:
+                self.stats.recoveries_failed += 1
+            else:
+                self.stats.recoveries += 1
+        lost = missed is None
+        events = missed or []
+        replayed = None if last_event_id is None else len(events)
+        first = text_frame(reply(position, replayed, lost))
+        if len(events) <= REPLAY_CHUNK:
+            connection.send_frames(first + b"".join(self._replay(events)))
+        else:
+            connection.send_frames(first)
+            connection.stream(self._replay(events))
+        for channel in channels:
+            self.hub.add(channel, connection)
+
+    def _missed(self, client: Client, channels: tuple[str, ...], position: Position) -> list[Event] | None:
+        if position.epoch != self.broker.epoch:
+            return None
+        found = self.history.since(channels, position.offset)
+        if found is None:
+            return None
+        identity = client.session.identity
+        assert identity is not None
+        return [event for event in found if event.audience.except_user_id != identity.user_id]
+
+    def _replay(self, events: list[Event]) -> Iterator[bytes]:
+        """The events' frames, a chunk at a time. They are held by the list: trimming the log takes none away."""
+        for start in range(0, len(events), REPLAY_CHUNK):
+            yield b"".join(map(self._frame, events[start : start + REPLAY_CHUNK]))
+
+    # Time and presence
+
+    def _keep_until(self, client: Client, expires_at: float | None) -> None:
+        if client.deadline is not None:
+            client.deadline.cancel()
+            client.deadline = None
+        if expires_at is not None:
+            left = max(0.0, expires_at - self._wall_clock())
+            client.deadline = self._schedule(left, lambda: self._expired(client))
+
+    def _expired(self, client: Client) -> None:
+        client.deadline = None
+        self._carry_out(client, client.session.close(CloseCode.RECONNECT, "the ticket has expired"))
+
+    def _too_late(self, client: Client) -> None:
+        client.deadline = None
+        if client.session.state is session.State.DECIDING:
+            return  # it has sent its `auth`; that has a time limit of its own
+        self._carry_out(client, client.session.close(CloseCode.AUTH_TIMEOUT, "no auth in time"))
+
+    def _announce(self, news: list[tuple[Id, bool]]) -> None:
+        drafts = [
+            Draft(
+                "agent_status",
+                Audience(TO_EVERYONE.channels, user_id),
+                messages.status_data(user_id, "online" if is_online else "offline"),
+                transient=True,
+            )
+            for user_id, is_online in news
+        ]
+        self._publish_own(drafts)
+
+    def _publish_own(self, drafts: Sequence[Draft]) -> None:
+        """Publish what no backend waits for: a failure is counted and forgotten, these events are passing news."""
+
+        def failed(failure: Failure) -> None:
+            self.stats.own_events_lost += len(drafts)
+            if not isinstance(failure.value, Unavailable):
+                log.failure("Fault while publishing", failure)
+
+        self.broker.publish(drafts).addErrback(failed)
+
+    def _clients_of(self, user_id: Id) -> list[Client]:
+        return [connection.session for connection in self.hub.listeners(user_channel(user_id))]
+
+
+class Stats:
+    """What the chat counts, as plain numbers: metrics read them when they are asked."""
+
+    __slots__ = ("deliveries", "events", "own_events_lost", "recoveries", "recoveries_failed")
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.deliveries = 0
+        self.recoveries = 0
+        self.recoveries_failed = 0
+        self.own_events_lost = 0

@@ -1,0 +1,86 @@
+"""From events to runs: which frames go to which connections, with as few distinct writes as possible.
+
+A run is (connections, frames): all of its frames go to each of its connections in one write. Consecutive events for
+the same channels make one run. Events that each leave out somebody else (agents' statuses do: the server's own report
+goes to all but that agent) still make one run for everybody who misses none, plus one for each user left out, so that
+a batch of n of them costs its recipients once and not n times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from typing import TypeVar
+
+from chatws.brokers.contract import Audience, Event
+from chatws.chat.audience import user_channel
+from chatws.chat.hub import Hub
+
+__all__ = ["make_runs"]
+
+T = TypeVar("T")
+
+
+def _channels(event: Event) -> tuple[str, ...]:
+    return event.audience.channels
+
+
+def make_runs(
+    events: Sequence[Event], hub: Hub[T], make_frame: Callable[[Event], bytes]
+) -> list[tuple[list[T], list[bytes]]]:
+    """The runs of `events`, in their order; sets `delivered` of each event.
+
+    :param make_frame: called once for each event that anybody gets.
+    """
+    if len(events) == 1:
+        event = events[0]
+        recipients = hub.recipients(event.audience)
+        event.delivered = len(recipients)
+        return [(recipients, [make_frame(event)])] if recipients else []
+    runs: list[tuple[list[T], list[bytes]]] = []
+    for channels, group in groupby(events, _channels):
+        batch = list(group)
+        left_out = {event.audience.except_user_id for event in batch}
+        if len(left_out) == 1:
+            _run(batch, hub.recipients(batch[0].audience), make_frame, runs)
+        else:
+            _runs_with_gaps(batch, channels, hub, make_frame, runs)
+    return runs
+
+
+def _run(
+    batch: list[Event],
+    recipients: list[T],
+    make_frame: Callable[[Event], bytes],
+    runs: list[tuple[list[T], list[bytes]]],
+) -> None:
+    for event in batch:
+        event.delivered = len(recipients)
+    if recipients:
+        runs.append((recipients, [make_frame(event) for event in batch]))
+
+
+def _runs_with_gaps(
+    batch: list[Event],
+    channels: tuple[str, ...],
+    hub: Hub[T],
+    make_frame: Callable[[Event], bytes],
+    runs: list[tuple[list[T], list[bytes]]],
+) -> None:
+    everybody = set(hub.recipients(Audience(channels)))
+    if not everybody:
+        return
+    frames = [make_frame(event) for event in batch]
+    gaps: dict[object, list[T]] = {}
+    for event in batch:
+        user_id = event.audience.except_user_id
+        if user_id is not None and user_id not in gaps:
+            gaps[user_id] = [one for one in hub.listeners(user_channel(user_id)) if one in everybody]
+        event.delivered = len(everybody) - len(gaps.get(user_id, ()))
+    whole = everybody.difference(*gaps.values())
+    if whole:
+        runs.append((list(whole), frames))
+    for left_out, connections in gaps.items():
+        rest = [frame for event, frame in zip(batch, frames, strict=True) if event.audience.except_user_id != left_out]
+        if connections and rest:
+            runs.append((connections, rest))

@@ -1,0 +1,113 @@
+"""Which agents are online: several tabs of one user are one agent.
+
+An agent is online with the first tab, and offline a grace period after the last, so that a reload or a short loss of
+the network is no news. News goes out in batches: at once while it is quiet, and no more often than a tenth of the
+time that a batch takes to send when a whole shop arrives at the same moment (each arrival is news for everybody, so
+the work would grow with the square of the agents). An agent that came and went between two batches is in neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from twisted.internet.base import DelayedCall
+
+from chatws.ids import Id
+
+__all__ = ["Presence"]
+
+#: Announcements in one batch: small enough for any socket's buffer to take at once.
+BATCH = 250
+#: The part of the time that announcing may take: one tenth.
+SHARE = 10
+
+
+class Presence:
+    """:param announce: called with (user_id, is_online) pairs, each time with what is new.
+    :param grace: seconds between the last tab's end and `offline`.
+    :param clock: an IReactorTime.
+    """
+
+    def __init__(self, announce: Callable[[list[tuple[Id, bool]]], None], grace: float, clock: Any) -> None:
+        self.grace = grace
+        self._announce = announce
+        self._clock = clock
+        self._tabs: dict[Id, int] = {}
+        self._leaving: dict[Id, DelayedCall] = {}
+        self._news: dict[Id, bool] = {}
+        self._next: DelayedCall | None = None
+        self._resting_until = 0.0
+
+    def __len__(self) -> int:
+        return len(self._tabs) + len(self._leaving)
+
+    def __contains__(self, user_id: Id) -> bool:
+        return user_id in self._tabs or user_id in self._leaving
+
+    def online(self) -> list[Id]:
+        """The agents online now, those within their grace included."""
+        return [*self._tabs, *self._leaving]
+
+    def enter(self, user_id: Id) -> None:
+        """One more tab of this user."""
+        tabs = self._tabs.get(user_id, 0)
+        self._tabs[user_id] = tabs + 1
+        if tabs:
+            return
+        leaving = self._leaving.pop(user_id, None)
+        if leaving is not None:
+            leaving.cancel()
+        else:
+            self._tell(user_id, True)
+
+    def leave(self, user_id: Id) -> None:
+        """One tab less."""
+        tabs = self._tabs[user_id] - 1
+        if tabs:
+            self._tabs[user_id] = tabs
+            return
+        del self._tabs[user_id]
+        self._leaving[user_id] = self._clock.callLater(self.grace, self._left, user_id)
+
+    def expect(self, user_ids: Iterable[Id]) -> None:
+        """These were online before a restart: they are taken to be, for one grace period."""
+        for user_id in user_ids:
+            if user_id not in self:
+                self._leaving[user_id] = self._clock.callLater(self.grace, self._left, user_id)
+
+    def stop(self) -> None:
+        """Announce nothing more."""
+        for call in self._leaving.values():
+            call.cancel()
+        self._leaving.clear()
+        if self._next is not None:
+            self._next.cancel()
+            self._next = None
+
+    def _left(self, user_id: Id) -> None:
+        del self._leaving[user_id]
+        self._tell(user_id, False)
+
+    def _tell(self, user_id: Id, is_online: bool) -> None:
+        if self._news.get(user_id) is (not is_online):
+            del self._news[user_id]
+            return
+        self._news[user_id] = is_online
+        if self._next is None:
+            wait = max(0.0, self._resting_until - self._clock.seconds())
+            self._next = self._clock.callLater(wait, self._flush)
+
+    def _flush(self) -> None:
+        self._next = None
+        batch = list(self._news.items())[:BATCH]
+        for user_id, _ in batch:
+            del self._news[user_id]
+        if not batch:
+            return
+        started = self._clock.seconds()
+        self._announce(batch)
+        took = self._clock.seconds() - started
+        self._resting_until = started + took * SHARE
+        if self._news:
+            self._next = self._clock.callLater(took * (SHARE - 1), self._flush)
