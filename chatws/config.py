@@ -139,7 +139,7 @@ class Config:
     max_message_size: int = _set(65536, "door", "largest message of a browser, inflated", unit="bytes")
     max_fragments: int = _set(64, "door", "frames that one message may be cut into", unit="frames")
     rate: float = _set(
-        20.0, "door", "messages that a connection may go on sending", unit="messages a second", zero="no limit"
+        20.0, "door", "messages that a connection may send for long", unit="messages a second", zero="no limit"
     )
     rate_burst: int = _set(100, "door", "messages it may send at once", unit="messages")
     max_subscriptions: int = _set(

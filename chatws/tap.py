@@ -218,7 +218,7 @@ def _option(name: str, setting: Setting, default: Any, width: int) -> str:
 
 
 def _unit(setting: Setting) -> str:
-    return f" {setting.unit}" if setting.unit in ("seconds", "bytes") else ""
+    return f" {setting.unit}" if setting.unit in ("seconds", "bytes", "messages a second") else ""
 
 
 def shown_default(default: Any) -> str:

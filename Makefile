@@ -1,0 +1,64 @@
+# make run, make test: see README.md. Another Python: make test PYTHON=python3.13
+
+PYTHON ?= python3
+PORT ?= 8080
+PYTEST_ARGS ?=
+
+# The default Python's environment is .venv, that of another one .venv-3.13 and so on.
+ifeq ($(PYTHON),python3)
+VENV := .venv
+else
+VENV := .venv-$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+endif
+
+# Found by twistd only this way: a plain editable install hides the plugin.
+INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check test-deps bench clean
+
+help:
+	@echo 'make run        the demo on http://localhost:8080/ (PORT=8080)'
+	@echo 'make test       the whole suite (PYTHON=python3.13, PYTEST_ARGS="-k push")'
+	@echo 'make test-deps  install what the tests need of Debian (as root)'
+	@echo 'make check      ruff, mypy --strict, the import rules'
+	@echo 'make bench      the benchmarks'
+	@echo 'make clean      remove everything that was made, environments included'
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c '' 2>/dev/null || { echo '$(PYTHON) does not run: name another Python, such as PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo '$(PYTHON) is older than 3.11: name a newer Python, such as PYTHON=python3.11' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo '$(PYTHON) cannot make environments: apt-get install python3-venv' >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e .
+	@touch $@
+
+$(VENV)/.installed-for-tests: setup.cfg pyproject.toml | $(VENV)/bin/python
+	$(INSTALL) -e '.[test,check]'
+	@touch $@ $(VENV)/.installed
+
+run: $(VENV)/.installed
+	@echo 'Open http://localhost:$(PORT)/ in two windows, and log in as two agents. Ctrl-C ends it.'
+	@exec $(VENV)/bin/twistd -n --pidfile= chatws --demo --port $(PORT)
+
+test: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+check: $(VENV)/.installed-for-tests
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy --strict
+	$(VENV)/bin/python -m pytest tests/test_imports.py
+
+test-deps:
+	@PYTHON='$(PYTHON)' .ci/test-deps
+
+bench: $(VENV)/.installed-for-tests
+	@if [ -e benchmarks/run.py ]; then exec $(VENV)/bin/python benchmarks/run.py; else echo 'there are no benchmarks yet'; fi
+
+clean:
+	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis test-artifacts _trial_temp
+	rm -f twistd.log* twistd.pid twisted/plugins/dropin.cache
+	find chatws tests twisted -name __pycache__ -type d -prune -exec rm -rf {} +
