@@ -143,7 +143,7 @@ def _from_file(file: str | None) -> _Found:
         raise OperatorError(f"cannot read {file}: {error.strerror}") from None
     except UnicodeDecodeError:
         raise OperatorError(f"{file} is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:
         raise OperatorError(f"{file}: {error}") from None
     seen: dict[str, str] = {}
     for where, name, value in _keys(document, file):
@@ -186,7 +186,8 @@ def _unknown(what: str, sentence: str, name: str, names: Iterable[str]) -> NoRet
 
 
 def _refuse(name: str, value: object, origin: Origin) -> NoReturn:
-    shown = "" if _TABLE[name][0].secret else f', not "{value}"'
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    shown = "" if _TABLE[name][0].secret else f', not "{text if len(text) <= 80 else text[:80] + "…"}"'
     raise OperatorError(f"{origin} must be {expected(name)}{shown}")
 
 
@@ -234,11 +235,14 @@ def _number(name: str, value: Any, origin: Origin) -> Any:
     setting, default, _ = _TABLE[name]
     if isinstance(value, bool) or not isinstance(value, int if isinstance(default, int) else int | float):
         _refuse(name, value, origin)
-    if not math.isfinite(value) or value < 0 or (value == 0 and not setting.zero):
+    try:
+        number = type(default)(value)
+    except OverflowError:
+        number = math.inf
+    highest = math.inf if setting.highest is None else setting.highest
+    if not 0 <= number <= highest or number == math.inf or (number == 0 and not setting.zero):
         _refuse(name, value, origin)
-    if setting.highest is not None and value > setting.highest:
-        _refuse(name, value, origin)
-    return type(default)(value)
+    return number
 
 
 def _texts(name: str, value: Any, origin: Origin) -> tuple[str, ...]:
