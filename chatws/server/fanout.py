@@ -1,0 +1,381 @@
+"""From one frame to many sockets: the hot path, and what becomes of those who read slowly.
+
+Why it does not simply call `transport.write` for each recipient:
+
+- `write` puts the bytes into a list, asks the reactor to be told when the socket is writable (one `epoll_ctl`), and
+  returns; a turn later the reactor joins the list, sends, and asks not to be told any more (another `epoll_ctl`). A
+  chat's event almost always fits into the socket's buffer at once, so here the socket is simply given it: one system
+  call instead of three and no second turn. `Writer._socket` is the permission for that: it is set only while the
+  connection is open and nothing of its own waits to be sent.
+- All frames for one audience that came together are joined once, and the same `bytes` goes to every socket.
+- When several audiences are addressed at once, each connection still gets one `send` with all that is its, in order;
+  equal sequences are joined once.
+
+What a socket does not take goes into the connection's `Backlog`, which hands it to the transport piece by piece as a
+pull producer: so the transport never holds more than `PIECE` bytes, and what it does not hold can be dropped again
+when the peer turns out not to read. Everything that a connection sends, Autobahn's pongs and close frames included,
+comes through `Writer._write`, so frames never cross.
+
+No component is called from here: a set of recipients does not change while it is being sent to.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import deque
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+from twisted.internet import tcp
+from twisted.internet.interfaces import IPullProducer, IPushProducer
+from zope.interface import implementer  # type: ignore[import-untyped]
+
+from chatws.server.frames import binary_frame, rest_of_frame, text_frame
+from chatws.server.stats import Stats
+
+__all__ = ["PIECE", "Backlog", "Writer", "binary_frame", "send_all", "text_frame"]
+
+#: Bytes given to a transport at a time: what Twisted too takes for a full buffer.
+PIECE = 65536
+
+
+def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
+    """Send each run's frames to each of its connections, in the order of the runs.
+
+    :param runs: pairs of connections and complete frames (`text_frame`). Connections that are no longer open are
+        passed over.
+    """
+    if len(runs) == 1:
+        recipients, frames = runs[0]
+        _send(recipients, frames[0] if len(frames) == 1 else b"".join(frames))
+        return
+    pending: dict[Writer, list[bytes]] = {}
+    for recipients, frames in runs:
+        blob = frames[0] if len(frames) == 1 else b"".join(frames)
+        for connection in recipients:
+            if connection in pending:
+                pending[connection].append(blob)
+            else:
+                pending[connection] = [blob]
+    together: dict[tuple[int, ...], tuple[bytes, list[Writer]]] = {}
+    for connection, blobs in pending.items():
+        key = tuple(map(id, blobs))
+        if key in together:
+            together[key][1].append(connection)
+        else:
+            together[key] = (blobs[0] if len(blobs) == 1 else b"".join(blobs), [connection])
+    for blob, connections in together.values():
+        _send(connections, blob)
+
+
+def _send(recipients: Collection[Writer], blob: bytes) -> None:
+    size = len(blob)
+    if not size or not recipients:
+        return
+    for connection in recipients:
+        direct = connection._socket
+        if direct is None:
+            connection.send_frames(blob)
+            continue
+        try:
+            sent = direct.send(blob)
+        except OSError as error:
+            connection._send_failed(error, blob)
+            continue
+        if sent != size:
+            connection._hold_back(blob, sent)
+    # all of them belong to one server
+    stats = connection.stats
+    stats.sends += len(recipients)
+    stats.bytes_sent += size * len(recipients)
+
+
+class Writer:
+    """The sending half of a connection. What it knows of WebSocket is that a frame must not be torn.
+
+    :ivar transport: where it goes; None once the connection is gone.
+    :cvar send_buffer: bytes that may wait to be sent.
+    """
+
+    __slots__ = ("_backlog", "_socket", "transport")
+
+    send_buffer: int = 1048576
+    stats: Stats
+
+    transport: Any
+    _socket: socket.socket | None
+    _backlog: Backlog | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether frames are still taken."""
+        raise NotImplementedError
+
+    @property
+    def unsent(self) -> int:
+        """Bytes that the peer's side has not taken yet."""
+        return 0 if self._backlog is None else self._backlog.unsent
+
+    def send_frames(self, frames: bytes) -> None:
+        """Send complete frames, joined. Ignored when the connection is no longer open."""
+        if self.is_open:
+            self._write(frames)
+
+    def stream(self, chunks: Iterator[bytes]) -> None:
+        """Send frames that are made as the peer reads them.
+
+        The next chunk is asked for when the last one has left. What is sent meanwhile waits behind, in order, and
+        counts against the send buffer; the chunks do not. An exception out of `chunks` is the component's, and ends
+        the stream.
+        """
+        if not self.is_open:
+            return
+        if self._backlog is None:
+            self._hold(chunks)
+        else:
+            self._backlog.add_stream(chunks)
+
+    def _attach(self, transport: Any) -> None:
+        self.transport = transport
+        self._backlog = None
+        # a transport of another kind (TLS, a proxy's wrapper, one in memory) has a buffer that we cannot see into:
+        # it tells by pausing us
+        self._socket = _plain_socket(transport)
+        if self._socket is None:
+            self._backlog = Backlog(self, transport, paused=False)
+            transport.registerProducer(self._backlog, True)
+
+    def _write(self, frames: bytes) -> None:
+        """Send complete frames, whether or not the connection counts as open: for what belongs to the protocol."""
+        direct = self._socket
+        if direct is not None:
+            try:
+                sent = direct.send(frames)
+            except OSError as error:
+                self._send_failed(error, frames)
+                return
+            if sent != len(frames):
+                self._hold_back(frames, sent)
+        elif self._backlog is not None:
+            self._backlog.add(frames)
+        elif self.transport is not None:
+            # closing, with nothing held back: no more `send_frames`, but Autobahn may have a word to say
+            self._hold(frames)
+        else:
+            return
+        self.stats.sends += 1
+        self.stats.bytes_sent += len(frames)
+
+    def _hold_back(self, frames: bytes, sent: int) -> None:
+        """The socket took only `sent` bytes of `frames`."""
+        self._hold(memoryview(frames)[sent:] if sent else frames)
+
+    def _hold(self, first: bytes | memoryview | Iterator[bytes]) -> None:
+        self._socket = None
+        backlog = self._backlog = Backlog(self, self.transport, paused=True)
+        backlog.queue.append(first)
+        if isinstance(first, bytes | memoryview):
+            backlog.size += len(first)
+        self.transport.registerProducer(backlog, False)  # asks for the first piece at once
+
+    def _send_failed(self, error: OSError, frames: bytes) -> None:
+        if isinstance(error, BlockingIOError | InterruptedError):
+            self._hold(frames)
+        else:
+            # a reset or a broken pipe: this connection's end, and nobody else's business
+            self._socket = None
+            self._lost()
+
+    def _drained(self) -> None:
+        """Nothing is held back any more."""
+        self._backlog = None
+        if self.is_open:
+            self._socket = _plain_socket(self.transport)
+
+    def _progress(self) -> None:
+        """The peer's side has taken some of what was held back."""
+
+    def _lost(self) -> None:
+        """The socket is broken."""
+        raise NotImplementedError
+
+    def _too_slow(self) -> None:
+        """More than `send_buffer` bytes wait."""
+        raise NotImplementedError
+
+    def _stream_failed(self, error: Exception) -> None:
+        """A stream's iterator raised."""
+        raise NotImplementedError
+
+    def _detach(self) -> None:
+        """The transport is gone."""
+        self._socket = self.transport = None
+        if self._backlog is not None:
+            self._backlog.drop()
+            self._backlog = None
+
+
+def _plain_socket(transport: Any) -> socket.socket | None:
+    """The socket behind a transport, if what is sent on it reaches the peer as it is."""
+    if isinstance(transport, tcp.Connection) and not transport.TLS and transport.connected:
+        return transport.socket
+    return None
+
+
+@implementer(IPullProducer, IPushProducer)
+class Backlog:
+    """What one connection could not be given yet.
+
+    On a plain socket it exists only while something waits, and is asked for the next piece when the last one has
+    left (a pull producer). On other transports it lives as long as the connection, and is told when to pause.
+
+    :ivar queue: whole frames, joined or not, but for the very first, which may begin inside one; and streams.
+    :ivar size: bytes in the queue: what is held against the limit.
+    :ivar handed: bytes that the transport has, of the last piece.
+    :ivar closing: lose the connection when all has left.
+    """
+
+    __slots__ = ("_busy", "_current", "closing", "handed", "paused", "pull", "queue", "size", "transport", "writer")
+
+    def __init__(self, writer: Writer, transport: Any, paused: bool) -> None:
+        self.writer = writer
+        self.transport = transport
+        self.pull = paused
+        self.paused = paused
+        self.queue: deque[bytes | memoryview | Iterator[bytes]] = deque()
+        self.size = 0
+        self.handed = 0
+        self.closing = False
+        self._current: memoryview | None = None  # the rest of a blob too long for one piece
+        self._busy = False
+
+    @property
+    def unsent(self) -> int:
+        """Bytes known to wait, streams left out."""
+        return self.size + self.handed + (0 if self._current is None else len(self._current))
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing waits here (a transport that pauses us may still hold something)."""
+        return not self.queue and self._current is None and not (self.pull and self.handed)
+
+    def add(self, frames: bytes) -> None:
+        """Send complete frames after all that waits."""
+        if self.paused or self.queue or self._current is not None:
+            self.queue.append(frames)
+            self.size += len(frames)
+            if self.size > self.writer.send_buffer and self.writer.is_open:
+                self.writer._too_slow()
+        else:
+            self.transport.write(frames)
+
+    def add_stream(self, chunks: Iterator[bytes]) -> None:
+        """Send the chunks of a stream after all that waits."""
+        self.queue.append(chunks)
+        if not self.paused:
+            self.resumeProducing()
+
+    def cut(self) -> None:
+        """Drop all but the rest of a frame that has been begun."""
+        current = self._current
+        if current is None and self.queue and isinstance(self.queue[0], memoryview):
+            current = self.queue[0]
+        self.queue.clear()
+        self.size = 0
+        self._current = None
+        if current is not None:
+            frames = current.obj
+            assert isinstance(frames, bytes)
+            rest = rest_of_frame(frames, len(frames) - len(current))
+            if rest:
+                # a copy: the rest of the blob need not be kept for it
+                self.queue.append(bytes(current[:rest]))
+                self.size = rest
+
+    def drop(self) -> None:
+        """Drop everything; what the transport holds is the transport's."""
+        self.queue.clear()
+        self._current = None
+        self.size = self.handed = 0
+        self.paused = True
+
+    def _next_blob(self) -> memoryview | bytes | None:
+        """The next thing to hand over, or None when there is nothing."""
+        if self._current is not None:
+            blob, self._current = self._current, None
+            return blob
+        while self.queue:
+            head = self.queue[0]
+            if isinstance(head, bytes | memoryview):
+                self.queue.popleft()
+                self.size -= len(head)
+                return head
+            try:
+                chunk = next(head)
+            except StopIteration:
+                # the iterator may have had the connection closed, and the queue cut
+                if self.queue and self.queue[0] is head:
+                    self.queue.popleft()
+            except Exception as error:
+                if self.queue and self.queue[0] is head:
+                    self.queue.popleft()
+                self.writer._stream_failed(error)
+            else:
+                if chunk and self.queue and self.queue[0] is head:
+                    return chunk
+        return None
+
+    def _next_piece(self) -> bytes:
+        piece: list[bytes | memoryview] = []
+        room = PIECE
+        while room > 0:
+            blob = self._next_blob()
+            if blob is None:
+                break
+            if len(blob) > room:
+                view = memoryview(blob)
+                self._current = view[room:]
+                blob = view[:room]
+            piece.append(blob)
+            room -= len(blob)
+        return b"".join(piece)
+
+    def resumeProducing(self) -> None:
+        """The transport has room."""
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            if self.pull:
+                if self.handed:
+                    self.handed = 0
+                    self.writer._progress()
+                piece = self._next_piece()
+                if piece:
+                    self.handed = len(piece)
+                    self.transport.write(piece)
+                    return
+                self.transport.unregisterProducer()
+                self.writer._drained()
+            else:
+                self.paused = False
+                self.writer._progress()
+                while not self.paused:
+                    piece = self._next_piece()
+                    if not piece:
+                        break
+                    self.transport.write(piece)
+                if not self.idle:
+                    return
+        finally:
+            self._busy = False
+        if self.closing:
+            self.transport.loseConnection()
+
+    def pauseProducing(self) -> None:
+        """The transport's buffer is full."""
+        self.paused = True
+
+    def stopProducing(self) -> None:
+        """The connection is gone."""
+        self.drop()

@@ -1,0 +1,60 @@
+"""Unmasked frames, as a server sends them (RFC 6455 §5.2). What is received is Autobahn's to understand."""
+
+from __future__ import annotations
+
+from struct import Struct
+
+__all__ = ["binary_frame", "close_frame", "rest_of_frame", "text_frame"]
+
+_MEDIUM = Struct("!BBH").pack
+_LONG = Struct("!BBQ").pack
+# the headers of short frames are looked up: most events are short
+_SHORT_TEXT = [bytes((0x81, length)) for length in range(126)]
+_SHORT_BINARY = [bytes((0x82, length)) for length in range(126)]
+
+
+def text_frame(payload: bytes) -> bytes:
+    """One text message in one frame.
+
+    :param payload: UTF-8; the caller vouches for it.
+    """
+    length = len(payload)
+    if length < 126:
+        return _SHORT_TEXT[length] + payload
+    if length < 65536:
+        return _MEDIUM(0x81, 126, length) + payload
+    return _LONG(0x81, 127, length) + payload
+
+
+def binary_frame(payload: bytes) -> bytes:
+    """One binary message in one frame."""
+    length = len(payload)
+    if length < 126:
+        return _SHORT_BINARY[length] + payload
+    if length < 65536:
+        return _MEDIUM(0x82, 126, length) + payload
+    return _LONG(0x82, 127, length) + payload
+
+
+def close_frame(code: int, reason: bytes = b"") -> bytes:
+    """A close frame (RFC 6455 §5.5.1). `reason`: at most 123 bytes of UTF-8."""
+    return bytes((0x88, 2 + len(reason))) + code.to_bytes(2, "big") + reason
+
+
+def rest_of_frame(frames: bytes, offset: int) -> int:
+    """How many bytes past `offset` belong to a frame that begins before it; 0 at a boundary.
+
+    :param frames: whole frames, unmasked.
+    """
+    position = 0
+    while position < offset:
+        length = frames[position + 1]
+        header = 2
+        if length == 126:
+            header = 4
+            length = int.from_bytes(frames[position + 2 : position + 4], "big")
+        elif length == 127:
+            header = 10
+            length = int.from_bytes(frames[position + 2 : position + 10], "big")
+        position += header + length
+    return position - offset

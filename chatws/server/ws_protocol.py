@@ -1,0 +1,274 @@
+"""Autobahn's server protocol, with its costs per connection taken away.
+
+Framing, masking, the checks of RFC 6455 §5, UTF-8, the closing handshake and permessage-deflate are Autobahn's. What
+is gone round, each for a reason found by measuring:
+
+- `_connectionMade` copies some 25 options and as many initial values into every instance. Here they are attributes of
+  the class (one subclass for each server, see `make_protocol_class`), and only what differs is set on the instance.
+- `connectionMade`, `dataReceived`, `sendData` and `connectionLost` format a debug message for everything that passes,
+  whether logged or not; `onMessageEnd` fires an event through a chain of futures.
+- `processHandshake` parses the request; it has been parsed already (chatws.server.http_server).
+- Timers: Autobahn has one per connection and purpose. Here one timer per connection stands in a wheel with all others.
+- `__init__` makes two futures and a transport description that nobody reads.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
+from autobahn.websocket.protocol import TrafficStats
+from autobahn.websocket.utf8validator import Utf8Validator
+from twisted.internet.protocol import connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chatws.errors import CloseCode
+from chatws.server.connection import WsConnection
+
+if TYPE_CHECKING:
+    from chatws.server.admission import Admission
+    from chatws.server.wheel import Timer
+    from chatws.server.ws_server import WsServer
+
+__all__ = ["WsProtocol", "make_protocol_class"]
+
+log = Logger()
+
+_PING = b"\x89\x00"
+
+
+class _Silence:
+    """Autobahn logs what its peers do wrong as warnings of ours: whoever can connect could fill a disk with them."""
+
+    def _nothing(self, *arguments: object, **fields: object) -> None:
+        pass
+
+    debug = info = warn = trace = _nothing
+
+    def error(self, message: str, *arguments: object, **fields: Any) -> None:
+        log.error(message, **fields)
+
+
+class WsProtocol(WebSocketServerProtocol):
+    """The protocol of one connection, from the end of the request head on.
+
+    :ivar connection: what the component knows this by.
+    :ivar gate: who counted this connection in and has to count it out, or None.
+    :ivar heard: whether anything came from the peer since the last ping.
+    """
+
+    log = _Silence()
+    server: WsServer
+
+    connection: WsConnection
+    gate: Admission | None
+    timer: Timer | None = None
+    heard = False
+
+    # what Autobahn's _connectionMade sets on every instance
+    state = WebSocketServerProtocol.STATE_CONNECTING
+    send_state = WebSocketServerProtocol.SEND_STATE_GROUND
+    data = b""
+    current_frame: Any = None
+    current_frame_masker: Any = None
+    control_frame_data: Any = None
+    inside_message = False
+    message_data: Any = None
+    frame_data: Any = None
+    send_queue: Any = ()
+    triggered = False
+    trackedTimings: Any = None
+    wasMaxFramePayloadSizeExceeded = False
+    wasMaxMessagePayloadSizeExceeded = False
+    closedByMe = False
+    failedByMe = False
+    droppedByMe = False
+    wasClean = False
+    wasNotCleanReason: Any = None
+    wasServerConnectionDropTimeout = False
+    wasOpenHandshakeTimeout = False
+    wasCloseHandshakeTimeout = False
+    wasServingFlashSocketPolicyFile = False
+    localCloseCode: Any = None
+    localCloseReason: Any = None
+    remoteCloseCode: Any = None
+    remoteCloseReason: Any = None
+    openHandshakeTimeoutCall = None
+    closeHandshakeTimeoutCall = None
+    autoPingTimeoutCall = None
+    autoPingPending = None
+    autoPingPendingCall = None
+    websocket_version = 13
+    _perMessageCompress: Any = None
+    _fragments = 0
+
+    def __init__(self, transport: Any, gate: Admission | None) -> None:
+        # not Autobahn's: see above
+        self.transport = transport
+        self.gate = gate
+        self.utf8validator = Utf8Validator()  # type: ignore[no-untyped-call]
+
+    # opening
+
+    def open(self, connection: WsConnection, response: bytes, rest: bytes) -> None:
+        """Accept the handshake.
+
+        :param response: the 101, complete.
+        :param rest: what came behind the request head.
+        """
+        self.connection = connection
+        server = self.server
+        connection._attach(self.transport)
+        connection._write(response)
+        if self.state != self.STATE_CONNECTING:
+            return  # reset while we answered
+        self.state = self.STATE_OPEN
+        server.connections.add(connection)
+        server.stats.connections += 1
+        server.stats.connections_now += 1
+        if server.ping_interval:
+            # not all at the same time, where all came at the same time
+            spread = 1 - (connection.resource_id % 16) / 32
+            self.timer = server.wheel.schedule(server.ping_interval * spread, self._ping)
+        connection._call(server.component.on_open)
+        if rest:
+            self.dataReceived(rest)
+
+    # receiving
+
+    def dataReceived(self, data: bytes) -> None:
+        self.heard = True
+        if self.state == self.STATE_CLOSED:
+            return
+        self.server.stats.bytes_received += len(data)
+        self.data = self.data + data if self.data else data
+        try:
+            while self.processData() and self.state != self.STATE_CLOSED:
+                pass
+        except Exception:
+            # neither the peer's fault nor the component's
+            log.failure("the WebSocket protocol failed on {connection}", connection=self.connection)
+            self.data = b""
+            self.sendCloseFrame(CloseCode.INTERNAL_ERROR.value, b"internal error")
+            self.dropConnection(abort=False)
+        if self.failedByMe and len(self.data) > 14:
+            # Autobahn gave up in the middle of a frame: it will not find the next one
+            self.data = b""
+        if self.current_frame is None:
+            self.current_frame_masker = None
+
+    def _onMessageBegin(self, isBinary: bool) -> None:
+        self._fragments = 0
+        self.onMessageBegin(isBinary)
+
+    def _onMessageFrameBegin(self, length: int) -> None:
+        self._fragments += 1
+        self.onMessageFrameBegin(length)
+        if self._fragments > self.server.max_fragments and not self.failedByMe:
+            self._fail_connection(1009, "too many fragments")
+
+    def onMessageEnd(self) -> None:
+        if not self.failedByMe and self.state == self.STATE_OPEN:
+            self._deliver(b"".join(self.message_data))
+        self.message_data = None
+
+    def _deliver(self, payload: bytes) -> None:
+        server = self.server
+        server.stats.messages_received += 1
+        if not self.message_is_binary:
+            # Autobahn has validated it
+            self.connection._call(server.component.on_message, payload.decode("utf-8", "replace"))
+        elif server.on_binary is not None:
+            self.connection._call(server.on_binary, payload)
+        else:
+            self.sendCloseFrame(1003, b"binary messages are not supported")
+
+    # sending: all of it goes the connection's way, so that frames keep their order
+
+    def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
+        self.connection._write(data)
+
+    def _ping(self) -> None:
+        server = self.server
+        self.heard = False
+        self.connection._write(_PING)
+        self.timer = server.wheel.schedule(server.ping_timeout, self._pong_is_due)
+
+    def _pong_is_due(self) -> None:
+        server = self.server
+        if not self.heard:
+            server.stats.dead_peers += 1
+            self.timer = None
+            self.wasNotCleanReason = "no answer to a ping"
+            self.dropConnection(abort=True)
+            return
+        self.timer = server.wheel.schedule(max(server.ping_interval - server.ping_timeout, 0), self._ping)
+
+    # closing
+
+    def sendCloseFrame(self, code: int | None = None, reasonUtf8: bytes | None = None, isReply: bool = False) -> None:
+        if self.state != self.STATE_OPEN:
+            return
+        super().sendCloseFrame(code, reasonUtf8, isReply)
+        self.connection._stop_sending()
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer = self.server.wheel.schedule(self.server.close_timeout, self._close_is_due)
+
+    def _close_is_due(self) -> None:
+        """The peer has neither answered the close frame nor gone, or does not read what we still have for it."""
+        self.timer = None
+        self.state = self.STATE_CLOSED
+        self.connection._disconnect(abort=True)
+
+    def onCloseFrame(self, code: Any, reasonRaw: Any) -> bool | None:
+        if self.state == self.STATE_OPEN:
+            # it does not want to hear any more
+            self.connection._cut()
+        return bool(super().onCloseFrame(code, reasonRaw))
+
+    def _fail_connection(self, code: int = 1001, reason: str = "going away") -> None:
+        if not self.failedByMe:
+            self.server.stats.protocol_errors += 1
+        super()._fail_connection(code, reason)
+
+    def dropConnection(self, abort: bool = False) -> None:
+        if self.state == self.STATE_CLOSED:
+            return
+        self.droppedByMe = True
+        self.state = self.STATE_CLOSED
+        # Autobahn resets the connection even at the end of a proper closing handshake; a reset can overtake data
+        self.connection._disconnect(abort and not self.wasClean)
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        opened = self.state != self.STATE_CONNECTING
+        self.state = self.STATE_CLOSED
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+        if self.gate is not None:
+            self.gate.release(self.connection.remote_address)
+            self.gate = None
+        connection = self.connection
+        if connection not in self.server.connections:
+            opened = False
+        connection._detach()
+        self.transport = None
+        if opened:
+            server = self.server
+            server.connections.discard(connection)
+            server.stats.connections_now -= 1
+            connection._call(server.component.on_close)
+            server._one_is_gone()
+        connection._protocol = None
+
+
+def make_protocol_class(server: WsServer, factory: WebSocketServerFactory) -> type[WsProtocol]:
+    """A protocol class with the factory's options as attributes of the class."""
+    names = WebSocketServerProtocol.CONFIG_ATTRS
+    options = {name: getattr(factory, name) for name in names}
+    # counted into for all connections together, and read by nobody
+    traffic = TrafficStats()  # type: ignore[no-untyped-call]
+    own = {"CONFIG_ATTRS": (), "factory": factory, "server": server, "trafficStats": traffic}
+    return type("WsProtocol", (WsProtocol,), {**options, **own})
