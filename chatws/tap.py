@@ -129,8 +129,19 @@ def _add_options() -> None:
 
         return option
 
+    def refused(name: str) -> Callable[[Options, str], None]:
+        def option(self: Options, value: str) -> None:
+            # said, because getopt would take it for the beginning of --secret-file
+            raise usage.UsageError(
+                f"{flag_name(name)} is no option, for every user of a machine can see its command lines: "
+                f"use {environment_name(name)} in the environment, or {flag_name(name)}-file"
+            )
+
+        return option
+
     for name, (setting, default, _) in settings().items():
         if setting.environment_only:
+            setattr(Options, f"opt_{name}", refused(name))
             continue
         methods: dict[str, Callable[..., None]] = {f"opt_{name}": valued(name)}
         if isinstance(default, bool):
@@ -170,7 +181,7 @@ def _in_plain_words(message: str, words: Sequence[str]) -> str:
     """getopt's sentences, with the nearest option for one that does not exist."""
     if message.startswith("option ") and message.endswith(" not recognized"):
         wrong = message.split()[1]
-        known = [flag_name(name) for name in settings()] + ["--config", "--check", "--help", "--version"]
+        known = [f"--{option.rstrip('=')}" for option in Options().longOpt]
         return f"there is no option {wrong}{suggestion(wrong, known)}"
     return message
 
@@ -291,7 +302,11 @@ def without_secrets(text: str) -> str:
         return text
     try:
         parts = urlsplit(text)
-        port = f":{parts.port}" if parts.port else ""
+        _ = parts.port
     except ValueError:
         return "(not shown)"
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+    host = parts.netloc.rpartition("@")[2]
+    # an @ further on: the password has a / or a # in it, and what seems to be the host is its beginning
+    if "@" in parts.path + parts.query + parts.fragment:
+        return "(not shown)"
+    return f"{parts.scheme}://{host}{parts.path}"

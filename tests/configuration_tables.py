@@ -24,6 +24,8 @@ def value(setting: Setting, default: Any) -> str:
     """The kind of value, with its unit."""
     if isinstance(default, bool):
         return "switch"
+    if setting.environment_only:
+        return "text"
     if isinstance(default, tuple):
         return "list"
     if setting.highest is not None:

@@ -1,0 +1,244 @@
+"""The command line: its options, its help, `--check`, and one line for whatever is wrong."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from twisted.application.service import IService, IServiceMaker
+from twisted.plugin import getPlugins
+
+import chatws
+from chatws.config import Config, settings
+from chatws.configure import environment_name, flag_name
+from chatws.tap import Options, help_page, makeService, without_secrets
+
+
+@pytest.fixture(autouse=True)
+def no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("CHATWS_")]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def taken() -> Iterator[int]:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        one.listen(1)
+        yield one.getsockname()[1]
+
+
+def parsed(*words: str) -> Config:
+    options = Options()
+    options.parseOptions(words)
+    assert options.loaded is not None
+    return options.loaded.config
+
+
+def complaint(*words: str) -> str:
+    """What is said before it leaves with status 1: Python prints a text given to `sys.exit` on stderr."""
+    with pytest.raises(SystemExit) as left:
+        parsed(*words)
+    line = left.value.code
+    assert isinstance(line, str)
+    assert "\n" not in line
+    return line
+
+
+def check(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    with pytest.raises(SystemExit) as left:
+        parsed(*words, "--check")
+    assert left.value.code == 0
+    return capsys.readouterr().out
+
+
+# --- options --------------------------------------------------------------------------------------------------------
+
+
+def test_the_plugin_is_found() -> None:
+    makers = {maker.tapname: maker for maker in getPlugins(IServiceMaker)}
+    assert makers["chatws"].module == "chatws.tap"
+
+
+def test_no_options_are_the_defaults() -> None:
+    assert parsed() == Config()
+
+
+def test_each_setting_has_an_option_except_the_secret() -> None:
+    for name, (setting, default, _) in settings().items():
+        option = flag_name(name)
+        if setting.environment_only:
+            assert f"{option} is no option" in complaint(option, "x")
+        elif isinstance(default, bool):
+            assert getattr(parsed(option), name) is True
+            assert getattr(parsed(option, flag_name(f"no_{name}")), name) is False
+        elif isinstance(default, tuple) and name != "audience":
+            assert getattr(parsed(option, "/a", option, "/b"), name) == ("/a", "/b")
+        elif isinstance(default, int | float):
+            assert getattr(parsed(option, "7"), name) == 7
+        elif name != "audience":
+            assert getattr(parsed(f"{option}=/a"), name) == "/a"
+
+
+def test_the_environment_and_a_file_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chatws.toml").write_text('[chat.audience]\npaid = "everyone"\n')
+    monkeypatch.setenv("CHATWS_RATE", "5")
+    assert parsed("--config", str(tmp_path / "chatws.toml")) == Config(rate=5.0, audience=("paid=everyone",))
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["--prot", "1"], "twistd chatws: there is no option --prot; did you mean --port?"),
+        (["--no-demos"], "twistd chatws: there is no option --no-demos; did you mean --no-demo?"),
+        (["--port"], "twistd chatws: option --port requires argument"),
+        (["--demo=yes"], "twistd chatws: option --demo must not have an argument"),
+        (["--port", "http"], 'twistd chatws: --port must be a whole number from 0 to 65535, not "http"'),
+        (["start"], 'twistd chatws: only options are expected, not "start"'),
+        (["--config", "/nowhere"], "twistd chatws: cannot read /nowhere: No such file or directory"),
+        (["--check", "--listen", "tpc:1"], "twistd chatws: --listen"),
+        (["--check", "--interface", "0.0.0.0"], "twistd chatws: --interface 0.0.0.0 lets others in"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(words: list[str], line: str) -> None:
+    assert complaint(*words).startswith(line)
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def test_help_names_every_option_and_every_default(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parsed("--help")
+    assert left.value.code == 0
+    page = capsys.readouterr().out
+    words = " ".join(page.split())
+    for name, (setting, default, _) in settings().items():
+        assert (environment_name(name) if setting.environment_only else flag_name(name)) in page
+        assert " ".join(setting.help.split()) in words
+        if setting.zero:
+            assert " ".join(setting.zero.split()) in words
+        if not isinstance(default, bool) and default:
+            assert str(default if not isinstance(default, tuple) else default[0]).removesuffix(".0") in words
+    assert "Examples:" in page
+
+
+@pytest.mark.parametrize("columns", [20, 80, 300])
+def test_help_fits_the_terminal(columns: int) -> None:
+    listed, _, examples = help_page(columns).partition("Examples:")
+    assert max(map(len, listed.splitlines())) < max(60, min(columns, 100))
+    assert max(map(len, examples.splitlines())) <= 120
+
+
+def test_the_version_is_chatws_own(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left:
+        parsed("--version")
+    assert left.value.code == 0
+    assert capsys.readouterr().out == f"chatws {chatws.__version__}\n"
+
+
+# --- check ----------------------------------------------------------------------------------------------------------
+
+
+def test_check_says_what_would_run_and_where_each_setting_comes_from(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "chatws.toml"
+    file.write_text("[door]\nrate = 5\n")
+    monkeypatch.setenv("CHATWS_PUSH_PORT", "9999")
+    monkeypatch.setenv("CHATWS_PROT", "1")
+    report = check(capsys, "--config", str(file), "--port", "9000", "--demo")
+    lines = [" ".join(line.split()) for line in report.splitlines()]
+    for expected in (
+        f"chatws {chatws.__version__} would run:",
+        "browsers tcp:9000:interface=127.0.0.1",
+        "backends tcp:9999:interface=127.0.0.1",
+        "auth trust",
+        "database none",
+        "events memory",
+        "port = 9000 --port",
+        "push_port = 9999 CHATWS_PUSH_PORT",
+        f"rate = 5 rate in {file}",
+        "demo = true --demo",
+        'interface = "127.0.0.1"',
+        "--auth trust takes every browser's word for who it is",
+        "the environment's CHATWS_PROT is no setting and is passed over; did you mean CHATWS_PORT?",
+    ):
+        assert expected in lines
+
+
+def test_check_names_every_setting_once(capsys: pytest.CaptureFixture[str]) -> None:
+    report = check(capsys)
+    for name in settings():
+        assert report.count(f"\n  {name} = ") == 1
+
+
+def test_check_shows_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATWS_SECRET", "hunter2" * 5)
+    monkeypatch.setenv("CHATWS_DATABASE", "postgresql://chat:hunter2@db:5433/shop?password=hunter2")
+    report = check(capsys, "--auth-url", "http://u:hunter2@app/whoami?key=hunter2", "--auth", "ticket")
+    assert "hunter2" not in report
+    assert "database  postgresql://db:5433/shop" in report
+    assert "secret = (not shown)" in report
+
+
+def test_check_shows_no_secret_of_the_database_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "database"
+    path.write_text("postgresql://chat:hunter2@/shop\n")
+    path.chmod(0o600)
+    report = check(capsys, "--database-file", str(path))
+    assert "hunter2" not in report
+    assert "auth      database" in report
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("memory", "memory"),
+        ("sqlite:////var/lib/log.db", "sqlite:////var/lib/log.db"),
+        ("postgresql://u:p@h/d?sslmode=require", "postgresql://h/d"),
+        ("http://[::1]:80/x", "http://[::1]:80/x"),
+        ("http://h:port/", "(not shown)"),
+        ("postgresql://u:12/3@h/d", "(not shown)"),
+        ("postgresql://u:12#3@h/d", "(not shown)"),
+    ],
+)
+def test_urls_are_shown_without_what_is_secret_in_them(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
+
+
+def test_check_binds_nothing(capsys: pytest.CaptureFixture[str], taken: int) -> None:
+    check(capsys, "--port", str(taken))
+
+
+# --- the service ----------------------------------------------------------------------------------------------------
+
+
+def options_for(*words: str) -> Options:
+    options = Options()
+    options.parseOptions(words)
+    return options
+
+
+def test_the_options_become_a_service() -> None:
+    assert IService.providedBy(makeService(options_for("--port", "0", "--push-port", "0")))
+
+
+@pytest.mark.parametrize("option", ["--port", "--push-port"])
+def test_a_port_in_use_is_one_line_before_anything_is_started(option: str, taken: int) -> None:
+    options = options_for("--port", "0", "--push-port", "0", option, str(taken))
+    with pytest.raises(SystemExit) as left:
+        makeService(options)
+    assert left.value.code == (
+        f"twistd chatws: {option}: cannot listen on 127.0.0.1 port {taken}: Address already in use"
+    )
+
+
+def test_settings_that_do_not_go_together_are_one_line() -> None:
+    with pytest.raises(SystemExit) as left:
+        makeService(options_for("--durable"))
+    assert str(left.value.code).startswith("twistd chatws: --durable needs --broker")
