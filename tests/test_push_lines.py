@@ -1,0 +1,324 @@
+"""chatws.push.lines: what is a line, and what is wrong with the others."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from chatws.chat.messages import RESERVED_EVENTS
+from chatws.errors import ErrorCode
+from chatws.push.lines import (
+    MAX_USER_IDS,
+    Auth,
+    Disconnect,
+    LineError,
+    Ping,
+    Presence,
+    Publish,
+    Unsubscribe,
+    parse_line,
+)
+
+
+def line(**fields: Any) -> bytes:
+    """A publish with `fields` besides or instead of the usual ones; None leaves one out."""
+    whole = {"event": "new_message", "data": {}, **fields}
+    return json.dumps({key: value for key, value in whole.items() if value is not None}).encode()
+
+
+class Case(SynchronousTestCase):
+    def assert_refused(self, text: bytes, code: ErrorCode, *words: str, request_id: object = None) -> None:
+        with pytest.raises(LineError) as caught:
+            parse_line(text)
+        error = caught.value
+        assert (error.code, error.request_id) == (code, request_id), error.message
+        for word in words:
+            assert word in error.message
+
+
+class PublishTests(Case):
+    def test_data_is_kept_to_the_byte(self) -> None:
+        data = b'{ "b" : 1.50,\t"a":[1e3, -0 ,"\\u00e9\xc3\xa9\xf0\x9f\x98\x80\\/"],"a":null}'
+        request = parse_line(b' {"ack":true,"data" : ' + data + b' , "event":"x"} \r')
+        assert request == Publish("x", data, ack=True)
+
+    def test_the_least_is_an_event_and_its_data(self) -> None:
+        assert parse_line(b'{"event":"new_message","data":{}}') == Publish("new_message", b"{}")
+
+    def test_unknown_keys_are_ignored(self) -> None:
+        assert parse_line(line(extra=[1, {"op": 2}], user_id=1.5, secret=0)) == Publish("new_message", b"{}")
+
+    def test_a_null_counts_as_left_out(self) -> None:
+        text = (
+            b'{"event":"x","data":{},"to":null,"except_user_id":null,"id":null,"ack":null,"transient":null,"op":null}'
+        )
+        assert parse_line(text) == Publish("x", b"{}")
+
+    def test_flags(self) -> None:
+        request = parse_line(line(ack=True, transient=True))
+        assert (request.ack, request.transient) == (True, True)
+        self.assert_refused(line(ack=1), ErrorCode.BAD_MESSAGE, "ack must be true or false")
+        self.assert_refused(line(transient="yes"), ErrorCode.BAD_MESSAGE, "transient must be true or false")
+
+    def test_data_must_be_an_object(self) -> None:
+        for text in (
+            b'{"event":"x"}',
+            b'{"event":"x","data":null}',
+            b'{"event":"x","data":[]}',
+            b'{"event":"x","data":"{}"}',
+        ):
+            self.assert_refused(text, ErrorCode.BAD_MESSAGE, "data")
+
+    def test_event_names(self) -> None:
+        for name in ("a", "A-z_0.9:x", "n" * 64):
+            assert parse_line(line(event=name)).event == name
+        for name in ("", "n" * 65, "a b", "a\n", "é", '"', "a/b", "a\u0000"):
+            self.assert_refused(line(event=name), ErrorCode.BAD_MESSAGE, "event")
+        self.assert_refused(line(event=5), ErrorCode.BAD_MESSAGE, "event must be a string")
+        self.assert_refused(b'{"data":{}}', ErrorCode.BAD_MESSAGE, "event or op is missing")
+
+    def test_the_servers_own_events_are_reserved(self) -> None:
+        for name in sorted(RESERVED_EVENTS):
+            self.assert_refused(line(event=name, id="k"), ErrorCode.RESERVED_EVENT, name, request_id="k")
+
+    def test_except_user_id(self) -> None:
+        assert parse_line(line(except_user_id="456")).except_user_id == 456
+        assert parse_line(line(except_user_id="0456")).except_user_id == "0456"
+        for bad in (456.0, True, [], -1, "", "x" * 129, 2**53):
+            self.assert_refused(line(except_user_id=bad), ErrorCode.BAD_MESSAGE, "except_user_id")
+
+    def test_an_idempotency_key_is_echoed_as_given(self) -> None:
+        for given_id, key in (
+            ("order-77", "order-77"),
+            (5, "5"),
+            ("5", "5"),
+            (-5, "-5"),
+            ("é" * 128, "é" * 128),
+            (0, "0"),
+        ):
+            request = parse_line(line(id=given_id))
+            assert (request.request_id, request.key) == (given_id, key)
+        for bad in ("", "x" * 129, 1.0, True, [], 10**128):
+            self.assert_refused(line(id=bad), ErrorCode.BAD_MESSAGE, "id")
+
+
+class ToTests(Case):
+    def to(self, to: object) -> object:
+        return parse_line(line(to=to)).to
+
+    def test_each_form(self) -> None:
+        assert self.to("everyone") == ("*",)
+        assert self.to({"conversation_id": 456}) == ("conversation:456",)
+        assert self.to({"conversation_id": "456"}) == ("conversation:456",)
+        assert self.to({"conversation_id": "a:b"}) == ("conversation:a:b",)
+        assert self.to({"user_id": 5}) == ("user:5",)
+        assert self.to({"user_ids": [5, "6", "x"]}) == ("user:5", "user:6", "user:x")
+
+    def test_a_user_named_twice_counts_once(self) -> None:
+        assert self.to({"user_ids": [5, "5", 6, 5]}) == ("user:5", "user:6")
+
+    def test_the_number_of_users_is_capped(self) -> None:
+        assert len(self.to({"user_ids": list(range(MAX_USER_IDS))})) == MAX_USER_IDS
+        self.assert_refused(line(to={"user_ids": list(range(MAX_USER_IDS + 1))}), ErrorCode.BAD_MESSAGE, "to.user_ids")
+        self.assert_refused(line(to={"user_ids": []}), ErrorCode.BAD_MESSAGE, "to.user_ids")
+
+    def test_anything_else_is_refused(self) -> None:
+        for bad in ("all", "", "*", 5, True, [5], {}, {"user": 5}, {"conversation_id": None}):
+            self.assert_refused(line(to=bad), ErrorCode.BAD_MESSAGE, "to")
+
+    def test_two_forms_at_once_are_refused(self) -> None:
+        self.assert_refused(line(to={"conversation_id": 1, "user_id": 2}), ErrorCode.BAD_MESSAGE, "one of")
+
+    def test_ids_are_ids(self) -> None:
+        for bad in (456.0, True, "", [], -1, 2**53):
+            self.assert_refused(line(to={"conversation_id": bad}), ErrorCode.BAD_MESSAGE, "to.conversation_id")
+            self.assert_refused(line(to={"user_id": bad}), ErrorCode.BAD_MESSAGE, "to.user_id")
+            self.assert_refused(line(to={"user_ids": [1, bad]}), ErrorCode.BAD_MESSAGE, "to.user_ids")
+        self.assert_refused(line(to={"user_ids": [None]}), ErrorCode.BAD_MESSAGE, "to.user_ids")
+        self.assert_refused(line(to={"user_ids": {"0": 1}}), ErrorCode.BAD_MESSAGE, "to.user_ids")
+
+
+class OperationTests(Case):
+    def test_each(self) -> None:
+        for text, expected in (
+            (b'{"op":"auth","secret":"s"}', Auth(secret="s")),
+            (b'{"op":"disconnect","user_id":"5"}', Disconnect(user_id=5)),
+            (
+                b'{"op":"disconnect","user_id":5,"reason":"bye","ban":true}',
+                Disconnect(user_id=5, reason="bye", ban=True),
+            ),
+            (b'{"op":"disconnect","user_id":5,"reason":null,"ban":null}', Disconnect(user_id=5)),
+            (b'{"op":"unsubscribe","user_id":5,"conversation_id":"x"}', Unsubscribe(user_id=5, conversation_id="x")),
+            (b'{"op":"presence"}', Presence()),
+            (b'{"id":7,"op":"ping"}', Ping(id=7)),
+        ):
+            assert parse_line(text) == expected
+
+    def test_a_publishs_keys_mean_nothing_to_an_op(self) -> None:
+        assert parse_line(b'{"to":5,"ack":"x","data":1,"event":null,"op":"ping"}') == Ping()
+
+    def test_event_and_op_together_are_refused(self) -> None:
+        self.assert_refused(
+            b'{"op":"ping","event":"x","data":{},"id":1}', ErrorCode.BAD_MESSAGE, "not both", request_id=1
+        )
+
+    def test_an_unknown_op(self) -> None:
+        self.assert_refused(b'{"op":"quit","id":"a"}', ErrorCode.UNKNOWN_TYPE, "disconnect", request_id="a")
+        self.assert_refused(b'{"op":5}', ErrorCode.BAD_MESSAGE, "op must be a string")
+
+    def test_the_field_that_is_wrong_is_named(self) -> None:
+        self.assert_refused(b'{"op":"auth"}', ErrorCode.BAD_MESSAGE, "secret is missing")
+        self.assert_refused(b'{"op":"auth","secret":5}', ErrorCode.BAD_MESSAGE, "secret must be a string")
+        self.assert_refused(b'{"op":"disconnect","id":3}', ErrorCode.BAD_MESSAGE, "user_id is missing", request_id=3)
+        self.assert_refused(b'{"op":"disconnect","user_id":5.0}', ErrorCode.BAD_MESSAGE, "user_id must be")
+        self.assert_refused(b'{"op":"disconnect","user_id":-1,"id":3}', ErrorCode.BAD_MESSAGE, "user_id", request_id=3)
+        self.assert_refused(b'{"op":"disconnect","user_id":5,"reason":5}', ErrorCode.BAD_MESSAGE, "reason")
+        self.assert_refused(b'{"op":"disconnect","user_id":5,"ban":1}', ErrorCode.BAD_MESSAGE, "ban")
+        self.assert_refused(b'{"op":"unsubscribe","user_id":5}', ErrorCode.BAD_MESSAGE, "conversation_id is missing")
+        self.assert_refused(b'{"op":"ping","id":""}', ErrorCode.BAD_MESSAGE, "id")
+
+
+class NotJsonTests(Case):
+    def test_what_no_browser_could_parse(self) -> None:
+        for value in (
+            b'"\x01"', b'"\t"', b'"\\x"', b'"\\u12"', b'"\\u00zz"', b"01", b"1.", b".5", b"-", b"+1", b"1e", b"NaN",
+            b"Infinity", b"-Infinity", b"tru", b"truex", b"{a:1}", b"[1,]", b'{"a":1,}', b'{"a" 1}', b"[1 2]", b"'a'",
+            b"\x0b1", b"\xa01", b"0x1", b"", b"/**/1", b'{"\\x":1}', b'"\xff"', b'{"\xff":1}', b'"\xc0\x80"',
+            b'"\xed\xa0\x80"', b'"\xf4\x90\x80\x80"', b'"\xc3"', b'"a', b"undefined",
+        ):  # fmt: skip
+            self.assert_refused(b'{"event":"x","data":{"a":' + value + b"}}", ErrorCode.BAD_JSON)
+            self.assert_refused(b'{"event":"x","data":{},"other":' + value + b"}", ErrorCode.BAD_JSON)
+            self.assert_refused(b'{"event":5,"data":{},"other":' + value + b"}", ErrorCode.BAD_JSON)
+
+    def test_half_a_surrogate_pair(self) -> None:
+        for value in (b'"\\ud800"', b'"\\udc00"', b'"\\ud83d\\u0041"', b'"\\ud800\\ud800"'):
+            self.assert_refused(b'{"event":"x","data":{"a":' + value + b"}}", ErrorCode.BAD_JSON)
+        assert isinstance(parse_line(b'{"event":"x","data":{"a":"\\ud83d\\ude00"}}'), Publish)
+
+    def test_what_is_no_object(self) -> None:
+        for text in (
+            b"[]",
+            b"5",
+            b"null",
+            b'"{}"',
+            b"GET / HTTP/1.1",
+            b"\xff",
+            b"{} {}",
+            b"{}\x00",
+            b"\xef\xbb\xbf{}",
+            b"{",
+        ):
+            self.assert_refused(text, ErrorCode.BAD_JSON)
+
+    def test_nesting_without_an_end(self) -> None:
+        for opening in (b"[", b'{"a":'):
+            self.assert_refused(b'{"event":"x","data":{"a":' + opening * 150_000, ErrorCode.BAD_JSON)
+        deep = b"[" * 150_000 + b"]" * 150_000
+        self.assert_refused(b'{"event":"x","data":{"a":' + deep + b"}}", ErrorCode.BAD_JSON, "deep")
+
+    def test_numbers_of_any_length_pass(self) -> None:
+        data = b'{"a":' + b"9" * 5000 + b',"b":1e999,"c":0.' + b"1" * 5000 + b"}"
+        assert parse_line(b'{"event":"x","data":' + data + b"}").data == data
+
+
+def reference(text: bytes) -> dict[str, Any] | None:
+    """What Python's parser makes of a line, held to RFC 8259 and to our rule about surrogates; None if nothing."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(constant)
+
+    halves = False
+
+    def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal halves
+        halves = halves or not is_whole([one for pair in pairs for one in pair])
+        return dict(pairs)
+
+    try:
+        found = json.loads(text.decode(), parse_constant=refuse, parse_int=float, object_pairs_hook=look)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) and not halves else None
+
+
+def is_whole(value: Any) -> bool:
+    if isinstance(value, str):
+        return not any("\ud800" <= character <= "\udfff" for character in value)
+    return all(map(is_whole, value)) if isinstance(value, list) else True
+
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
+    max_leaves=10,
+)
+lines = st.builds(
+    lambda fields, compact: json.dumps(fields, ensure_ascii=compact, separators=(",", ":") if compact else None),
+    st.fixed_dictionaries(
+        {
+            "event": st.sampled_from(["new_message", "x", 5]),
+            "data": values | st.dictionaries(st.text(max_size=4), values),
+        },
+        optional={
+            "other": values,
+            "op": st.sampled_from(["ping", "x", None]),
+            "id": values,
+            "to": values,
+            "ack": values,
+        },
+    ),
+    st.booleans(),
+).map(lambda text: text.encode("utf-8", "surrogatepass"))
+#: What it takes to spoil JSON.
+pieces = st.sampled_from(
+    [bytes([byte]) for byte in b'{}[]":,\\/\t\r \x00\x1f\x7f\x80\xc3\xa9\xed\xff0123456789.-+eEutrfalsn']
+    + [
+        b"NaN",
+        b"\\u",
+        b"\\ud800",
+        b"\\ude00",
+        b"\xed\xa0\x80",
+        b"\xf0\x9f\x98\x80",
+        b"\xef\xbb\xbf",
+        b"\\x",
+        b"01",
+        b"1.",
+    ]
+)
+
+
+@st.composite
+def spoiled(draw: st.DrawFn) -> bytes:
+    text = draw(lines)
+    for _ in range(draw(st.integers(0, 3))):
+        position = draw(st.integers(0, len(text)))
+        text = text[:position] + draw(pieces | st.just(b"")) + text[position + draw(st.integers(0, 2)) :]
+    return text
+
+
+class AgainstPythonTests(SynchronousTestCase):
+    @settings(max_examples=500, deadline=None)
+    @given(spoiled() | st.binary(max_size=40))
+    def test_a_line_is_bad_json_exactly_where_pythons_strict_parser_says_so(self, text: bytes) -> None:
+        expected = reference(text)
+        request, code = None, None
+        try:
+            request = parse_line(text)
+        except LineError as error:
+            code = error.code
+        assert (code is ErrorCode.BAD_JSON) == (expected is None)
+        if isinstance(request, Publish):
+            assert request.data in text
+            assert json.loads(request.data, parse_int=float) == expected["data"]
+            assert request.event == expected["event"]
+
+    @settings(max_examples=150, deadline=None)
+    @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), values), st.booleans())
+    def test_any_object_goes_through_as_data(self, data: dict[str, Any], ascii_only: bool) -> None:
+        written = json.dumps(data, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
+        assert parse_line(b'{"event":"x","data":' + written + b"}") == Publish("x", written)
