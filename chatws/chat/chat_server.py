@@ -102,7 +102,7 @@ class ChatServer:
         self._activity = activity
         self.hub: Hub[Connection] = Hub()
         self.presence = Presence(self._announce, presence_grace, reactor)
-        self.history = history or History(Bounds(), wall_clock)
+        self.history = History(Bounds(), wall_clock) if history is None else history
         self._connections: set[Connection] = set()
         # clients whose `auth` is being looked up, with the users that a backend sent away meanwhile
         self._deciding: dict[Client, dict[Id, session.Close]] = {}

@@ -1,0 +1,240 @@
+"""The service tree: the one place where everything meets.
+
+Starting goes up: the log, the database, the demo, and only then the ports are read from, though they are bound first
+(for ports below 1024, and so that a port in use is known before anything else is done). Stopping goes down, and takes
+its time so that nobody notices: no new connections; the lines that backends have sent already; the browsers, told to
+come back (4012) one after the other; then what lies beneath.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chatws import startup
+from chatws.brokers import open_broker
+from chatws.brokers.contract import Bounds
+from chatws.chat.audience import AudienceTable, Kind
+from chatws.chat.chat_server import ChatServer
+from chatws.chat.history import History
+from chatws.chat.session import SessionLimits
+from chatws.config import Config
+from chatws.endpoints import make_endpoint
+from chatws.errors import CloseCode, OperatorError
+from chatws.push.listener import PushFactory
+from chatws.server.admission import Admission
+from chatws.server.http_server import HttpServer
+from chatws.server.io_server import IoServer, raise_file_limit
+from chatws.server.wheel import Wheel
+from chatws.server.ws_server import WsServer
+
+__all__ = ["ChatwsService", "build"]
+
+log = Logger()
+
+#: Seconds between two batches of browsers sent away.
+DRAIN_TICK = 0.05
+
+
+def build(config: Config, reactor: Any) -> ChatwsService:
+    """The server that `config` asks for, not yet started.
+
+    :raises OperatorError: the settings do not go together.
+    """
+    for warning in startup.check(config, reactor):
+        log.warn("{warning}", warning=warning)
+    return ChatwsService(config, reactor)
+
+
+class ChatwsService(Service):
+    """One server.
+
+    :ivar chat: the application.
+    :ivar browsers: who listens for browsers, and :ivar backends: for backends; `ports` of each, once started.
+    """
+
+    def __init__(self, config: Config, reactor: Any) -> None:
+        self.config = config
+        self.reactor = reactor
+        wheel = Wheel(reactor)
+        bounds = Bounds(config.history_events, config.history_seconds, config.history_bytes)
+        self.chat = ChatServer(
+            open_broker(config.broker, bounds, durable=config.durable, reactor=reactor, now=time.time),
+            history=History(bounds, time.time),
+            audiences=_audiences(config),
+            limits=SessionLimits(config.max_subscriptions, config.rate, config.rate_burst),
+            auth_deadline=config.auth_deadline,
+            max_connections_per_user=config.max_connections_per_user,
+            presence_grace=config.presence_grace,
+            reactor=reactor,
+            schedule=wheel.schedule,
+        )
+        self.demo = self._demo() if config.demo else None
+        self.websockets = WsServer(
+            self.chat,
+            max_message_size=config.max_message_size,
+            max_fragments=config.max_fragments,
+            ping_interval=config.ping_interval,
+            ping_timeout=config.ping_timeout,
+            send_buffer=config.send_buffer,
+            compression=config.compression,
+            reactor=reactor,
+            wheel=wheel,
+        )
+        http = HttpServer(
+            self.websockets,
+            resource=self.demo.resource() if self.demo else None,
+            admission=Admission(
+                allowed_origins=config.allowed_origin,
+                trusted_proxies=config.trusted_proxy,
+                max_connections=config.max_connections,
+                max_connections_per_ip=config.max_connections_per_ip,
+            ),
+            max_head_size=config.max_head_size,
+            handshake_timeout=config.handshake_timeout,
+            reactor=reactor,
+        )
+        source = "--listen" if config.listen else "--port"
+        endpoints = [make_endpoint(reactor, one, source) for one in startup.browser_endpoints(config)]
+        self.browsers = IoServer(http, endpoints, reactor)
+        self.push = PushFactory(
+            self.chat, secret=self._push_secret, max_line_size=config.max_line_size, reactor=reactor
+        )
+        source = "--push-listen" if config.push_listen else "--push-port"
+        endpoints = [make_endpoint(reactor, one, source) for one in startup.push_endpoints(config)]
+        # an IoServer binds any factory, and says the same of a port in use
+        self.backends = IoServer(self.push, endpoints, reactor)  # type: ignore[arg-type]
+        self._secret = _read_push_secret(config)
+        self._bound: Deferred[None] | None = None
+
+    # Starting
+
+    def privilegedStartService(self) -> None:
+        super().privilegedStartService()  # type: ignore[no-untyped-call]
+        self._bind()
+
+    def startService(self) -> None:
+        super().startService()  # type: ignore[no-untyped-call]
+        self._bind()
+        Deferred.fromCoroutine(self._start()).addErrback(self._failed)
+
+    def _bind(self) -> None:
+        if self._bound is None:
+            self._bound = Deferred.fromCoroutine(self._listen())
+            self._bound.addErrback(self._failed)
+
+    async def _listen(self) -> None:
+        for server in (self.backends, self.browsers):
+            await server.listen()
+            for port in server.ports:
+                port.stopReading()  # whoever comes waits in the kernel's queue until there is somebody to answer
+
+    async def _start(self) -> None:
+        await self.chat.start()
+        if self.demo:
+            self.demo.startService()
+        assert self._bound is not None
+        await self._bound
+        for server in (self.backends, self.browsers):
+            for port in server.ports:
+                port.startReading()
+        log.info(
+            "listening for browsers on {browsers}, for backends on {backends}; up to {files} open files, {reactor}",
+            browsers=_addresses(self.browsers.ports),
+            backends=_addresses(self.backends.ports),
+            files=raise_file_limit(),
+            reactor=type(self.reactor).__name__,
+        )
+        if self.demo:
+            host = self.browsers.ports[0].getHost()
+            log.info("the demo: open http://localhost:{port}/ in two windows", port=getattr(host, "port", "?"))
+
+    def _failed(self, failure: Failure) -> None:
+        if not isinstance(failure.value, OperatorError):
+            log.failure("chatws cannot start", failure)
+        startup.fail(self.reactor, str(failure.value))
+
+    def _push_secret(self) -> bytes | None:
+        return self._secret
+
+    # Stopping
+
+    def stopService(self) -> Deferred[None]:
+        """Drain, then stop. Fires when all is let go."""
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.browsers.stop_listening()
+        await self.backends.stop_listening()
+        if self.demo:
+            await self.demo.stopService()
+        await self.push.drain()
+        await self._send_away()
+        await self.browsers.stopService()
+        await self.chat.stop()
+
+    async def _send_away(self) -> None:
+        """Close the browsers, evenly over `drain_seconds`, so that they do not all come back at once."""
+        ticks = max(1, round(self.config.drain_seconds / DRAIN_TICK))
+        left = self.chat.connections
+        if left:
+            log.info("sending {count} browsers away over {seconds:g} s", count=left, seconds=self.config.drain_seconds)
+        for tick in range(ticks, 0, -1):
+            left = self.chat.send_away(CloseCode.RESTARTING, "the server is restarting", -(-left // tick))
+            if not left:
+                break
+            await deferLater(self.reactor, DRAIN_TICK)
+
+    # The demo
+
+    def _demo(self) -> Any:
+        from chatws.demo.service import DemoService
+        from chatws.push.client import PushClient
+
+        client = PushClient(_OwnPushPort(self), reactor=self.reactor, secret=_read_push_secret(self.config))
+        return DemoService(client, self.config.demo_database, reactor=self.reactor)
+
+
+class _OwnPushPort:
+    """The endpoint on which this process itself listens for backends: known only once it does."""
+
+    def __init__(self, service: ChatwsService) -> None:
+        self._service = service
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """See `IStreamClientEndpoint`."""
+        reactor = self._service.reactor
+        host = self._service.backends.ports[0].getHost()
+        if hasattr(host, "port"):
+            return TCP4ClientEndpoint(reactor, "127.0.0.1", host.port).connect(factory)
+        endpoint: Any = UNIXClientEndpoint(reactor, host.name)  # type: ignore[no-untyped-call]
+        connecting: Deferred[Any] = endpoint.connect(factory)
+        return connecting
+
+
+def _audiences(config: Config) -> AudienceTable:
+    pairs = (one.partition("=") for one in config.audience)
+    try:
+        return AudienceTable({name: Kind(kind) for name, _, kind in pairs})
+    except ValueError as error:
+        raise OperatorError(f"[audience]: {error}; one of {', '.join(Kind)}") from None
+
+
+def _read_push_secret(config: Config) -> bytes | None:
+    if not config.push_secret_file:
+        return None
+    return startup.read_secret_file(config.push_secret_file, "--push-secret-file").encode()
+
+
+def _addresses(ports: Sequence[Any]) -> str:
+    hosts = [port.getHost() for port in ports]
+    return ", ".join(f"{host.host}:{host.port}" if hasattr(host, "port") else f"unix:{host.name}" for host in hosts)
