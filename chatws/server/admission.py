@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import resource
+import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -53,6 +54,11 @@ def _parse_address(text: str) -> _Address | None:
         return None
     mapped = getattr(address, "ipv4_mapped", None)
     return mapped if mapped is not None else address
+
+
+def _files_for_connections() -> int:
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if files == resource.RLIM_INFINITY else files - min(RESERVED_FILES, files // 4)
 
 
 class Admission:
@@ -113,6 +119,7 @@ class Admission:
         self._origins = origins
         self._networks = networks
         self.max_connections = max_connections
+        self._limit: int | None = None
         self.max_connections_per_ip = max_connections_per_ip
         self._known: dict[str, tuple[str, bool]] = {}  # by peer: its normal form, and whether it is trusted
 
@@ -174,11 +181,10 @@ class Admission:
         """
         if not self.may_enter(request):
             return Refusal(403, "origin", "pages of this origin may not connect; see allowed_origin")
-        limit = self.max_connections
-        if not limit:
-            files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-            limit = files - min(RESERVED_FILES, files // 4) if files != resource.RLIM_INFINITY else 0
-        if limit and self.open_now >= limit:
+        if self._limit is None:
+            # not before: the soft limit is raised when the server begins to listen
+            self._limit = self.max_connections or _files_for_connections()
+        if self.open_now >= self._limit:
             return Refusal(
                 503, "full", "the server has as many connections as it can", (("Retry-After", str(RETRY_AFTER)),)
             )

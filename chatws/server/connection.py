@@ -146,7 +146,7 @@ class WsConnection(Writer):
         elif self._backlog is None:
             transport.loseConnection()
         elif self._backlog.idle:
-            # TLS waits for its producer to go before it says goodbye
+            # TLS says no goodbye before its producer has gone
             transport.unregisterProducer()
             transport.loseConnection()
         else:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import socket
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from twisted.internet import tcp
@@ -72,10 +73,12 @@ def _send(recipients: Collection[Writer], blob: bytes) -> None:
     size = len(blob)
     if not size or not recipients:
         return
+    direct_sends = len(recipients)
     for connection in recipients:
         direct = connection._socket
         if direct is None:
             connection.send_frames(blob)
+            direct_sends -= 1
             continue
         try:
             sent = direct.send(blob)
@@ -86,8 +89,8 @@ def _send(recipients: Collection[Writer], blob: bytes) -> None:
             connection._hold_back(blob, sent)
     # all of them belong to one server
     stats = connection.stats
-    stats.sends += len(recipients)
-    stats.bytes_sent += size * len(recipients)
+    stats.sends += direct_sends
+    stats.bytes_sent += direct_sends * size
 
 
 class Writer:
@@ -144,9 +147,15 @@ class Writer:
         if self._socket is None:
             self._backlog = Backlog(self, transport, paused=False)
             transport.registerProducer(self._backlog, True)
+            if hasattr(transport.getPeer(), "port") and hasattr(transport, "setTcpNoDelay"):
+                transport.setTcpNoDelay(True)
+        else:
+            # events are not kept back to be joined with later ones; a Unix socket knows nothing of that
+            with suppress(OSError):
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def _write(self, frames: bytes) -> None:
-        """Send complete frames, whether or not the connection counts as open: for what belongs to the protocol."""
+        """Send complete frames, whether or not the connection counts as open."""
         direct = self._socket
         if direct is not None:
             try:
@@ -158,11 +167,8 @@ class Writer:
                 self._hold_back(frames, sent)
         elif self._backlog is not None:
             self._backlog.add(frames)
-        elif self.transport is not None:
-            # closing, with nothing held back: no more `send_frames`, but Autobahn may have a word to say
-            self._hold(frames)
         else:
-            return
+            return  # nothing follows a close frame
         self.stats.sends += 1
         self.stats.bytes_sent += len(frames)
 
@@ -370,6 +376,8 @@ class Backlog:
         finally:
             self._busy = False
         if self.closing:
+            if not self.pull:
+                self.transport.unregisterProducer()  # TLS says no goodbye before its producer has gone
             self.transport.loseConnection()
 
     def pauseProducing(self) -> None:

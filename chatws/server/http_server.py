@@ -134,7 +134,7 @@ class _Visitor(Protocol):
         if end < 0:
             if len(head) >= server.max_head_size:
                 self._refuse(Refusal(431, "head", f"a request head has at most {server.max_head_size} bytes"))
-            elif not _may_go_on(head):
+            elif not may_begin(head):
                 self._refuse(Refusal(400, "head", "this is no HTTP request"))
             return
         end += 4
@@ -230,11 +230,3 @@ class _Visitor(Protocol):
         self.transport = None
         if self._next is not None:
             self._next.connectionLost(reason)
-
-
-def _may_go_on(head: bytes) -> bool:
-    """Whether an incomplete head can still become one: whoever speaks something else need not wait for the timeout."""
-    end = head.find(b"\n")
-    if end < 0:
-        return may_begin(head)
-    return head[end - 1 : end] == b"\r" and may_begin(head[: end - 1]) and b"\0" not in head

@@ -20,6 +20,7 @@ from twisted.logger import (
     globalLogBeginner,
     textFileLogObserver,
 )
+from twisted.python.failure import Failure
 
 from chatws.errors import OperatorError
 from chatws.server.http_server import HttpServer
@@ -67,16 +68,17 @@ class IoServer(Service):
     :param app: what is given the connections.
     :param endpoints: where to listen (`IStreamServerEndpoint`).
 
-    :ivar ports: where it does (`IListeningPort`).
-    :ivar started: fires when it listens; fails with `OperatorError`. Set by `startService`.
+    :ivar ports: where it does (`IListeningPort`), once `listen()` has fired.
     """
 
     def __init__(self, app: HttpServer, endpoints: Sequence[Any], reactor: Any = None) -> None:
         self.app = app
         self.endpoints = list(endpoints)
         self.ports: list[Any] = []
-        self.started: Deferred[None] | None = None
         self._reactor = reactor
+        self._begun = self._done = False
+        self._outcome: Failure | None = None
+        self._asking: list[Deferred[None]] = []
 
     @classmethod
     def factory(cls, app: HttpServer, port: int = 8080, address: str = "127.0.0.1", *, reactor: Any = None) -> IoServer:
@@ -89,20 +91,28 @@ class IoServer(Service):
         return cls(app, [endpoint(reactor, port, BACKLOG, address)], reactor)
 
     def listen(self) -> Deferred[None]:
-        """Start to accept connections. A second call does nothing more.
+        """Start to accept connections, unless that has been done; `startService` calls it too.
 
+        :returns: a Deferred of the caller's own that fires when all endpoints listen.
         :raises OperatorError: through the Deferred: an address cannot be bound. Then none is.
         """
-        if self.started is None:
-            self.started = Deferred.fromCoroutine(self._listen())
-        waiting: Deferred[None] = Deferred()
+        answer: Deferred[None] = Deferred()
+        self._asking.append(answer)
+        if not self._begun:
+            self._begun, self._done = True, False
+            Deferred.fromCoroutine(self._listen()).addBoth(self._listened)
+        elif self._done:
+            self._listened(self._outcome)
+        return answer
 
-        def pass_on(result: Any) -> Any:
-            waiting.callback(result) if result is None else waiting.errback(result)
-            return None
-
-        self.started.addBoth(pass_on)
-        return waiting
+    def _listened(self, outcome: Failure | None) -> None:
+        self._done, self._outcome = True, outcome
+        asking, self._asking = self._asking, []
+        for one in asking:
+            if outcome is None:
+                one.callback(None)
+            else:
+                one.errback(outcome)
 
     async def _listen(self) -> None:
         raise_file_limit()
@@ -123,15 +133,13 @@ class IoServer(Service):
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()  # type: ignore[no-untyped-call]
-        self.listen().addErrback(self._cannot_listen)
+        self.startService()  # ports below 1024 are root's to open
 
     def startService(self) -> None:
         super().startService()  # type: ignore[no-untyped-call]
-        if self.started is None:
-            self.listen().addErrback(self._cannot_listen)
-
-    def _cannot_listen(self, failure: Any) -> None:
-        log.failure("cannot listen", failure)
+        if not self._begun:
+            # whoever must not go on without asks `listen()`
+            self.listen().addErrback(lambda failure: log.critical("{reason}", reason=failure.getErrorMessage()))
 
     def stopService(self) -> Deferred[None]:
         """Stop listening and close what is left. Fires when all connections are gone."""
@@ -142,7 +150,7 @@ class IoServer(Service):
         await self.stop_listening()
         self.app.close_visitors()
         await self.app.app.close_all()
-        self.started = None
+        self._begun = False
 
     def run(self) -> None:
         """Serve until a signal comes, from a script. Logs to standard error.
@@ -158,7 +166,7 @@ class IoServer(Service):
         )
         problems: list[str] = []
 
-        def failed(failure: Any) -> None:
+        def failed(failure: Failure) -> None:
             problems.append(failure.getErrorMessage())
             if reactor.running:
                 reactor.stop()

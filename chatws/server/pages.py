@@ -139,6 +139,8 @@ class Front(Resource):
         if self._inner.isLeaf:
             request.postpath.insert(0, request.prepath.pop())
             return self._inner
+        if path not in self._inner.listStaticNames() and type(self._inner).getChild is Resource.getChild:
+            return self._nothing
         return self._inner.getChildWithDefault(path, request)
 
     def render(self, request: Any) -> bytes:

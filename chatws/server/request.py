@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from chatws.server.component import HttpRequest
 
-__all__ = ["BadHead", "Headers", "parse_head", "split_host"]
+__all__ = ["BadHead", "Headers", "may_begin", "parse_head", "split_host"]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _match_line = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n").match
@@ -71,6 +72,9 @@ class Headers(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._fields())
 
+    def get(self, name: str, default: Any = None) -> Any:
+        return self._fields().get(name, default)  # the base class catches a KeyError for each absent header
+
     def __contains__(self, name: object) -> bool:
         return name in self._fields()
 
@@ -85,8 +89,10 @@ def split_host(host: str) -> str | None:
 
 
 def may_begin(data: bytes) -> bool:
-    """Whether `data`, which has no line end yet, can be the beginning of a request."""
-    return _match_start(data) is not None
+    """Whether an incomplete head can still become one: who speaks something else need not wait for the timeout."""
+    if b"\n" not in data:
+        return _match_start(data) is not None
+    return _match_line(data) is not None and b"\0" not in data
 
 
 def parse_head(head: bytes) -> HttpRequest:

@@ -36,6 +36,10 @@ __all__ = ["WsProtocol", "make_protocol_class"]
 log = Logger()
 
 _PING = b"\x89\x00"
+#: Bytes read at a time. Twisted's 64 KiB can hold ten thousand messages, and nobody else is served meanwhile.
+_READ = 8192
+#: Pings and pongs that a peer may send between two of our pings.
+_MAX_CONTROL_FRAMES = 1000
 
 
 class _Silence:
@@ -61,6 +65,7 @@ class WsProtocol(WebSocketServerProtocol):
     log = _Silence()
     server: WsServer
 
+    transport: Any
     connection: WsConnection
     gate: Admission | None
     timer: Timer | None = None
@@ -102,6 +107,7 @@ class WsProtocol(WebSocketServerProtocol):
     websocket_version = 13
     _perMessageCompress: Any = None
     _fragments = 0
+    _control_frames = 0
 
     def __init__(self, transport: Any, gate: Admission | None) -> None:
         # not Autobahn's: see above
@@ -120,6 +126,8 @@ class WsProtocol(WebSocketServerProtocol):
         self.connection = connection
         server = self.server
         connection._attach(self.transport)
+        if connection._socket is not None:
+            self.transport.bufferSize = _READ
         connection._write(response)
         if self.state != self.STATE_CONNECTING:
             return  # reset while we answered
@@ -184,6 +192,18 @@ class WsProtocol(WebSocketServerProtocol):
         else:
             self.sendCloseFrame(1003, b"binary messages are not supported")
 
+    def _onPing(self, payload: bytes) -> None:
+        self._count_control_frame()
+        self.onPing(payload)
+
+    def _onPong(self, payload: bytes) -> None:
+        self._count_control_frame()
+
+    def _count_control_frame(self) -> None:
+        self._control_frames += 1
+        if self._control_frames > _MAX_CONTROL_FRAMES and self.server.ping_interval and self.state == self.STATE_OPEN:
+            self._fail_connection(1008, "too many pings")
+
     # sending: all of it goes the connection's way, so that frames keep their order
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
@@ -192,6 +212,7 @@ class WsProtocol(WebSocketServerProtocol):
     def _ping(self) -> None:
         server = self.server
         self.heard = False
+        self._control_frames = 0
         self.connection._write(_PING)
         self.timer = server.wheel.schedule(server.ping_timeout, self._pong_is_due)
 
@@ -229,8 +250,11 @@ class WsProtocol(WebSocketServerProtocol):
         return bool(super().onCloseFrame(code, reasonRaw))
 
     def _fail_connection(self, code: int = 1001, reason: str = "going away") -> None:
-        if not self.failedByMe:
-            self.server.stats.protocol_errors += 1
+        if self.failedByMe:
+            # Autobahn closes the socket at the second mistake, which often is but the rest of the first: a reset may
+            # then overtake the close frame. The peer's answer or `_close_is_due` will end it.
+            return
+        self.server.stats.protocol_errors += 1
         super()._fail_connection(code, reason)
 
     def dropConnection(self, abort: bool = False) -> None:

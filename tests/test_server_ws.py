@@ -1,0 +1,416 @@
+"""WebSockets: the handshake's answer, messages, limits, pings, closing, and components that fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from chatws.errors import CloseCode
+from chatws.server.echo import EchoServer
+from tests.server_wire import ACCEPT, BinaryRecorder, Recorder, ServerCase, frame, head
+
+
+class OpeningTests(ServerCase):
+    def test_the_answer_to_the_handshake_is_that_of_the_rfc(self) -> None:
+        wire = self.wire()
+        wire.send(head("/ws"))
+        status, headers, rest = wire.response()
+        assert (status, rest) == (101, b"")
+        assert headers == {"upgrade": "websocket", "connection": "Upgrade", "sec-websocket-accept": ACCEPT}
+
+    def test_both_paths_are_served_and_the_query_is_kept(self) -> None:
+        _, connection = self.connect()
+        assert (connection.http_request.path, connection.http_request.query) == ("/ws", "")
+        wire = self.wire()
+        wire.send(head("/?room=7&x=%20", Cookie="session=abc; a=b"))
+        assert wire.response()[0] == 101
+        request = self.component.connections[-1].http_request
+        assert (request.method, request.path, request.query) == ("GET", "/", "room=7&x=%20")
+        assert request.cookies == {"session": "abc", "a": "b"}
+        assert request.headers["host"] == "chat.example:8080"
+
+    def test_a_head_that_comes_byte_by_byte_opens_a_connection(self) -> None:
+        wire = self.wire()
+        for byte in head():
+            wire.send(bytes([byte]))
+        assert wire.response()[0] == 101
+
+    def test_a_frame_sent_right_behind_the_head_is_not_lost(self) -> None:
+        wire = self.wire()
+        wire.send(head() + frame("early") + frame("too")[:3])
+        assert wire.response()[0] == 101
+        wire.send(frame("too")[3:])
+        assert self.component.events == [("open", 1), ("message", 1, "early"), ("message", 1, "too")]
+
+    def test_resource_ids_count_up_and_connections_carry_what_is_set_on_them(self) -> None:
+        _, first = self.connect()
+        _, second = self.connect()
+        assert (first.resource_id, second.resource_id) == (1, 2)
+        assert first.session is None
+        first.nickname = "Ana"
+        assert first.nickname == "Ana"
+        assert not hasattr(second, "nickname")
+        assert first.remote_address == "192.0.2.7"
+
+    def test_what_a_component_sends_as_it_opens_follows_the_answer(self) -> None:
+        class Greeter(Recorder):
+            def on_open(self, connection: Any) -> None:
+                super().on_open(connection)
+                connection.send("welcome")
+
+        self.serve(Greeter())
+        wire, _ = self.connect()
+        assert wire.texts() == ["welcome"]
+
+
+class MessageTests(ServerCase):
+    def test_texts_of_every_length_come_and_go_whole(self) -> None:
+        self.serve(EchoComponent())
+        wire, _ = self.connect()
+        for length in (0, 1, 125, 126, 127, 65535, 65536):
+            wire.send(frame("x" * length))
+            assert wire.texts() == ["x" * length]
+
+    def test_a_message_in_fragments_with_a_ping_between_is_one_message(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame("He", fin=False) + frame("are you there", opcode=9) + frame("llo", opcode=0))
+        assert self.component.events[1:] == [("message", 1, "Hello")]
+        assert wire.frames() == [(138, b"are you there")]
+
+    def test_a_message_may_be_cut_within_a_character_and_come_byte_by_byte(self) -> None:
+        wire, _ = self.connect()
+        raw = "olá 👋".encode()
+        for byte in frame(raw[:3], fin=False) + frame(raw[3:], opcode=0):
+            wire.send(bytes([byte]))
+        assert self.component.events[1:] == [("message", 1, "olá 👋")]
+
+    def test_binary_messages_go_to_a_component_that_takes_them(self) -> None:
+        self.serve(BinaryRecorder())
+        wire, connection = self.connect()
+        wire.send(frame(b"\x00\xff", opcode=2))
+        assert self.component.events[1:] == [("binary", 1, b"\x00\xff")]
+        connection.send(b"\x01\x02")
+        assert wire.frames() == [(130, b"\x01\x02")]
+
+    def test_a_binary_message_closes_with_1003_where_the_component_takes_none(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame(b"\x00", opcode=2))
+        assert wire.closed_with()[0] == 1003
+
+    def test_nothing_is_sent_or_received_after_close(self) -> None:
+        wire, connection = self.connect()
+        connection.close(4000, "go")
+        assert not connection.is_open
+        connection.send("late")
+        connection.send_frames(b"\x81\x00")
+        connection.close(4001, "again")
+        wire.send(frame("late too"))
+        assert wire.closed_with() == (4000, "go")
+        assert self.component.events == [("open", 1)]
+
+    def test_counters_tell_what_passed(self) -> None:
+        wire, connection = self.connect()
+        wire.send(frame("hello"))
+        connection.send("you")
+        stats = self.ws.stats
+        assert (stats.connections, stats.connections_now, stats.messages_received) == (1, 1, 1)
+        assert (stats.bytes_received, stats.sends) == (len(frame("hello")), 2)
+
+
+class EchoComponent(EchoServer, Recorder):
+    on_open = Recorder.on_open
+
+
+class LimitTests(ServerCase):
+    def fails_with(self, data: bytes, code: int) -> None:
+        """The peer's data closes its connection with `code`, and a bystander notices nothing."""
+        bystander, other = self.connect()
+        wire, _ = self.connect()
+        self.component.events.clear()
+        wire.send(data)
+        assert wire.closed_with()[0] == code
+        wire.send(frame(code.to_bytes(2, "big"), opcode=8))
+        wire.read()
+        assert wire.ended
+        assert self.component.events == [("close", 2)]
+        assert self.ws.stats.protocol_errors == 1
+        other.send("still here")
+        assert bystander.texts() == ["still here"]
+
+    def test_an_unmasked_frame_is_a_protocol_error(self) -> None:
+        self.fails_with(frame("hi", mask=None), 1002)
+
+    def test_reserved_bits_are_a_protocol_error(self) -> None:
+        self.fails_with(frame("hi", rsv=4), 1002)
+
+    def test_a_reserved_opcode_is_a_protocol_error(self) -> None:
+        self.fails_with(frame("hi", opcode=3), 1002)
+
+    def test_a_continuation_of_nothing_is_a_protocol_error(self) -> None:
+        self.fails_with(frame("hi", opcode=0), 1002)
+
+    def test_a_message_within_a_message_is_a_protocol_error(self) -> None:
+        self.fails_with(frame("a", fin=False) + frame("b"), 1002)
+
+    def test_a_long_ping_is_a_protocol_error(self) -> None:
+        self.fails_with(frame("x" * 126, opcode=9), 1002)
+
+    def test_a_fragmented_ping_is_a_protocol_error(self) -> None:
+        self.fails_with(frame("x", opcode=9, fin=False), 1002)
+
+    def test_a_length_not_in_its_shortest_form_is_a_protocol_error(self) -> None:
+        self.fails_with(b"\x81\xfe\x00\x05" + b"\0\0\0\0" + b"hello", 1002)
+
+    def test_an_invalid_close_code_is_a_protocol_error(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame((1005).to_bytes(2, "big"), opcode=8))
+        assert wire.closed_with()[0] == 1002
+        assert wire.ended
+
+    def test_invalid_utf_8_is_refused(self) -> None:
+        self.fails_with(frame(b"\xce\xba\xe1\xbd\xb9\xed\xa0\x80"), 1007)
+
+    def test_utf_8_that_ends_within_a_character_is_refused(self) -> None:
+        self.fails_with(frame(b"ol\xc3"), 1007)
+
+    def test_a_message_past_the_limit_is_refused(self) -> None:
+        self.fails_with(frame("x" * 65537), 1009)
+
+    def test_a_length_past_the_limit_is_refused_before_its_payload_comes(self) -> None:
+        _bystander, _ = self.connect()
+        wire, _ = self.connect()
+        wire.send(b"\x81\xff" + (1 << 40).to_bytes(8, "big") + b"\0\0\0\0")
+        assert wire.closed_with()[0] == 1009
+
+    def test_fragments_that_add_up_past_the_limit_are_refused(self) -> None:
+        self.fails_with(frame("x" * 40000, fin=False) + frame("x" * 40000, opcode=0), 1009)
+
+    def test_a_message_in_too_many_fragments_is_refused(self) -> None:
+        self.serve(max_fragments=8)
+        self.fails_with(frame("", fin=False) + frame("", opcode=0, fin=False) * 8, 1009)
+
+    def test_as_many_fragments_as_allowed_are_fine(self) -> None:
+        self.serve(max_fragments=8)
+        wire, _ = self.connect()
+        message = frame("a", fin=False) + frame("b", opcode=0, fin=False) * 6 + frame("c", opcode=0)
+        wire.send(message + message)
+        assert self.component.events[1:] == [("message", 1, "abbbbbbc")] * 2
+
+    def test_ten_thousand_tiny_fragments_cost_no_memory(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame("x", fin=False) + frame("x", opcode=0, fin=False) * 10_000)
+        assert wire.closed_with()[0] == 1009
+        protocol = self.component.connections[-1]._protocol
+        assert len(protocol.message_data) < 100
+
+    def test_a_flood_of_pings_is_refused(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame("", opcode=9) * 1100)
+        found = wire.frames()
+        assert found[-1][1][:2] == (1008).to_bytes(2, "big")
+        assert found[:-1] == [(138, b"")] * 1000
+
+    def test_garbage_after_the_failure_is_read_and_forgotten(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame("hi", mask=None))
+        for _ in range(50):
+            wire.send(b"\xff" * 8192)
+        assert self.component.events[0] == ("open", 1)
+        self.reactor.advance(6)
+        wire.read()
+        assert wire.ended
+
+
+class PingTests(ServerCase):
+    def test_an_idle_connection_is_pinged_within_the_interval(self) -> None:
+        wire, _ = self.connect()
+        self.reactor.advance(30.5)
+        assert wire.frames() == [(137, b"")]
+
+    def test_a_peer_that_answers_pings_lives(self) -> None:
+        wire, connection = self.connect()
+        for _ in range(200):
+            self.reactor.advance(1)
+            for first, payload in wire.frames():
+                assert first == 137
+                wire.send(frame(payload, opcode=10))
+        assert connection.is_open
+
+    def test_any_sign_of_life_counts_as_an_answer(self) -> None:
+        wire, connection = self.connect()
+        for _ in range(200):
+            self.reactor.advance(1)
+            if wire.frames():
+                wire.send(frame("busy"))
+        assert connection.is_open
+
+    def test_a_peer_that_does_not_answer_is_dropped(self) -> None:
+        _wire, connection = self.connect()
+        self.reactor.advance(30.5)
+        self.reactor.advance(19)
+        assert connection.is_open
+        self.reactor.advance(1.5)
+        self.reactor.turn()
+        assert not connection.is_open
+        assert self.component.events == [("open", 1), ("close", 1)]
+        assert self.ws.stats.dead_peers == 1
+
+    def test_pings_are_spread_over_time(self) -> None:
+        wires = [self.connect()[0] for _ in range(16)]
+        self.reactor.advance(20)
+        pinged = sum(bool(wire.frames()) for wire in wires)
+        assert 2 <= pinged <= 14, pinged
+
+    def test_there_are_no_pings_where_the_interval_is_zero(self) -> None:
+        self.serve(ping_interval=0)
+        _wire, _ = self.connect()
+        assert len(self.ws.wheel) == 0
+
+
+class ClosingTests(ServerCase):
+    def test_the_peers_close_is_answered_and_ends_the_connection(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame(b"\x03\xe8bye", opcode=8))
+        assert wire.closed_with()[0] == 1000
+        assert wire.ended
+        assert self.component.events == [("open", 1), ("close", 1)]
+
+    def test_our_close_ends_when_the_peer_answers(self) -> None:
+        wire, connection = self.connect()
+        connection.send("last words")
+        connection.close(CloseCode.RESTARTING, "bye")
+        assert self.component.events == [("open", 1)]
+        found = wire.frames()
+        assert found == [(129, b"last words"), (136, b"\x0f\xacbye")]
+        wire.send(frame(b"\x0f\xac", opcode=8))
+        assert wire.read() == b""
+        assert wire.ended
+        assert self.component.events == [("open", 1), ("close", 1)]
+
+    def test_our_close_ends_after_a_while_when_the_peer_does_not_answer(self) -> None:
+        wire, connection = self.connect()
+        connection.close()
+        self.reactor.advance(5.5)
+        self.reactor.turn()
+        wire.read()
+        assert wire.ended
+        assert self.component.events == [("open", 1), ("close", 1)]
+
+    def test_a_peer_that_just_goes_is_noticed_once(self) -> None:
+        wire, connection = self.connect()
+        wire.close()
+        assert self.component.events == [("open", 1), ("close", 1)]
+        connection.send("anyone?")
+        connection.close()
+        connection.abort()
+
+    def test_abort_ends_at_once_but_not_from_within(self) -> None:
+        _wire, connection = self.connect()
+        connection.abort()
+        assert not connection.is_open
+        assert self.component.events == [("open", 1)]
+        self.reactor.turn()
+        assert self.component.events == [("open", 1), ("close", 1)]
+
+    def test_a_long_reason_is_cut_at_a_character(self) -> None:
+        wire, connection = self.connect()
+        connection.close(4000, "é" * 100)
+        assert wire.closed_with() == (4000, "é" * 61)
+
+    def test_codes_of_the_protocols_own_are_refused(self) -> None:
+        _, connection = self.connect()
+        for code in (0, 999, 1001, 1005, 1011, 2999, 5000):
+            with pytest.raises(ValueError, match=str(code)):
+                connection.close(code)
+        assert connection.is_open
+
+    def test_closing_while_opening_is_fine(self) -> None:
+        class Bouncer(Recorder):
+            def on_open(self, connection: Any) -> None:
+                super().on_open(connection)
+                connection.close(4903, "no")
+
+        self.serve(Bouncer())
+        wire = self.wire()
+        wire.send(head() + frame("let me in"))
+        assert wire.response()[2] == b"\x88\x04\x13'no"
+        assert self.component.events == [("open", 1)]
+
+    def test_close_all_closes_everybody_and_tells_when_they_are_gone(self) -> None:
+        polite, _ = self.connect()
+        self.connect()
+        gone = self.ws.close_all()
+        assert polite.closed_with()[0] == 4012
+        polite.send(frame(b"\x0f\xac", opcode=8))
+        self.assertNoResult(gone)
+        self.reactor.advance(5.5)
+        self.reactor.turn()
+        self.successResultOf(gone)
+        self.successResultOf(self.ws.close_all())
+        assert self.component.events[-2:] == [("close", 1), ("close", 2)]
+
+    def test_the_peers_messages_after_our_close_are_not_delivered(self) -> None:
+        class Once(Recorder):
+            def on_message(self, connection: Any, text: str) -> None:
+                super().on_message(connection, text)
+                connection.close()
+
+        self.serve(Once())
+        wire, _ = self.connect()
+        wire.send(frame("one") + frame("two"))
+        assert self.component.events == [("open", 1), ("message", 1, "one")]
+
+
+class FaultyComponentTests(ServerCase):
+    def test_an_exception_reaches_on_error_and_nobody_else(self) -> None:
+        class Faulty(Recorder):
+            def on_message(self, connection: Any, text: str) -> None:
+                if text == "bad":
+                    raise LookupError(text)
+                super().on_message(connection, text)
+
+        self.serve(Faulty())
+        wire, connection = self.connect()
+        wire.send(frame("bad") + frame("good"))
+        assert isinstance(self.component.errors[0], LookupError)
+        assert self.component.events == [("open", 1), ("message", 1, "good")]
+        assert connection.is_open
+        assert self.ws.stats.component_errors == 1
+
+    def test_an_exception_while_opening_leaves_the_connection_open_and_its_close_is_told(self) -> None:
+        class Faulty(Recorder):
+            def on_open(self, connection: Any) -> None:
+                super().on_open(connection)
+                raise LookupError
+
+        self.serve(Faulty())
+        wire, _ = self.connect()
+        wire.send(frame("hi"))
+        wire.close()
+        assert self.component.events == [("open", 1), ("message", 1, "hi"), ("close", 1)]
+        assert len(self.component.errors) == 1
+
+    def test_an_exception_while_closing_reaches_on_error(self) -> None:
+        class Faulty(Recorder):
+            def on_close(self, connection: Any) -> None:
+                raise LookupError
+
+        self.serve(Faulty())
+        wire, _ = self.connect()
+        wire.close()
+        assert len(self.component.errors) == 1
+
+    def test_an_on_error_that_fails_is_logged_and_closes_with_4500(self) -> None:
+        class Faulty(Recorder):
+            def on_message(self, connection: Any, text: str) -> None:
+                raise LookupError
+
+            def on_error(self, connection: Any, exception: Exception) -> None:
+                raise ZeroDivisionError
+
+        self.serve(Faulty())
+        wire, _ = self.connect()
+        wire.send(frame("hi"))
+        assert wire.closed_with() == (4500, "internal error")
+        assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
