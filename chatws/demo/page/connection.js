@@ -1,0 +1,146 @@
+// The WebSocket side: window.wsClient's events put into the state, and what the pill in the corner says.
+
+import { $ } from "./dom.js";
+import { idKey, sameId } from "./state.js";
+import { t, tn } from "./strings.js";
+
+const CATCH_UP_MS = 1500;
+const SAID_MS = 7000;
+
+/** Where the demo's own server takes WebSockets: wherever it is that the page came from. */
+export function socketUrl(place = location) {
+  return `${place.protocol === "https:" ? "wss" : "ws"}://${place.host}/ws`;
+}
+
+export class Connection {
+  /** `app` has: changed(), reload(conversationId?), returned(), subscribed(conversationId), arrived(conversationId, message),
+   *  created(conversation), updated(before, conversation). */
+  constructor(state, client, app) {
+    this.state = state;
+    this.client = client;
+    this.app = app;
+    this.phase = "connecting";
+    this.wasLive = false;
+    this.catchUp = null; // after a reconnect: what came of the time in between
+    this.timer = null;
+  }
+
+  start() {
+    const { client, state, app } = this;
+    if (!client) {
+      this.show("failed");
+      return;
+    }
+    const on = (event, handler) =>
+      client.on(event, (data) => {
+        handler(data || {});
+        app.changed();
+      });
+
+    on("connected", () => this.connected());
+    on("disconnected", () => this.show(this.phase === "failed" ? "failed" : this.wasLive ? "reconnecting" : "connecting"));
+    on("reconnect_failed", () => this.show("failed"));
+    on("recovered", ({ count }) => this.caughtUp((one) => (one.updates += Number(count) || 0)));
+    on("resync", ({ conversation_id: id }) => {
+      this.caughtUp((one) => (one.reloaded = true));
+      app.reload(id);
+    });
+    on("error", (error) => {
+      console.warn("chatws:", error);
+      if (error.request && error.request.type === "subscribe") app.subscribed(state.open); // no events, but still its messages
+    });
+
+    // From here on the conversation's events are complete: what came before is asked for now. (After a reconnect
+    // `recovered` says whether that is needed.)
+    on("subscribed", ({ conversation_id: id, recovered }) => recovered === undefined && app.subscribed(id));
+
+    on("new_message", ({ conversation_id: id, message }) => {
+      if (id === undefined || !state.addMessage(id, message)) return;
+      if (message.sender_type !== "note" && !sameId(message.sender_id, state.me)) {
+        this.caughtUp((one) => one.messages.add(idKey(message.id)));
+        app.arrived(id, message);
+      }
+    });
+    on("conversation_updated", ({ conversation_id: id, conversation }) => {
+      if (!conversation || id === undefined) return;
+      const before = state.mergeConversation(id, conversation);
+      if (before === undefined) return;
+      const last = conversation.last_message;
+      const isNew = last && !sameId(last.sender_id, state.me) && before && !sameId((before.last_message || {}).id, last.id);
+      if (isNew) this.caughtUp((one) => one.messages.add(idKey(last.id)));
+      app.updated(before, state.conversation(id));
+    });
+    on("new_conversation", ({ conversation }) => {
+      if (!conversation || conversation.id === undefined) return;
+      const before = state.mergeConversation(conversation.id, conversation);
+      if (before === null) {
+        if (conversation.last_message) this.caughtUp((one) => one.messages.add(idKey(conversation.last_message.id)));
+        app.created(state.conversation(conversation.id));
+      }
+    });
+    on("message_read", ({ conversation_id: id, message_id: message, user_id: user }) => {
+      if (id !== undefined && user !== undefined) state.addRead(id, user, message);
+    });
+    on("typing", ({ conversation_id: id, user_id: user, is_typing: isTyping }) => {
+      if (id !== undefined && user !== undefined) state.setTyping(id, user, isTyping !== false);
+    });
+    on("presence", ({ online }) => {
+      state.presence = new Map((online || []).map((id) => [idKey(id), "online"]));
+    });
+    on("agent_status", ({ agent_id: id, status }) => {
+      if (id !== undefined) state.presence.set(idKey(id), String(status));
+    });
+
+    this.show("connecting");
+    client.connect(state.me, { url: socketUrl() });
+  }
+
+  connected() {
+    this.client.send({ type: "presence" });
+    this.state.presence.set(idKey(this.state.me), "online");
+    if (!this.wasLive) {
+      this.wasLive = true;
+      this.show("live");
+      return;
+    }
+    this.catchUp = { until: Date.now() + CATCH_UP_MS, updates: 0, messages: new Set(), reloaded: false };
+    this.show("back");
+    this.app.returned();
+  }
+
+  /** Note something that belongs to the time of the interruption, if we have just come back from one. */
+  caughtUp(note) {
+    if (!this.catchUp || Date.now() > this.catchUp.until) return;
+    note(this.catchUp);
+    this.show("back");
+  }
+
+  again() {
+    this.show("connecting");
+    this.client.connect(this.state.me, { url: socketUrl() });
+  }
+
+  show(phase) {
+    this.phase = phase;
+    clearTimeout(this.timer);
+    if (phase === "back") this.timer = setTimeout(() => this.show("live"), SAID_MS);
+    this.draw();
+  }
+
+  draw() {
+    $("status").dataset.state = this.phase;
+    $("inbox").dataset.connection = this.phase;
+    $("status-retry").hidden = this.phase !== "failed" || !this.client;
+    const text = this.text();
+    if ($("status-text").textContent !== text) $("status-text").textContent = text;
+  }
+
+  text() {
+    if (this.phase === "failed") return this.client ? t("offline") : t("no_client");
+    if (this.phase !== "back") return t(this.phase);
+    const { updates, messages, reloaded } = this.catchUp;
+    if (reloaded) return t("back_reloaded");
+    if (messages.size) return tn("back_messages", messages.size);
+    return updates ? tn("back_updates", updates) : t("back_nothing");
+  }
+}

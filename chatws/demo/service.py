@@ -1,0 +1,37 @@
+"""The demo as a service: started and stopped with the server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred
+from twisted.web.resource import Resource
+
+from chatws.demo.backend import DemoBackend, Push
+
+__all__ = ["DemoService"]
+
+
+class DemoService(Service):
+    """:ivar backend: the application.
+
+    :param push: the push client, started and stopped by whoever made it.
+    :param database_path: an SQLite file; the empty string for a database that lasts as long as the process.
+    """
+
+    def __init__(self, push: Push, database_path: str, *, reactor: Any) -> None:
+        self.backend = DemoBackend(push, database_path, reactor=reactor)
+
+    def resource(self) -> Resource:
+        """What the browsers' port serves besides chatws' own paths."""
+        return self.backend.resource()
+
+    def startService(self) -> None:
+        """:raises OperatorError: the database cannot be opened."""
+        self.backend.start()
+        super().startService()  # type: ignore[no-untyped-call]
+
+    def stopService(self) -> Deferred[None]:
+        super().stopService()  # type: ignore[no-untyped-call]
+        return Deferred.fromCoroutine(self.backend.stop())
