@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from twisted.application.service import IService
+from twisted.application.service import Service
 from twisted.python import usage
 
 import chatws
@@ -154,7 +154,7 @@ def _add_options() -> None:
 _add_options()
 
 
-def makeService(options: Options) -> IService:
+def makeService(options: Options) -> Service:
     """The service tree that the options ask for. Called before `twistd` becomes a daemon: what fails here is still
     seen on the terminal."""
     from twisted.internet import reactor
@@ -165,7 +165,7 @@ def makeService(options: Options) -> IService:
     try:
         for note in options.loaded.notes:
             startup.log.warn("{note}", note=note)
-        root: IService = service.build(options.loaded.config, reactor)
+        root = service.build(options.loaded.config, reactor)
         startup.try_ports(options.loaded.config)
     except OperatorError as error:
         _leave(str(error))

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import http.client
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chatws.endpoints import parse_endpoint
 from tests.e2e.wire import DEADLINE, Backend, Browser, until
 
 __all__ = ["Server", "chatws_server", "clean_environment", "free_port", "twistd_command"]
@@ -147,19 +148,36 @@ class Server:
         if self.process.poll() is not None:
             status, self.process = self.process.returncode, None
             raise AssertionError(f"the server ended at once with status {status}:\n{self.log}")
-        command = self.command()
         try:
-            if "--port" in command:
-                connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=DEADLINE)
-                connection.request("GET", "/healthz")
-                response = connection.getresponse()
-                response.read()
-                connection.close()
-            if "--push-port" in command:
-                socket.create_connection(("127.0.0.1", self.push_port), timeout=DEADLINE).close()
+            for address in self._addresses():
+                if isinstance(address, str):
+                    with socket.socket(socket.AF_UNIX) as one:
+                        one.connect(address)
+                elif address == self.port:
+                    connection = http.client.HTTPConnection("127.0.0.1", address, timeout=DEADLINE)
+                    connection.request("GET", "/healthz")
+                    connection.getresponse().read()
+                    connection.close()
+                else:
+                    socket.create_connection(("127.0.0.1", address), timeout=DEADLINE).close()
         except (OSError, http.client.HTTPException):
             return False
         return True
+
+    def _addresses(self) -> Iterator[int | str]:
+        """The TCP ports and Unix sockets that it listens on, as far as the arguments say."""
+        words: list[str] = []
+        for word in self.command():
+            words += word.split("=", 1) if word.startswith("--") else [word]
+        for option, value in pairwise(words):
+            if option in ("--port", "--push-port"):
+                yield int(value)
+            elif option in ("--listen", "--push-listen"):
+                endpoint = parse_endpoint(value)
+                if endpoint.kind == "unix":
+                    yield endpoint.arguments["address"]
+                elif "port" in endpoint.arguments:
+                    yield int(endpoint.arguments["port"])
 
 
 @pytest.fixture
@@ -192,8 +210,5 @@ def chatws_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         found = [word for word in ("Traceback", "Unhandled") if word in server.log]
         if found and not server.allow_errors:
             problems.append(f"{' and '.join(found)} in the log of {' '.join(server.command())}:\n{server.log}")
-    artefacts = os.environ.get("CHATWS_TEST_ARTEFACTS")
-    if artefacts and problems:
-        shutil.copytree(tmp_path, Path(artefacts) / tmp_path.name, dirs_exist_ok=True)
     if problems:
         pytest.fail("\n".join(problems))
