@@ -45,6 +45,7 @@ class WsConnection(Writer):
         self.remote_address = remote_address
         self.http_request = http_request
         self.session: Any = None
+        self._deflated = None
         self._protocol: WsProtocol | None = protocol
 
     def __repr__(self) -> str:
@@ -57,11 +58,7 @@ class WsConnection(Writer):
 
     def send(self, message: str | bytes) -> None:
         """Queue one message: a `str` as a text message, `bytes` as a binary one. Ignored when no longer open."""
-        if self.is_open:
-            if isinstance(message, str):
-                self._write(text_frame(message.encode("utf-8")))
-            else:
-                self._write(binary_frame(message))
+        self.send_frames(text_frame(message.encode("utf-8")) if isinstance(message, str) else binary_frame(message))
 
     def close(self, code: int = 1000, reason: str = "") -> None:
         """Begin the closing handshake (RFC 6455 §7.1.2), behind what still waits to be sent.

@@ -8,6 +8,7 @@ Why it does not simply call `transport.write` for each recipient:
   call instead of three and no second turn. `Writer._socket` is the permission for that: it is set only while the
   connection is open and nothing of its own waits to be sent.
 - All frames for one audience that came together are joined once, and the same `bytes` goes to every socket.
+- A connection that negotiated compression gets the frames deflated: once for all whose window is the same.
 - When several audiences are addressed at once, each connection still gets one `send` with all that is its, in order;
   equal sequences are joined once.
 
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import socket
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -76,7 +77,7 @@ def _send(recipients: Collection[Writer], blob: bytes) -> None:
     direct_sends = len(recipients)
     for connection in recipients:
         direct = connection._socket
-        if direct is None:
+        if direct is None or connection._deflated is not None:
             connection.send_frames(blob)
             direct_sends -= 1
             continue
@@ -97,10 +98,11 @@ class Writer:
     """The sending half of a connection. What it knows of WebSocket is that a frame must not be torn.
 
     :ivar transport: where it goes; None once the connection is gone.
+    :ivar _deflated: what makes compressed frames of plain ones, or None.
     :cvar send_buffer: bytes that may wait to be sent.
     """
 
-    __slots__ = ("_backlog", "_socket", "transport")
+    __slots__ = ("_backlog", "_deflated", "_socket", "transport")
 
     send_buffer: int = 1048576
     stats: Stats
@@ -108,6 +110,7 @@ class Writer:
     transport: Any
     _socket: socket.socket | None
     _backlog: Backlog | None
+    _deflated: Callable[[bytes], bytes] | None
 
     @property
     def is_open(self) -> bool:
@@ -122,14 +125,14 @@ class Writer:
     def send_frames(self, frames: bytes) -> None:
         """Send complete frames, joined. Ignored when the connection is no longer open."""
         if self.is_open:
-            self._write(frames)
+            self._write(frames if self._deflated is None else self._deflated(frames))
 
     def stream(self, chunks: Iterator[bytes]) -> None:
         """Send frames that are made as the peer reads them.
 
         The next chunk is asked for when the last one has left. What is sent meanwhile waits behind, in order, and
-        counts against the send buffer; the chunks do not. An exception out of `chunks` is the component's, and ends
-        the stream.
+        counts against the send buffer; the chunks do not, nor are they ever compressed: each is for one only. An
+        exception out of `chunks` is the component's, and ends the stream.
         """
         if not self.is_open:
             return

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from struct import Struct
 
-__all__ = ["binary_frame", "close_frame", "rest_of_frame", "text_frame"]
+__all__ = ["binary_frame", "close_frame", "rest_of_frame", "split_frames", "text_frame"]
 
 _MEDIUM = Struct("!BBH").pack
 _LONG = Struct("!BBQ").pack
@@ -41,20 +42,30 @@ def close_frame(code: int, reason: bytes = b"") -> bytes:
     return bytes((0x88, 2 + len(reason))) + code.to_bytes(2, "big") + reason
 
 
+def split_frames(frames: bytes) -> Iterator[tuple[int, int, int]]:
+    """Where each frame begins, where its payload begins, and where it ends.
+
+    :param frames: whole frames, unmasked.
+    """
+    position = 0
+    while position < len(frames):
+        length = frames[position + 1]
+        payload = position + 2
+        if length == 126:
+            payload += 2
+            length = int.from_bytes(frames[payload - 2 : payload], "big")
+        elif length == 127:
+            payload += 8
+            length = int.from_bytes(frames[payload - 8 : payload], "big")
+        yield position, payload, payload + length
+        position = payload + length
+
+
 def rest_of_frame(frames: bytes, offset: int) -> int:
     """How many bytes past `offset` belong to a frame that begins before it; 0 at a boundary.
 
     :param frames: whole frames, unmasked.
     """
-    position = 0
-    while position < offset:
-        length = frames[position + 1]
-        header = 2
-        if length == 126:
-            header = 4
-            length = int.from_bytes(frames[position + 2 : position + 4], "big")
-        elif length == 127:
-            header = 10
-            length = int.from_bytes(frames[position + 2 : position + 10], "big")
-        position += header + length
-    return position - offset
+    if not offset:
+        return 0
+    return next(end for _, _, end in split_frames(frames) if end >= offset) - offset

@@ -180,6 +180,9 @@ class WsProtocol(WebSocketServerProtocol):
         if not self.failedByMe and self.state == self.STATE_OPEN:
             self._deliver(b"".join(self.message_data))
         self.message_data = None
+        if self._perMessageCompress is not None:
+            # some 40 KiB, and the next message needs a new one
+            self._perMessageCompress._decompressor = None
 
     def _deliver(self, payload: bytes) -> None:
         server = self.server
@@ -290,8 +293,9 @@ class WsProtocol(WebSocketServerProtocol):
 
 def make_protocol_class(server: WsServer, factory: WebSocketServerFactory) -> type[WsProtocol]:
     """A protocol class with the factory's options as attributes of the class."""
-    names = WebSocketServerProtocol.CONFIG_ATTRS
-    options = {name: getattr(factory, name) for name in names}
+    options = {name: getattr(factory, name) for name in WebSocketServerProtocol.CONFIG_ATTRS}
+    # a function, which as an attribute of a class would be a method
+    options["perMessageCompressionAccept"] = staticmethod(options["perMessageCompressionAccept"])
     # counted into for all connections together, and read by nobody
     traffic = TrafficStats()  # type: ignore[no-untyped-call]
     own = {"CONFIG_ATTRS": (), "factory": factory, "server": server, "trafficStats": traffic}

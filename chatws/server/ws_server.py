@@ -11,7 +11,7 @@ from twisted.logger import Logger
 
 from chatws.errors import CloseCode
 from chatws.server.component import HttpRequest, MessageComponent
-from chatws.server.compression import accept_deflate, negotiate
+from chatws.server.compression import Deflaters, accept_deflate, negotiate
 from chatws.server.connection import WsConnection
 from chatws.server.handshake import Refusal, accept_response, check_handshake
 from chatws.server.stats import Stats
@@ -64,7 +64,7 @@ class WsServer:
         self.ping_interval = ping_interval
         self.ping_timeout = ping_timeout
         self.close_timeout = close_timeout
-        self.compression = compression
+        self._deflaters = Deflaters() if compression else None
         self.wheel = wheel or Wheel(reactor)
         self.stats = stats or Stats()
         self.connections: set[WsConnection] = set()
@@ -114,8 +114,10 @@ class WsServer:
     def start(self, protocol: Any, request: HttpRequest, rest: bytes) -> None:
         """Answer the handshake, open the connection and give it what came behind the head."""
         extensions = ""
-        if self.compression and "sec-websocket-extensions" in request.headers:
-            extensions = negotiate(protocol, request.headers["sec-websocket-extensions"])
+        if self._deflaters is not None and "sec-websocket-extensions" in request.headers:
+            extensions, window = negotiate(protocol, request.headers["sec-websocket-extensions"])
+            if extensions:
+                protocol.connection._deflated = self._deflaters[window]
         protocol.open(protocol.connection, accept_response(request, extensions), rest)
 
     def close_all(

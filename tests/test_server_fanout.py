@@ -1,0 +1,483 @@
+"""Frames, fan-out, and readers who are slow."""
+
+from __future__ import annotations
+
+import gc
+import random
+from collections.abc import Iterator
+from typing import Any
+
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from chatws.server import fanout
+from chatws.server.fanout import PIECE, send_all
+from chatws.server.frames import binary_frame, close_frame, rest_of_frame, text_frame
+from tests.server_wire import Recorder, ServerCase, frame, head, split_frames
+
+MARK = "e" * 1000
+
+
+class FrameTests(SynchronousTestCase):
+    def test_lengths_are_written_in_the_shortest_form(self) -> None:
+        for length, header in (
+            (0, b"\x81\x00"),
+            (125, b"\x81\x7d"),
+            (126, b"\x81\x7e\x00\x7e"),
+            (65535, b"\x81\x7e\xff\xff"),
+            (65536, b"\x81\x7f" + (65536).to_bytes(8, "big")),
+        ):
+            payload = b"x" * length
+            assert text_frame(payload) == header + payload
+            assert binary_frame(payload) == b"\x82" + header[1:] + payload
+
+    def test_a_close_frame_holds_code_and_reason(self) -> None:
+        assert close_frame(4001, b"slow") == b"\x88\x06\x0f\xa1slow"
+
+    def test_the_rest_of_a_frame_is_found_at_every_offset(self) -> None:
+        frames = [text_frame(b"x" * length) for length in (0, 5, 125, 126, 300, 65535, 65536)]
+        blob = b"".join(frames)
+        boundaries = [0]
+        for one in frames:
+            boundaries.append(boundaries[-1] + len(one))
+        for offset in (*range(900), *(random.Random(1).randrange(len(blob)) for _ in range(200)), *boundaries):
+            expected = next(boundary for boundary in boundaries if boundary >= offset)
+            assert rest_of_frame(blob, offset) == expected - offset
+
+
+class CountingSocket:
+    """Stands before a socket and counts."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.sends: list[bytes] = []
+
+    def send(self, data: bytes) -> int:
+        self.sends.append(data)
+        return self.inner.send(data)
+
+
+class SendAllTests(ServerCase):
+    def room(self, size: int) -> tuple[list[Any], list[Any]]:
+        pairs = [self.connect() for _ in range(size)]
+        return [wire for wire, _ in pairs], [connection for _, connection in pairs]
+
+    def test_one_run_is_one_send_of_the_very_same_bytes_to_each(self) -> None:
+        _, connections = self.room(3)
+        counters = []
+        for connection in connections:
+            counters.append(CountingSocket(connection._socket))
+            connection._socket = counters[-1]
+        frame = text_frame(b"one")
+        send_all([(connections, [frame])])
+        assert [counter.sends for counter in counters] == [[frame]] * 3
+        assert all(counter.sends[0] is frame for counter in counters)
+        send_all([(connections, [frame, text_frame(b"two")])])
+        assert all(len(counter.sends) == 2 for counter in counters)
+        assert counters[0].sends[1] is counters[2].sends[1]
+        assert not self.reactor.writers, "the reactor is not asked to write"
+
+    def test_several_runs_are_one_send_to_each_in_the_order_of_the_runs(self) -> None:
+        wires, connections = self.room(4)
+        counters = []
+        for connection in connections:
+            counters.append(CountingSocket(connection._socket))
+            connection._socket = counters[-1]
+        first, second, third, _ = connections
+        frames = {name: text_frame(name.encode()) for name in "abcd"}
+        send_all(
+            [
+                ([first, second], [frames["a"]]),
+                ([second, third], [frames["b"], frames["c"]]),
+                ([first, second, third], [frames["d"]]),
+            ]
+        )
+        assert [wire.texts() for wire in wires] == [["a", "d"], ["a", "b", "c", "d"], ["b", "c", "d"], []]
+        assert [len(counter.sends) for counter in counters] == [1, 1, 1, 0]
+
+    def test_equal_sequences_are_joined_once(self) -> None:
+        _, connections = self.room(3)
+        counters = []
+        for connection in connections:
+            counters.append(CountingSocket(connection._socket))
+            connection._socket = counters[-1]
+        send_all([(connections, [text_frame(b"a")]), (connections, [text_frame(b"b")])])
+        assert counters[0].sends[0] is counters[1].sends[0] is counters[2].sends[0]
+
+    def test_those_who_closed_are_passed_over(self) -> None:
+        wires, connections = self.room(3)
+        connections[1].close()
+        send_all([(connections, [text_frame(b"a")])])
+        assert [wires[0].texts(), wires[2].texts()] == [["a"], ["a"]]
+        wires[1].close()
+        send_all([(connections, [text_frame(b"b")]), (connections, [])])
+        assert wires[0].texts() == ["b"]
+
+    def test_a_dead_socket_hurts_nobody_else(self) -> None:
+        wires, connections = self.room(3)
+        wires[1].socket.close()  # and the reactor has not noticed
+        send_all([(connections, [text_frame(b"a")])])
+        send_all([(connections, [text_frame(b"b")])])
+        assert [wires[0].texts(), wires[2].texts()] == [["a", "b"]] * 2
+        self.reactor.turn()
+        assert self.component.events[-1] == ("close", 2)
+
+    def test_nobody_and_nothing_are_fine(self) -> None:
+        _, connections = self.room(1)
+        send_all([])
+        send_all([([], [text_frame(b"a")])])
+        send_all([(connections, [])])
+
+    def test_the_reactor_is_left_alone_and_little_is_allocated_per_delivery(self) -> None:
+        _, connections = self.room(50)
+        frame = text_frame(b"x" * 250)
+        room = dict.fromkeys(connections)
+        send_all([(room, [frame])])
+        calls: list[str] = []
+        for name in ("addWriter", "removeWriter", "addReader", "removeReader", "callLater"):
+            self.patch(self.reactor, name, lambda *_, name=name: calls.append(name))
+        gc.collect()
+        gc.disable()
+        try:
+            before = len(gc.get_objects())
+            for _ in range(20):
+                send_all([(room, [frame])])
+            assert len(gc.get_objects()) - before < 10
+        finally:
+            gc.enable()
+        assert calls == []
+
+    def test_counters_count_each_delivery_once(self) -> None:
+        _, connections = self.room(4)
+        connections[3].close()
+        frame = text_frame(b"x")
+        before = self.ws.stats.bytes_sent, self.ws.stats.sends
+        send_all([(connections, [frame])])
+        assert (self.ws.stats.bytes_sent, self.ws.stats.sends) == (before[0] + 3 * len(frame), before[1] + 3)
+
+    def test_the_module_is_what_the_chat_fans_out_with(self) -> None:
+        assert fanout.text_frame(b"x") == text_frame(b"x")
+
+
+class SlowReaderTests(ServerCase):
+    """A send buffer of the kernel's smallest size makes slow readers cheap."""
+
+    def fill(self, connection: Any, count: int) -> None:
+        for number in range(count):
+            connection.send(f"{number:05} {MARK}")
+
+    def test_what_the_socket_does_not_take_comes_when_the_peer_reads_in_order(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 300)
+        assert connection.unsent > 0
+        assert connection.is_open
+        texts = wire.texts()
+        assert [text[:5] for text in texts] == [f"{number:05}" for number in range(300)]
+        assert connection.unsent == 0
+        assert self.reactor.writers == set()
+        connection.send("direct again")
+        assert connection._backlog is None
+        assert wire.texts() == ["direct again"]
+
+    def test_the_transport_never_holds_more_than_a_piece(self) -> None:
+        _, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 600)
+        transport = connection.transport
+        held = len(transport.dataBuffer) + transport._tempDataLen
+        assert 0 < held <= PIECE
+
+    def test_fan_out_and_messages_of_ones_own_keep_their_order_behind_a_backlog(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        other_wire, other = self.connect()
+        expected = []
+        for number in range(200):
+            if number % 2:
+                send_all([([other, connection], [text_frame(f"{number:05} {MARK}".encode())])])
+                other_wire.read()
+            else:
+                connection.send(f"{number:05} {MARK}")
+            expected.append(f"{number:05}")
+        assert [text[:5] for text in wire.texts()] == expected
+
+    def test_pongs_wait_their_turn_and_do_not_tear_frames(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 100)
+        wire.send(frame("are you there", opcode=9))
+        found = wire.frames()
+        assert found[-1] == (0x8A, b"are you there")
+        assert len(found) == 101
+
+    def test_more_than_the_send_buffer_closes_with_4001_and_frees_the_memory_at_once(self) -> None:
+        self.serve(send_buffer=200_000)
+        wire, connection = self.connect(send_buffer=4096)
+        bystander_wire, bystander = self.connect()
+        self.fill(connection, 150)
+        assert connection.is_open
+        self.fill(connection, 150)
+        assert not connection.is_open
+        assert connection.unsent < PIECE + 2000, "only what the transport holds, and the rest of a frame"
+        assert self.ws.stats.slow_consumers == 1
+        self.fill(connection, 100)
+        assert connection.unsent < PIECE + 2000
+        bystander.send("fine")
+        assert bystander_wire.texts() == ["fine"]
+        # it reads on after all, and what comes is whole
+        found = wire.frames()
+        assert wire.received == b""
+        assert [payload[:5] for _, payload in found[:-1]] == [b"%05d" % number for number in range(len(found) - 1)]
+        assert found[-1][0] == 0x88
+        assert found[-1][1][:2] == (4001).to_bytes(2, "big")
+        wire.send(frame(found[-1][1][:2], opcode=8))
+        wire.read()
+        assert wire.ended
+        assert self.component.events[-1] == ("close", 1)
+
+    def test_a_reader_who_never_reads_again_is_dropped_after_seconds(self) -> None:
+        self.serve(send_buffer=200_000)
+        _, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 300)
+        assert not connection.is_open
+        self.reactor.advance(5.5)
+        self.reactor.turn()
+        assert self.component.events == [("open", 1), ("close", 1)]
+
+    def test_a_message_larger_than_the_send_buffer_may_still_go_to_one_who_reads(self) -> None:
+        self.serve(send_buffer=10_000)
+        wire, connection = self.connect(send_buffer=4096)
+        big = "x" * 500_000
+        connection.send(big)
+        assert connection.is_open
+        assert wire.texts() == [big]
+
+    def test_a_close_comes_after_what_was_sent_before(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 100)
+        connection.close(4012, "restart")
+        found = wire.frames()
+        assert len(found) == 101
+        assert found[-1] == (0x88, b"\x0f\xacrestart")
+
+    def test_a_close_does_not_wait_for_ever(self) -> None:
+        _, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 100)
+        connection.close(4012)
+        self.reactor.advance(5.5)
+        self.reactor.turn()
+        assert self.component.events[-1] == ("close", 1)
+
+    def test_the_peers_close_drops_what_it_did_not_read(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 500)
+        wire.send(frame(b"\x03\xe8", opcode=8))
+        assert connection.unsent < PIECE + 2000
+        found = wire.frames()
+        assert found[-1] == (0x88, b"\x03\xe8")
+        assert len(found) < 200
+        assert wire.ended
+
+    def test_a_peer_that_goes_leaves_nothing(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 100)
+        wire.close()
+        assert connection.unsent == 0
+        assert self.component.events[-1] == ("close", 1)
+
+    def test_a_reader_who_is_slow_but_reads_is_not_taken_for_dead(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        self.fill(connection, 900)
+        for _ in range(100):
+            self.reactor.advance(1)
+            wire.frames(8000)  # its pong would have to wait until it has read all before the ping
+        assert connection.is_open
+
+    def test_slow_readers_share_the_memory_of_what_they_wait_for(self) -> None:
+        connections = [self.connect(send_buffer=4096)[1] for _ in range(20)]
+        frame = text_frame(b"x" * 200_000)
+        for _ in range(3):
+            send_all([(connections, [frame])])
+        for connection in connections:
+            waiting = [one for one in connection._backlog.queue if isinstance(one, bytes)]
+            assert len(waiting) == 2
+            assert all(one is frame for one in waiting)
+
+
+class StreamTests(ServerCase):
+    def chunks(self, count: int, asked: list[int]) -> Iterator[bytes]:
+        for number in range(count):
+            asked.append(number)
+            yield b"".join(text_frame(f"{number}.{part} {MARK}".encode()) for part in range(10))
+
+    def test_a_stream_is_made_as_it_is_read_and_does_not_count_against_the_send_buffer(self) -> None:
+        self.serve(send_buffer=50_000)
+        wire, connection = self.connect(send_buffer=4096)
+        asked: list[int] = []
+        connection.stream(self.chunks(500, asked))
+        connection.send("behind")
+        assert len(asked) < 20
+        assert connection.is_open
+        texts = wire.texts()
+        assert len(asked) == 500
+        assert [text.split(" ")[0] for text in texts[:-1]] == [f"{n}.{p}" for n in range(500) for p in range(10)]
+        assert texts[-1] == "behind"
+        assert connection.unsent == 0
+
+    def test_a_short_stream_to_one_who_reads_is_gone_at_once(self) -> None:
+        wire, connection = self.connect()
+        connection.stream(iter([text_frame(b"a"), b"", text_frame(b"b")]))
+        connection.stream(iter([]))
+        connection.send("c")
+        assert wire.texts() == ["a", "b", "c"]
+        assert connection._backlog is None
+
+    def test_streams_follow_each_other(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        asked: list[int] = []
+        connection.stream(self.chunks(30, asked))
+        connection.stream(iter([text_frame(b"second")]))
+        connection.send("third")
+        assert wire.texts()[-2:] == ["second", "third"]
+
+    def test_too_much_behind_a_stream_is_too_slow(self) -> None:
+        self.serve(send_buffer=50_000)
+        wire, connection = self.connect(send_buffer=4096)
+        asked: list[int] = []
+        connection.stream(self.chunks(500, asked))
+        for _ in range(60):
+            connection.send(MARK)
+        assert not connection.is_open
+        found = wire.frames()
+        assert found[-1][1][:2] == (4001).to_bytes(2, "big")
+        assert len(asked) < 20
+
+    def test_a_stream_that_fails_reaches_on_error_and_what_is_behind_goes_on(self) -> None:
+        def failing() -> Iterator[bytes]:
+            yield text_frame(b"one")
+            raise LookupError
+
+        wire, connection = self.connect()
+        connection.stream(failing())
+        connection.send("two")
+        assert wire.texts() == ["one", "two"]
+        assert isinstance(self.component.errors[0], LookupError)
+
+    def test_a_stream_may_close_its_connection(self) -> None:
+        wire, connection = self.connect()
+
+        def closing() -> Iterator[bytes]:
+            yield text_frame(b"one")
+            connection.close(4000, "enough")
+            yield text_frame(b"two")
+
+        connection.stream(closing())
+        found = wire.frames()
+        assert found[0] == (0x81, b"one")
+        assert found[-1] == (0x88, b"\x0f\xa0enough")
+
+    def test_a_stream_may_send_on_its_connection(self) -> None:
+        wire, connection = self.connect()
+
+        def sending() -> Iterator[bytes]:
+            connection.send("aside")
+            yield text_frame(b"one")
+            connection.send("aside too")
+
+        connection.stream(sending())
+        assert wire.texts() == ["one", "aside", "aside too"]
+
+    def test_a_stream_to_one_who_has_gone_is_not_asked_for(self) -> None:
+        wire, connection = self.connect()
+        wire.close()
+        asked: list[int] = []
+        connection.stream(self.chunks(3, asked))
+        assert asked == []
+
+
+class OtherTransportTests(ServerCase):
+    """TLS and the like: a transport that is written to, and tells when to pause."""
+
+    def open(self, component: Any = None, **options: Any) -> tuple[StringTransport, Any]:
+        self.serve(component or Recorder(), **options)
+        self.pipe = StringTransport()
+        self.visitor = self.http.buildProtocol(None)
+        self.visitor.makeConnection(self.pipe)
+        self.visitor.dataReceived(head())
+        assert b" 101 " in self.pipe.value()
+        self.pipe.clear()
+        return self.pipe, self.component.connections[0]
+
+    def tearDown(self) -> None:
+        self.visitor.connectionLost()
+        super().tearDown()
+
+    def frames(self) -> list[tuple[int, bytes]]:
+        found, rest = split_frames(self.pipe.value())
+        assert rest == b""
+        return found
+
+    def test_messages_are_written(self) -> None:
+        _, connection = self.open()
+        connection.send("a")
+        send_all([([connection], [text_frame(b"b")])])
+        assert self.frames() == [(0x81, b"a"), (0x81, b"b")]
+
+    def test_nothing_is_written_while_it_is_paused_and_all_comes_later(self) -> None:
+        pipe, connection = self.open()
+        pipe.producer.pauseProducing()
+        for number in range(300):
+            connection.send(f"{number} {MARK}")
+        connection.stream(iter([text_frame(b"streamed")]))
+        assert pipe.value() == b""
+        assert connection.unsent > 300_000
+        pipe.producer.resumeProducing()
+        assert len(self.frames()) == 301
+        connection.send("after")
+        assert self.frames()[-1] == (0x81, b"after")
+        assert connection.unsent == 0
+
+    def test_more_than_the_send_buffer_closes_with_4001(self) -> None:
+        pipe, connection = self.open(send_buffer=10_000)
+        pipe.producer.pauseProducing()
+        for _ in range(20):
+            connection.send(MARK)
+        assert not connection.is_open
+        pipe.producer.resumeProducing()
+        assert self.frames()[0][1][:2] == (4001).to_bytes(2, "big")
+        self.reactor.advance(5.5)
+        assert pipe.disconnected
+
+    def test_the_producer_goes_before_the_connection_is_let_go(self) -> None:
+        pipe, _ = self.open()
+        self.visitor.dataReceived(frame(b"\x03\xe8", opcode=8))
+        assert pipe.producer is None
+        assert pipe.disconnecting
+        assert not pipe.disconnected
+        assert self.frames() == [(0x88, b"\x03\xe8")]
+
+    def test_a_close_while_paused_waits_for_room(self) -> None:
+        pipe, connection = self.open()
+        pipe.producer.pauseProducing()
+        connection.send("last")
+        connection.close(4000)
+        self.visitor.dataReceived(frame(b"\x0f\xa0", opcode=8))
+        assert not pipe.disconnecting
+        pipe.producer.resumeProducing()
+        assert [first for first, _ in self.frames()] == [0x81, 0x88]
+        assert pipe.disconnecting
+        assert pipe.producer is None
+
+    def test_a_stream_pauses_with_the_transport(self) -> None:
+        asked: list[int] = []
+
+        def chunks() -> Iterator[bytes]:
+            for number in range(10):
+                asked.append(number)
+                if number == 3:
+                    self.pipe.producer.pauseProducing()
+                yield text_frame(b"x" * PIECE)
+
+        pipe, connection = self.open()
+        connection.stream(chunks())
+        assert len(asked) == 4
+        pipe.producer.resumeProducing()
+        assert len(asked) == 10
+        assert len(self.frames()) == 10
