@@ -305,6 +305,16 @@ class ClosingTests(ServerCase):
         connection.close()
         connection.abort()
 
+    def test_one_who_never_reads_our_answer_to_its_close_is_dropped(self) -> None:
+        wire, connection = self.connect(send_buffer=4096)
+        for _ in range(300):
+            connection.send("x" * 1000)
+        wire.send(frame(b"\x03\xe8", opcode=8))
+        assert self.component.events == [("open", 1)]
+        self.reactor.advance(5.5)
+        self.reactor.turn()
+        assert self.component.events == [("open", 1), ("close", 1)]
+
     def test_abort_ends_at_once_but_not_from_within(self) -> None:
         _wire, connection = self.connect()
         connection.abort()
@@ -344,7 +354,7 @@ class ClosingTests(ServerCase):
         assert polite.closed_with()[0] == 4012
         polite.send(frame(b"\x0f\xac", opcode=8))
         self.assertNoResult(gone)
-        self.reactor.advance(5.5)
+        self.reactor.advance(2.5)
         self.reactor.turn()
         self.successResultOf(gone)
         self.successResultOf(self.ws.close_all())

@@ -78,7 +78,7 @@ class WsConnection(Writer):
     def abort(self) -> None:
         """Drop the connection at once, without a closing handshake. `on_close` follows, but not from within."""
         if self._protocol is not None:
-            self._protocol.dropConnection(abort=True)
+            self._protocol.abort()
 
     def _close(self, code: int, reason: bytes) -> None:
         """`close` with any code: Autobahn's `sendClose` refuses those that are the protocol's own, such as 1003."""

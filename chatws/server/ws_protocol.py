@@ -224,8 +224,7 @@ class WsProtocol(WebSocketServerProtocol):
         if not self.heard:
             server.stats.dead_peers += 1
             self.timer = None
-            self.wasNotCleanReason = "no answer to a ping"
-            self.dropConnection(abort=True)
+            self.abort()
             return
         self.timer = server.wheel.schedule(max(server.ping_interval - server.ping_timeout, 0), self._ping)
 
@@ -243,6 +242,11 @@ class WsProtocol(WebSocketServerProtocol):
     def _close_is_due(self) -> None:
         """The peer has neither answered the close frame nor gone, or does not read what we still have for it."""
         self.timer = None
+        self.abort()
+
+    def abort(self) -> None:
+        """Drop the connection, also when it is being let go already and that takes too long."""
+        self.droppedByMe = True
         self.state = self.STATE_CLOSED
         self.connection._disconnect(abort=True)
 

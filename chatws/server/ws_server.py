@@ -15,7 +15,7 @@ from chatws.server.compression import Deflaters, accept_deflate, negotiate
 from chatws.server.connection import WsConnection
 from chatws.server.handshake import Refusal, accept_response, check_handshake
 from chatws.server.stats import Stats
-from chatws.server.wheel import Wheel
+from chatws.server.wheel import Timer, Wheel
 from chatws.server.ws_protocol import make_protocol_class
 
 if TYPE_CHECKING:
@@ -69,7 +69,8 @@ class WsServer:
         self.stats = stats or Stats()
         self.connections: set[WsConnection] = set()
         self._resource_id = 0
-        self._all_gone: Deferred[None] | None = None
+        self._all_gone: list[Deferred[None]] = []
+        self._patience: list[Timer] = []
         factory = WebSocketServerFactory(server=None, reactor=reactor)  # type: ignore[no-untyped-call]
         factory.setProtocolOptions(  # type: ignore[no-untyped-call]
             versions=[13],
@@ -121,17 +122,20 @@ class WsServer:
         protocol.open(protocol.connection, accept_response(request, extensions), rest)
 
     def close_all(
-        self, code: int = CloseCode.RESTARTING.value, reason: str = "the server is stopping"
+        self, code: int = CloseCode.RESTARTING, reason: str = "the server is stopping", *, within: float = 2.0
     ) -> Deferred[None]:
-        """Close every connection. Fires when all are gone, which takes at most `close_timeout` seconds or so."""
+        """Close every connection.
+
+        :param within: seconds after which those are dropped that have not answered.
+        :returns: fires when all are gone.
+        """
         for connection in list(self.connections):
             connection.close(code, reason)
         if not self.connections:
             return succeed(None)
+        self._patience.append(self.wheel.schedule(within, self.abort_all))
         waiting: Deferred[None] = Deferred()
-        if self._all_gone is None:
-            self._all_gone = Deferred()
-        self._all_gone.chainDeferred(waiting)
+        self._all_gone.append(waiting)
         return waiting
 
     def abort_all(self) -> None:
@@ -140,6 +144,9 @@ class WsServer:
             connection.abort()
 
     def _one_is_gone(self) -> None:
-        if not self.connections and self._all_gone is not None:
-            all_gone, self._all_gone = self._all_gone, None
-            all_gone.callback(None)
+        if self._all_gone and not self.connections:
+            while self._patience:
+                self._patience.pop().cancel()
+            waiting, self._all_gone = self._all_gone, []
+            for one in waiting:
+                one.callback(None)
