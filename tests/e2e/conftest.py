@@ -109,14 +109,19 @@ class Server:
     def stop(self, signal_number: int = signal.SIGTERM, deadline: float = DEADLINE) -> int:
         """Send a signal, wait for the end, return the exit status (negative: the signal it died of)."""
         assert self.process is not None, "it is not running"
+        self.process.send_signal(signal_number)
+        return self.wait(deadline)
+
+    def wait(self, deadline: float = DEADLINE) -> int:
+        """Wait for its end without doing anything towards it, return the exit status."""
+        assert self.process is not None, "it is not running"
         process, self.process = self.process, None
-        process.send_signal(signal_number)
         try:
             return process.wait(deadline)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            raise AssertionError(f"still running {deadline:g} s after signal {signal_number}:\n{self.log}") from None
+            raise AssertionError(f"still running after {deadline:g} s:\n{self.log}") from None
 
     def restart(self, signal_number: int = signal.SIGTERM) -> None:
         """Stop and start again on the same ports, with the same arguments (`arguments` may be changed before)."""

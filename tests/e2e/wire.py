@@ -52,7 +52,9 @@ class Browser:
         options.setdefault("open_timeout", DEADLINE)
         options.setdefault("close_timeout", 5)
         options.setdefault("max_size", None)
-        self.socket: ClientConnection = connect(url, origin=origin, additional_headers=headers, proxy=None, **options)  # type: ignore[arg-type]
+        opening: Any = connect(url, origin=origin, additional_headers=headers, proxy=None, **options)  # type: ignore[arg-type]
+        # entered by hand, because it lives as long as this object
+        self.socket: ClientConnection = opening.__enter__()
         self.received: list[dict[str, Any]] = []
         self.texts: list[str] = []
 

@@ -1,0 +1,159 @@
+"""`twistd chatws` as an operator meets it: what goes wrong at start, the daemon, the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Server, clean_environment, free_port, twistd_command
+from tests.e2e.wire import Browser, until
+
+Start = Callable[..., Server]
+
+
+class Run:
+    """One run of `twistd … chatws …` in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __call__(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*twistd_command(), *words],
+            cwd=self.directory,
+            env=clean_environment(),
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    @property
+    def pid(self) -> int | None:
+        try:
+            return int((self.directory / "twistd.pid").read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+
+    @property
+    def log(self) -> str:
+        path = self.directory / "twistd.log"
+        return path.read_text() if path.exists() else ""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    """Runs twistd; a daemon that is left is ended by its pidfile."""
+    runner = Run(tmp_path)
+    yield runner
+    pid = runner.pid
+    if pid is not None and is_alive(pid):
+        os.kill(pid, signal.SIGTERM)
+        until(lambda: not is_alive(pid), "the daemon to end")
+    assert "Traceback" not in runner.log
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    status = Path(f"/proc/{pid}/stat")
+    # where nobody reaps orphans, a daemon that has ended stays a zombie
+    return not status.exists() or status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+BAD = [
+    (["--prot", "1"], "there is no option --prot; did you mean --port?"),
+    (["--port", "http"], '--port must be a whole number from 0 to 65535, not "http"'),
+    (["--listen", "tpc:1"], 'no kind of endpoint is called "tpc"; did you mean tcp:?'),
+    (["--listen", "tcp:1:interfaces=x"], '--listen "tcp:1:interfaces=x"'),
+    (["--listen", "tcp:1", "--port", "1"], "--listen and --port exclude each other: leave one out"),
+    (["--auth", "ticket"], "--auth ticket needs the secret"),
+    (["--interface", "0.0.0.0"], "--interface 0.0.0.0 lets others in"),
+    (["--push-listen", "tcp:0"], "it needs a --push-secret-file"),
+    (["--config", "none.toml"], "cannot read none.toml: No such file or directory"),
+    (["--broker", "sqlite:///none/log.db"], "--broker: there is no directory none"),
+]
+
+
+@pytest.mark.parametrize("mode", [["-n"], []], ids=["foreground", "daemon"])
+def test_what_the_operator_must_mend_is_one_line_and_status_1(mode: list[str], run: Run) -> None:
+    for words, line in BAD if mode else BAD[:3]:
+        done = run(*mode, "chatws", *words)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        (said,) = done.stderr.splitlines()
+        assert said.startswith("twistd chatws: ")
+        assert line in said
+        assert run.pid is None
+
+
+@pytest.mark.parametrize("mode", [["-n"], []], ids=["foreground", "daemon"])
+@pytest.mark.parametrize("option", ["--port", "--push-port"])
+def test_a_port_in_use_is_one_line_and_status_1(mode: list[str], option: str, run: Run, chatws_server: Start) -> None:
+    server = chatws_server()
+    taken = server.port if option == "--port" else server.push_port
+    done = run(*mode, "chatws", "--port", "0", "--push-port", "0", option, str(taken))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"twistd chatws: {option}: cannot listen on 127.0.0.1 port {taken}: Address already in use\n"
+    )
+    assert done.stdout == ""
+    assert run.pid is None
+
+
+def test_help_and_check_start_nothing(run: Run) -> None:
+    helped = run("chatws", "--help")
+    assert (helped.returncode, helped.stderr) == (0, "")
+    assert helped.stdout.startswith("Usage: twistd [options] chatws [options]\n\nA WebSocket server")
+    checked = run("chatws", "--port", "9000", "--check")
+    assert (checked.returncode, checked.stderr) == (0, "")
+    assert "browsers  tcp:9000:interface=127.0.0.1" in checked.stdout
+    assert os.listdir(run.directory) == []
+
+
+def test_a_daemon_serves_and_ends_cleanly_on_sigterm(run: Run) -> None:
+    port, push_port = free_port(), free_port()
+    done = run("chatws", "--port", str(port), "--push-port", str(push_port), "--drain-seconds", "0.2")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    pid = until(lambda: run.pid, "the pidfile")
+
+    def connected() -> Browser | None:
+        try:
+            return Browser(f"ws://127.0.0.1:{port}/ws")
+        except OSError:
+            return None
+
+    browser = until(connected, "the daemon to answer")
+    assert browser.auth(1)["user_id"] == 1
+
+    again = run("--pidfile", "other.pid", "--logfile", "other.log", "chatws", "--port", str(port))
+    assert again.returncode == 1
+    assert len(again.stderr.splitlines()) == 1
+
+    os.kill(pid, signal.SIGTERM)
+    assert browser.expect_close()[0] == 4012
+    until(lambda: not is_alive(pid), "the daemon to end", deadline=10)
+    assert run.pid is None
+    assert "Server Shut Down." in run.log
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_in_the_foreground_it_ends_on_a_signal(number: int, chatws_server: Start) -> None:
+    server = chatws_server("--drain-seconds", "0")
+    with server.agent(1) as ana:
+        os.kill(server.pid, number)
+        assert ana.expect_close()[0] == 4012
+        assert server.wait() == (0 if number == signal.SIGTERM else -signal.SIGINT)
+
+
+def test_after_a_restart_it_listens_on_the_same_ports(chatws_server: Start) -> None:
+    server = chatws_server("--drain-seconds", "0")
+    for _ in range(2):
+        with server.agent(1):
+            server.restart()
