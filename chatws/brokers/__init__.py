@@ -40,7 +40,9 @@ def open_broker(
         return MemoryBroker(bounds, clock)
     if scheme == "sqlite":
         path = _sqlite_path(rest)
-        raise OperatorError(f"broker: cannot open {path} yet")
+        from chatws.brokers.sqlite import SqliteBroker
+
+        return SqliteBroker(path, bounds, clock, durable=durable, reactor=reactor)
     known = "memory, sqlite:///path"
     if not rest:
         raise OperatorError(f"broker: no URL; one of {known}" if not url else f"broker: no such engine; one of {known}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Callable, Sequence
 
 from twisted.internet.defer import Deferred, fail, succeed
@@ -27,10 +28,10 @@ class MemoryBroker:
     :param now: seconds since 1970, for the events' times and the age of events and keys.
     """
 
-    def __init__(self, bounds: Bounds, now: Callable[[], float]) -> None:
+    def __init__(self, bounds: Bounds | None = None, now: Callable[[], float] = time.time) -> None:
         self.epoch = secrets.token_urlsafe(8)
         self._now = now
-        self._window = Window(bounds)
+        self._window = Window(bounds or Bounds())
         self._keys = Keys()
         self._delivery = Delivery()
         self._open = False
