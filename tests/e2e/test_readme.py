@@ -1,0 +1,228 @@
+"""Every block of the README does what the README says, and every link of the documents leads somewhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from chatws.configure import load
+from tests.e2e.browser import open_browser, open_page
+from tests.e2e.conftest import Server, clean_environment, free_port
+from tests.e2e.wire import Browser, until
+from tests.requirements import find_program, needs
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
+
+MESSAGE = {"conversation_id": 456, "message": {"id": 9, "content": "hi"}}
+
+Start = Callable[..., Server]
+
+
+def block(language: str, mark: str) -> str:
+    """The README's block in this language that has `mark` in it."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (found,) = [one for one in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if mark in one]
+    assert isinstance(found, str)
+    return found
+
+
+def run(words: list[str], directory: Path) -> str:
+    done = subprocess.run(words, cwd=directory, env=clean_environment(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes to be ended by their own ids."""
+    processes: list[subprocess.Popen[bytes]] = []
+    yield processes
+    for process in processes:
+        process.terminate()
+        process.wait(20)
+
+
+@needs("netcat-openbsd")
+def test_the_line_from_a_shell_reaches_the_page_and_is_answered(chatws_server: Start, tmp_path: Path) -> None:
+    server = chatws_server()
+    command = block("sh", "nc -q1").replace("8081", str(server.push_port))
+    with server.agent(1, 1) as ana:
+        answer = json.loads(run(["sh", "-c", command], tmp_path))
+        assert (answer["ok"], answer["delivered"]) == (True, 1)
+        assert ana.expect("new_message")["data"]["message"] == {"id": 9, "content": "hi"}
+
+
+@needs("php-cli")
+def test_the_lines_in_php_push_a_message(chatws_server: Start, tmp_path: Path) -> None:
+    server = chatws_server()
+    (tmp_path / "push.php").write_text("<?php\n" + block("php", "fwrite").replace("8081", str(server.push_port)))
+    with server.agent(1, 456) as ana:
+        assert json.loads(run(["php", "push.php"], tmp_path))["delivered"] == 1
+        assert ana.expect("new_message")["data"]["message"]["content"] == "Your parcel is on its way"
+
+
+def test_the_python_client_pushes_a_message(chatws_server: Start, tmp_path: Path) -> None:
+    server = chatws_server()
+    (tmp_path / "push.py").write_text(block("python", "BlockingPushClient").replace("8081", str(server.push_port)))
+    with server.agent(1, 456) as ana:
+        event_id, delivered = run([sys.executable, "push.py"], tmp_path).split()
+        assert delivered == "1"
+        assert ana.expect("new_message")["id"] == event_id
+
+
+def test_the_python_client_says_what_was_not_delivered(tmp_path: Path) -> None:
+    (tmp_path / "push.py").write_text(
+        block("python", "BlockingPushClient")
+        .replace("8081", str(free_port()))
+        .replace('")\ntry', '", deadline=0.3)\ntry')
+    )
+    assert run([sys.executable, "push.py"], tmp_path).startswith("not delivered: ")
+
+
+def test_the_component_runs_as_a_script(tmp_path: Path, started: list[subprocess.Popen[bytes]]) -> None:
+    port = free_port()
+    (tmp_path / "room.py").write_text(block("python", "IoServer.factory").replace("8080", str(port)))
+    with (tmp_path / "log").open("wb") as log:
+        started.append(
+            subprocess.Popen([sys.executable, "room.py"], cwd=tmp_path, env=clean_environment(), stdout=log, stderr=log)
+        )
+
+    def opened() -> Browser | None:
+        try:
+            return Browser(f"ws://127.0.0.1:{port}/")
+        except OSError:
+            return None
+
+    with until(opened, "the script to listen") as first, Browser(f"ws://127.0.0.1:{port}/") as second:
+        second.send_text("hello")
+        assert first.socket.recv(timeout=20) == "2: hello"
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def test_the_configuration_file_is_accepted(tmp_path: Path) -> None:
+    path = tmp_path / "chatws.toml"
+    path.write_text(block("toml", "chatws.toml"))
+    config = load({}, {}, str(path)).config
+    assert config.secret_file == ("/etc/chatws/secret",)
+    assert config.allowed_origin == ("https://shop.example",)
+
+
+def test_the_commands_to_run_the_server_are_the_command_line_s(tmp_path: Path) -> None:
+    from tests.e2e.conftest import twistd_command
+
+    shutil.copy(ROOT / "README.md", tmp_path)
+    (tmp_path / "chatws.toml").write_text("port = 1\n")
+    for line in block("sh", "--help").splitlines():
+        words = line.partition(" #")[0].split()
+        if words[0] == "twistd" and words[1] != "-n":
+            assert run([*twistd_command(), *words[1:]], tmp_path)
+
+
+@needs("nginx")
+def test_through_nginx_as_described_a_page_gets_its_events(
+    chatws_server: Start, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    server, port = chatws_server(), free_port()
+    locations = block("nginx", "location /ws").replace("8080", str(server.port))
+    (tmp_path / "nginx.conf").write_text(
+        f"daemon off; master_process off; pid {tmp_path}/nginx.pid; error_log stderr;\n"
+        "events {}\n"
+        "http {\n"
+        f"access_log off; client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy;\n"
+        f"fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;\n"
+        f"server {{ listen 127.0.0.1:{port}; {locations} }}\n"
+        "}\n"
+    )
+    nginx = find_program("nginx")
+    assert nginx is not None
+    with (tmp_path / "nginx.log").open("wb") as log:
+        started.append(
+            subprocess.Popen([nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")], stdout=log, stderr=log)
+        )
+
+    def opened() -> Browser | None:
+        try:
+            return Browser(f"ws://127.0.0.1:{port}/ws", origin=f"http://127.0.0.1:{port}")
+        except OSError:
+            return None
+
+    with until(opened, "nginx to listen") as ana, server.backend() as backend:
+        ana.auth(1)
+        backend.push("order_paid", {}, to={"user_id": 1})
+        ana.expect("order_paid")
+    import http.client
+
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", "/assets/js/websocket-client.js")
+    assert b"wsClient" in connection.getresponse().read()
+    connection.close()
+
+
+@needs("chromium")
+def test_the_script_on_a_page_hears_what_a_backend_says(
+    chatws_server: Start, tmp_path: Path, started: list[subprocess.Popen[bytes]]
+) -> None:
+    server, port = chatws_server(), free_port()
+    page = block("html", "wsClient").replace("8080", str(server.port))
+    address = f"ws://localhost:{server.port}/ws"
+    (tmp_path / "index.html").write_text(page.replace("connect(123)", f"connect(123, {{ url: '{address}' }})"))
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+    started.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+    until(lambda: answers(port), "the page's server to listen")
+    said: list[str] = []
+    with (
+        open_browser() as browser,
+        open_page(browser, forgive="favicon|404") as tab,
+        server.agent(2, 456) as bruno,
+        server.backend() as backend,
+    ):
+        tab.on("console", lambda message: said.append(message.text))
+        tab.goto(f"http://localhost:{port}/")
+        bruno.expect("agent_status", agent_id=123, status="online")
+        until(lambda: backend.push("new_message", MESSAGE)["delivered"] == 2, "the page to subscribe")
+        bruno.send({"type": "typing", "conversation_id": 456})
+        until(lambda: tab.wait_for_timeout(10) or "2 is typing" in said, "the page to hear of the typing")
+        assert "456 hi" in said
+
+
+def answers(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+# --- links ----------------------------------------------------------------------------------------------------------
+
+
+def anchors(document: Path) -> set[str]:
+    """A Markdown file's headings as fragments, and the ids written out in it."""
+    text = document.read_text(encoding="utf-8")
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
+    made = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return made | set(re.findall(r'<a id="([^"]+)"', text))
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: os.path.relpath(path, ROOT))
+def test_every_link_leads_somewhere(document: Path) -> None:
+    prose = re.sub(r"```.*?```|`[^`\n]*`", "", document.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, fragment = link.partition("#")
+        target = (document.parent / path).resolve() if path else document
+        assert target.exists(), f"{link} of {document.name}"
+        if fragment:
+            assert fragment in anchors(target), f"{link} of {document.name}"
