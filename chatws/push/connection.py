@@ -107,6 +107,7 @@ class PushConnection(protocol.Protocol):
         self._reading = True
         self._input_over = False  # nothing that comes now counts
         self._end: Callable[[], None] | None = None  # how to close, once all lines are done with
+        self._sent_away = False  # refused: neither lines behind nor input that comes now count
         self._lost = False
         self._timeout: DelayedCall | None = None
         self.reads = 0
@@ -274,7 +275,7 @@ class PushConnection(protocol.Protocol):
                     self._refuse(request)
                     return
                 self._operate(request)
-                if self._input_over and self._end is None:  # it was a wrong secret
+                if self._sent_away:  # it was a wrong secret
                     return
                 requests, drafts = [], []
             if len(requests) >= BATCH_LINES:
@@ -385,7 +386,7 @@ class PushConnection(protocol.Protocol):
     def _refuse(self, error: ClientError) -> None:
         """Answer, and close. What the peer still sends is thrown away for a while: closing a socket with unread data
         resets the connection, and the reset can overtake the answer (RFC 9112 §9.6)."""
-        self._input_over = True
+        self._input_over = self._sent_away = True
         self._end = None
         self._backlog.clear()
         self._rest.clear()
