@@ -35,6 +35,7 @@ class RecordingPush:
         self.published: list[dict[str, Any]] = []
         self.held: list[Deferred[Any]] = []
         self.hold = False
+        self.closed = False
         self.failure: Exception | None = None
 
     def publish(
@@ -49,6 +50,10 @@ class RecordingPush:
             waiting: Deferred[Any] = Deferred()
             self.held.append(waiting)
             return waiting
+        return succeed(None)
+
+    def close(self) -> Deferred[Any]:
+        self.closed = True
         return succeed(None)
 
     @property
@@ -553,5 +558,6 @@ async def test_the_service_runs_on_a_thread_of_its_own_and_ends_it(path: str, tm
         await service.backend.messages(99)
     assert push.events == ["new_message", "conversation_updated"]
     await service.stopService()
+    assert push.closed
     assert {one for one in threading.enumerate() if one.is_alive()} <= threads
     await service.stopService()

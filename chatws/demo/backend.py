@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from twisted.enterprise import adbapi
-from twisted.internet.defer import CancelledError, Deferred, DeferredList
+from twisted.internet.defer import CancelledError, Deferred, DeferredList, maybeDeferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -38,6 +38,10 @@ class Push(Protocol):
         self, event: str, data: Any, *, to: Any = None, except_user_id: Any = None, key: str | None = None
     ) -> Deferred[Any]:
         """Fires when the server has accepted the event."""
+        ...
+
+    def close(self) -> Deferred[Any]:
+        """Fires when the connection is closed."""
         ...
 
 
@@ -221,7 +225,7 @@ class DemoBackend:
         def done(result: Any) -> None:
             self._notifications.discard(sent)
 
-        sent = self.push.publish(event, data, to=to, key=key)
+        sent = maybeDeferred(self.push.publish, event, data, to=to, key=key)
         self._notifications.add(sent)
         sent.addErrback(log_failure)
         sent.addBoth(done)

@@ -16,11 +16,12 @@ __all__ = ["DemoService"]
 class DemoService(Service):
     """:ivar backend: the application.
 
-    :param push: the push client, started and stopped by whoever made it.
+    :param push: the push client; it is closed with the service.
     :param database_path: an SQLite file; the empty string for a database that lasts as long as the process.
     """
 
     def __init__(self, push: Push, database_path: str, *, reactor: Any) -> None:
+        self._push = push
         self.backend = DemoBackend(push, database_path, reactor=reactor)
 
     def resource(self) -> Resource:
@@ -34,4 +35,8 @@ class DemoService(Service):
 
     def stopService(self) -> Deferred[None]:
         super().stopService()  # type: ignore[no-untyped-call]
-        return Deferred.fromCoroutine(self.backend.stop())
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await self.backend.stop()
+        await self._push.close()

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from tests.requirements import find_program
 
@@ -58,7 +58,8 @@ def artifact(name: str) -> str:
 
 @contextmanager
 def open_browser(*flags: str) -> Iterator[Browser]:
-    """Chromium from the Debian package, ended with the block."""
+    """Chromium from the Debian package, ended with the block. `expect` waits longer than it does by itself."""
+    expect.set_options(timeout=20_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=find_program("chromium"), args=[*FLAGS, *flags])
         try:
@@ -73,7 +74,7 @@ def open_page(
     url: str | None = None,
     *,
     forgive: str | None = None,
-    timeout: float = 10.0,
+    timeout: float = 20.0,
     **context: Any,
 ) -> Iterator[Page]:
     """A page with storage of its own, like another person's computer.

@@ -364,9 +364,7 @@ $("assign").addEventListener("change", (event) => {
   change((id) => api.assign(id, agentId, state.me));
 });
 $("close").addEventListener("click", () => change((id) => api.close(id, state.me)));
-for (const id of ["reopen", "reopen-bar"]) {
-  $(id).addEventListener("click", () => change((open) => api.reopen(open, state.me)));
-}
+$("reopen").addEventListener("click", () => change((id) => api.reopen(id, state.me)));
 $("customer").addEventListener("click", (event) => letCustomerWrite(event.currentTarget, {}));
 $("customer-here").addEventListener("click", (event) => letCustomerWrite(event.currentTarget, { conversation_id: state.open }));
 $("composer").addEventListener("submit", send);

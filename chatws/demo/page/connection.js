@@ -4,8 +4,8 @@ import { $ } from "./dom.js";
 import { idKey, sameId } from "./state.js";
 import { t, tn } from "./strings.js";
 
-const CATCH_UP_MS = 1500;
-const SAID_MS = 7000;
+const CATCH_UP_MS = 15000;
+const SAID_MS = 6000;
 
 /** Where the demo's own server takes WebSockets: wherever it is that the page came from. */
 export function socketUrl(place = location) {
@@ -40,9 +40,13 @@ export class Connection {
     on("connected", () => this.connected());
     on("disconnected", () => this.show(this.phase === "failed" ? "failed" : this.wasLive ? "reconnecting" : "connecting"));
     on("reconnect_failed", () => this.show("failed"));
-    on("recovered", ({ count }) => this.caughtUp((one) => (one.updates += Number(count) || 0)));
+    on("recovered", ({ count }) => {
+      this.caughtUp((one) => (one.updates += Number(count) || 0));
+      this.reported();
+    });
     on("resync", ({ conversation_id: id }) => {
       this.caughtUp((one) => (one.reloaded = true));
+      this.reported();
       app.reload(id);
     });
     on("error", (error) => {
@@ -103,7 +107,9 @@ export class Connection {
       this.show("live");
       return;
     }
-    this.catchUp = { until: Date.now() + CATCH_UP_MS, updates: 0, messages: new Set(), reloaded: false };
+    // One report comes for what everybody gets, and one for the conversation that is open.
+    const reports = this.state.open === null ? 1 : 2;
+    this.catchUp = { until: Date.now() + CATCH_UP_MS, reports, updates: 0, messages: new Set(), reloaded: false };
     this.show("back");
     this.app.returned();
   }
@@ -113,6 +119,11 @@ export class Connection {
     if (!this.catchUp || Date.now() > this.catchUp.until) return;
     note(this.catchUp);
     this.show("back");
+  }
+
+  /** `recovered` or `resync` has come: after the last of them, what comes is no longer of the time before. */
+  reported() {
+    if (this.catchUp && (this.catchUp.reports -= 1) <= 0) this.catchUp.until = 0;
   }
 
   again() {

@@ -6,7 +6,7 @@ import { clockTime, dayName, shortTime, t, tn } from "./strings.js";
 
 export const contactName = (conversation) => String(conversation.contact_name || `#${conversation.id}`);
 /** What an avatar's colour goes by: customers and agents are told apart. */
-export const contactTone = (id) => `c${id}`;
+export const contactTone = (id) => `d${id}`;
 export const firstName = (name) => String(name).split(/\s+/)[0];
 
 function preview(state, conversation) {

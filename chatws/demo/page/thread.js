@@ -21,7 +21,6 @@ export function drawHead(state) {
     closed ? h("span", { class: "chip closed" }, t("closed")) : "",
   );
   $("close").hidden = closed;
-  $("reopen").hidden = !closed;
   $("composer").hidden = closed;
   $("closed-bar").hidden = !closed;
   $("draft").placeholder = t("draft_placeholder", { name: firstName(name) });
@@ -108,6 +107,8 @@ export function drawMessages(state, outbox, toEnd) {
   const atEnd = toEnd || log.scrollHeight - log.scrollTop - log.clientHeight < 60;
   const messages = state.messages(state.open);
   const entries = [];
+  const seen = state.seenBy(state.open).map((one) => firstName(one.name));
+  const lastStored = messages.findLast((one) => one.sender_type !== "note" && !one.state);
   let before = null;
   messages.forEach((message, at) => {
     const when = new Date(message.created_at);
@@ -120,16 +121,15 @@ export function drawMessages(state, outbox, toEnd) {
     const last = !together(message, messages[at + 1]);
     const key = message.client_id ? `client ${message.client_id}` : `id ${message.id}`;
     entries.push([key, () => buildMessage(message), (item) => updateMessage(state, item, message, first, last, outbox)]);
+    if (message === lastStored && seen.length) {
+      entries.push([
+        "seen",
+        () => h("div", { class: "seen", "data-testid": "seen" }),
+        (item) => (item.textContent = t("seen_by", { names: seen.join(", ") })),
+      ]);
+    }
     before = message;
   });
-  const seen = state.seenBy(state.open).map((one) => firstName(one.name));
-  if (seen.length) {
-    entries.push([
-      "seen",
-      () => h("div", { class: "seen", "data-testid": "seen" }),
-      (item) => (item.textContent = t("seen_by", { names: seen.join(", ") })),
-    ]);
-  }
   if (state.thread(state.open).missing) {
     entries.push(["missing", () => h("div", { class: "note" }, h("span")), (item) => (item.firstChild.textContent = t("not_stored"))]);
   }

@@ -1,0 +1,456 @@
+"""The demo in a real Chromium: what somebody sees who opens two windows.
+
+Its pictures are left in `test-artifacts/`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import signal
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from tests.e2e.browser import artifact, open_browser, open_page
+from tests.e2e.conftest import Server
+from tests.requirements import needs
+
+pytestmark = needs("chromium")
+
+ANA, BRUNO, CARLA, DIEGO = 1, 2, 3, 4
+MARINA, JAMES, BAKERY, EMILY, RAFAEL, SOFIA, LUCAS, OLIVIA = range(1, 9)
+
+#: Half of a usual screen.
+HALF = {"width": 720, "height": 760}
+#: What a browser says on its console of a server that is away.
+AWAY = r"ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|WebSocket connection"
+
+Enter = Callable[..., Page]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[str, ...]:
+    """Options for a demo whose data and whose log outlive the process."""
+    return (
+        "--demo",
+        "--demo-database",
+        str(tmp_path / "demo.sqlite"),
+        "--broker",
+        f"sqlite:///{tmp_path / 'events.sqlite'}",
+        "--presence-grace",
+        "0.3",
+        "--drain-seconds",
+        "0",
+    )
+
+
+@pytest.fixture
+def demo(chatws_server: Callable[..., Server]) -> Server:
+    return chatws_server("--demo", "--presence-grace", "0.3", "--drain-seconds", "0")
+
+
+@pytest.fixture
+def enter(browser: Browser) -> Iterator[Enter]:
+    """`enter(server, ANA)` opens a window of somebody's own and logs in."""
+    with ExitStack() as stack:
+
+        def enter(server: Server, agent: int, *, path: str = "", **options: Any) -> Page:
+            page = stack.enter_context(open_page(browser, f"{server.url}/?agent={agent}{path}", **options))
+            expect(connection(page)).to_have_attribute("data-state", "live")
+            expect(rows(page).first).to_be_visible()
+            return page
+
+        yield enter
+
+
+def ask(server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
+    """The demo's API."""
+    data = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(f"{server.url}/api/{path}", data, {"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=20) as response:
+        return json.load(response)
+
+
+def connection(page: Page) -> Any:
+    return page.get_by_test_id("connection")
+
+
+def rows(page: Page) -> Any:
+    return page.get_by_test_id("conversation")
+
+
+def row(page: Page, conversation: int) -> Any:
+    return page.locator(f'[data-conversation="{conversation}"]')
+
+
+def unread(page: Page, conversation: int) -> Any:
+    return row(page, conversation).get_by_test_id("unread")
+
+
+def texts(page: Page) -> Any:
+    return page.get_by_test_id("text")
+
+
+def typing(page: Page) -> Any:
+    return page.get_by_test_id("typing")
+
+
+def toast(page: Page, text: str) -> Any:
+    return page.get_by_test_id("toast").filter(has_text=text)
+
+
+def presence(page: Page, agent: int) -> Any:
+    return page.locator(f'[data-testid="presence"][data-agent="{agent}"]')
+
+
+def choose(page: Page, conversation: int, name: str) -> None:
+    row(page, conversation).get_by_role("button").click()
+    expect(page.get_by_test_id("thread-name")).to_have_text(name)
+    expect(page.get_by_test_id("text").first).to_be_visible()
+
+
+def side_by_side(browser: Browser, name: str, left: Page, right: Page) -> None:
+    """One picture of two windows, as they stand beside each other on a screen."""
+    pictures = [base64.b64encode(one.screenshot()).decode() for one in (left, right)]
+    windows = "".join(f'<img src="data:image/png;base64,{one}">' for one in pictures)
+    style = (
+        "body{margin:0;display:flex;gap:20px;padding:24px;background:linear-gradient(135deg,#cfe3dc,#e9e4d6)}"
+        "img{width:720px;border-radius:12px;box-shadow:0 2px 4px rgb(0 0 0/.15),0 18px 50px rgb(9 50 45/.28)}"
+    )
+    size = {"width": 2 * 720 + 20 + 48, "height": HALF["height"] + 48}
+    with open_page(browser, viewport=size) as page:
+        page.set_content(f"<style>{style}</style>{windows}")
+        page.wait_for_function("[...document.images].every((one) => one.complete)")
+        page.screenshot(path=artifact(name))
+
+
+def test_two_windows_tell_the_story(demo: Server, browser: Browser, enter: Enter) -> None:
+    ana = enter(demo, ANA, viewport=HALF)
+    expect(presence(ana, BRUNO)).to_have_attribute("data-status", "offline")
+
+    with open_page(browser, demo.url, viewport=HALF) as bruno:
+        expect(bruno.get_by_test_id("agent")).to_have_count(4)
+        bruno.screenshot(path=artifact("demo-login.png"))
+        bruno.locator(f'[data-testid="agent"][data-agent="{BRUNO}"]').click()
+        expect(connection(bruno)).to_have_text("Live")
+        for page in (ana, bruno):
+            for agent, status in ((ANA, "online"), (BRUNO, "online"), (CARLA, "offline")):
+                expect(presence(page, agent)).to_have_attribute("data-status", status)
+            expect(page.get_by_test_id("thread-name")).to_have_text("Marina Costa")
+
+        bruno.get_by_test_id("draft").press_sequentially("Dá sim, Marina! ")
+        expect(typing(ana)).to_have_text("Bruno is typing…")
+        expect(typing(bruno)).to_be_hidden()
+        bruno.get_by_test_id("draft").press("Shift+Enter")
+        bruno.get_by_test_id("draft").press_sequentially("Deixamos com a portaria.")
+        ana.screenshot(path=artifact("demo-typing.png"))
+        bruno.get_by_test_id("draft").press("Enter")
+
+        for page in (ana, bruno):
+            expect(texts(page).last).to_have_text("Dá sim, Marina! \nDeixamos com a portaria.")
+            expect(texts(page).filter(has_text="portaria.")).to_have_count(1)
+            expect(row(page, MARINA).get_by_test_id("preview")).to_contain_text("Dá sim, Marina!")
+        expect(typing(ana)).to_be_hidden()
+        expect(bruno.get_by_test_id("message").last).to_have_attribute("data-state", "stored")
+        expect(bruno.get_by_test_id("seen")).to_have_text("Seen by Ana")
+        expect(bruno.get_by_test_id("draft")).to_have_value("")
+
+        ana.get_by_test_id("draft").press_sequentially("Obrigada, Bruno")
+        ask(demo, "customer", {"conversation_id": EMILY})
+        expect(typing(bruno)).to_have_text("Ana is typing…")
+        expect(unread(bruno, EMILY)).to_have_text("1")
+        side_by_side(browser, "demo.png", ana, bruno)
+
+    expect(presence(ana, BRUNO)).to_have_attribute("data-status", "offline")
+    expect(presence(ana, ANA)).to_have_attribute("data-status", "online")
+
+
+def test_several_windows_of_one_agent_are_one_agent(demo: Server, browser: Browser, enter: Enter) -> None:
+    ana = enter(demo, ANA)
+    statuses = "window.seen = []; wsClient.on('agent_status', (data) => window.seen.push(data.status))"
+    ana.evaluate(statuses)
+    with open_page(browser, f"{demo.url}/?agent={BRUNO}") as one:
+        expect(presence(ana, BRUNO)).to_have_attribute("data-status", "online")
+        with open_page(browser, f"{demo.url}/?agent={BRUNO}") as other:
+            expect(connection(other)).to_have_text("Live")
+            choose(one, JAMES, "James Whitfield")
+            choose(other, SOFIA, "Sofia Almeida")
+            one.get_by_test_id("draft").fill("From the other window")
+            one.get_by_test_id("send").click()
+            choose(other, JAMES, "James Whitfield")
+            expect(texts(other).last).to_have_text("From the other window")
+        one.get_by_test_id("draft").fill("Still here")
+        one.get_by_test_id("send").click()
+        expect(row(ana, JAMES).get_by_test_id("preview")).to_have_text("Bruno: Still here")
+    expect(presence(ana, BRUNO)).to_have_attribute("data-status", "offline")
+    assert ana.evaluate("window.seen") == ["online", "offline"]
+
+
+def test_unread_counts_are_each_agents_own_and_move_by_themselves(demo: Server, enter: Enter) -> None:
+    ana, bruno = enter(demo, ANA), enter(demo, BRUNO)
+    expect(unread(ana, EMILY)).to_have_text("1")
+    expect(unread(bruno, EMILY)).to_be_hidden()
+    ask(demo, "customer", {"conversation_id": EMILY, "content": "Hello?"})
+    expect(unread(ana, EMILY)).to_have_text("2")
+    expect(unread(bruno, EMILY)).to_have_text("1")
+    for page in (ana, bruno):
+        expect(rows(page).first).to_have_attribute("data-conversation", str(EMILY))
+        expect(row(page, EMILY).get_by_test_id("preview")).to_have_text("Hello?")
+    assert ana.title().startswith("(4) ")
+
+    choose(ana, EMILY, "Emily Carter")
+    expect(unread(ana, EMILY)).to_be_hidden()
+    ask(demo, "customer", {"conversation_id": EMILY, "content": "Still there?"})
+    expect(texts(ana).last).to_have_text("Still there?")
+    expect(unread(ana, EMILY)).to_be_hidden()
+    expect(unread(bruno, EMILY)).to_have_text("2")
+    ana.reload()
+    expect(unread(ana, EMILY)).to_be_hidden()
+
+
+def test_assigning_closing_and_reopening_reach_everybody(demo: Server, enter: Enter) -> None:
+    ana, bruno = enter(demo, ANA), enter(demo, BRUNO)
+    choose(ana, BAKERY, "Padaria Pão Quente")
+    ana.get_by_test_id("assign").select_option(str(BRUNO))
+    expect(row(bruno, BAKERY).get_by_test_id("assignee")).to_have_text("Bruno")
+    expect(ana.get_by_test_id("note").last).to_contain_text("Ana assigned this to Bruno Lima")
+    toast(bruno, "Padaria Pão Quente was assigned to you").get_by_role("button", name="Show").click()
+    expect(bruno.get_by_test_id("thread-name")).to_have_text("Padaria Pão Quente")
+    bruno.get_by_test_id("filter-mine").click()
+    expect(rows(bruno)).to_have_count(2)
+    ana.screenshot(path=artifact("demo-assigned.png"))
+
+    ana.get_by_test_id("close").click()
+    expect(bruno.get_by_test_id("closed-bar")).to_be_visible()
+    expect(bruno.get_by_test_id("composer")).to_be_hidden()
+    expect(rows(bruno)).to_have_count(1)
+    expect(row(ana, BAKERY)).to_have_count(0)
+    ana.get_by_test_id("filter-closed").click()
+    expect(row(ana, BAKERY)).to_be_visible()
+    bruno.screenshot(path=artifact("demo-closed.png"))
+
+    bruno.get_by_test_id("reopen").click()
+    expect(ana.get_by_test_id("composer")).to_be_visible()
+    expect(ana.get_by_test_id("note").last).to_contain_text("Bruno reopened the conversation")
+    expect(row(ana, BAKERY)).to_have_count(0)
+    ana.get_by_test_id("filter-open").click()
+    expect(row(ana, BAKERY)).to_be_visible()
+
+
+def test_a_customer_writes_at_the_press_of_a_button(demo: Server, enter: Enter) -> None:
+    ana, bruno = enter(demo, ANA), enter(demo, BRUNO)
+    ana.get_by_test_id("customer-answers").click()
+    for page in (ana, bruno):
+        expect(typing(page)).to_have_text("Marina is typing…")
+    for page in (ana, bruno):
+        expect(texts(page).last).to_contain_text("Dona Célia")
+        expect(typing(page)).to_be_hidden()
+    for _ in range(3):
+        ana.get_by_test_id("customer-writes").click()
+        expect(ana.get_by_test_id("customer-writes")).to_be_enabled()
+    expect(toast(bruno, "Beatriz Rocha started a conversation")).to_be_visible()
+    for page in (ana, bruno):
+        expect(rows(page).first).to_contain_text("Beatriz Rocha")
+        expect(rows(page).first.get_by_test_id("unread")).to_have_text("1")
+
+
+def test_what_another_backend_pushes_is_shown(demo: Server, enter: Enter) -> None:
+    ana = enter(demo, ANA)
+    choose(ana, MARINA, "Marina Costa")
+    expect(texts(ana)).to_have_count(5)
+    with demo.backend() as backend:
+        line = {"event": "new_message", "data": {"conversation_id": 1, "message": {"id": 9, "content": "hi"}}}
+        assert backend.request(line)["delivered"] == 1
+        backend.push("new_conversation", {"conversation": {"id": "lead-5", "contact_name": "Nadia", "status": "open"}})
+        backend.push("agent_status", {"agent_id": CARLA, "status": "away"})
+        for odd in (
+            {},
+            {"conversation_id": 1},
+            {"conversation_id": 1, "message": None},
+            {"conversation_id": 1, "message": 5},
+        ):
+            backend.push("new_message", odd, to="everyone")
+        for name in ("conversation_updated", "new_conversation", "message_read", "typing", "agent_status"):
+            backend.push(name, {}, to="everyone")
+    expect(texts(ana).last).to_have_text("hi")
+    expect(row(ana, MARINA).get_by_test_id("preview")).to_have_text("hi")
+    expect(row(ana, "lead-5")).to_contain_text("Nadia")  # type: ignore[arg-type]
+    expect(presence(ana, CARLA)).to_have_attribute("data-status", "away")
+
+
+def test_what_people_write_is_text_and_nothing_else(demo: Server, enter: Enter) -> None:
+    ana, bruno = enter(demo, ANA), enter(demo, BRUNO)
+    evil = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script> & "quotes" \u202e\U0001f600'
+    ana.get_by_test_id("draft").fill(evil)
+    ana.get_by_test_id("draft").press("Enter")
+    for page in (ana, bruno):
+        expect(texts(page).last).to_have_text(evil)
+        expect(row(page, MARINA).get_by_test_id("preview")).to_contain_text("<img src=x")
+        assert page.evaluate("window.hurt") is None
+        assert page.locator("#messages img").count() == 0
+
+
+@pytest.mark.parametrize("broker", ["sqlite", "memory"])
+def test_a_killed_server_costs_the_page_nothing(
+    broker: str, files: tuple[str, ...], chatws_server: Callable[..., Server], browser: Browser, enter: Enter
+) -> None:
+    options = (
+        files if broker == "sqlite" else tuple(one for one in files if "broker" not in one and "events" not in one)
+    )
+    server, elsewhere = chatws_server(*options), chatws_server(*options, start=False)
+    ana = enter(server, ANA, forgive=AWAY)
+    expect(texts(ana)).to_have_count(5)
+    ana.evaluate("window.neverReloaded = true")
+
+    server.stop(signal.SIGKILL)
+    expect(connection(ana)).to_have_text("Reconnecting…")
+    ana.screenshot(path=artifact(f"demo-killed-{broker}.png"))
+
+    # The shop goes on behind another door, where the page cannot come; then its server is back where it was.
+    elsewhere.start()
+    with elsewhere.agent(DIEGO, MARINA, EMILY) as witness:
+        for conversation, content in ((MARINA, "one"), (EMILY, "two"), (MARINA, "three")):
+            ask(elsewhere, "customer", {"conversation_id": conversation, "content": content})
+            witness.expect("new_message", conversation_id=conversation)
+    elsewhere.stop()
+    server.start()
+
+    said = "Back: 3 missed messages recovered" if broker == "sqlite" else "Back: inbox reloaded"
+    expect(connection(ana)).to_have_text(said, timeout=40_000)
+    ana.screenshot(path=artifact(f"demo-back-{broker}.png"))
+    expect(texts(ana)).to_have_count(7)
+    ask(server, "customer", {"conversation_id": MARINA, "content": "four"})
+    expect(texts(ana)).to_have_count(8)
+    assert texts(ana).all_text_contents()[5:] == ["one", "three", "four"]
+    expect(unread(ana, EMILY)).to_have_text("2")
+    expect(unread(ana, MARINA)).to_be_hidden()
+    assert ana.evaluate("window.neverReloaded")
+    expect(connection(ana)).to_have_text("Live")
+
+
+def test_what_is_written_while_the_server_is_away_is_sent_once_when_it_is_back(
+    files: tuple[str, ...], chatws_server: Callable[..., Server], enter: Enter
+) -> None:
+    server = chatws_server(*files)
+    ana = enter(server, ANA, forgive=AWAY)
+    bruno = enter(server, BRUNO, forgive=AWAY)
+    server.stop(signal.SIGKILL)
+    for text in ("first", "second"):
+        ana.get_by_test_id("draft").fill(text)
+        ana.get_by_test_id("draft").press("Enter")
+    for place in (-1, -2):
+        expect(ana.get_by_test_id("message").nth(place)).to_have_attribute("data-state", "waiting")
+    ana.screenshot(path=artifact("demo-waiting.png"))
+    server.start()
+    for page in (ana, bruno):
+        expect(texts(page)).to_have_count(7, timeout=40_000)
+        assert texts(page).all_text_contents()[5:] == ["first", "second"]
+    expect(ana.get_by_test_id("message").last).to_have_attribute("data-state", "stored")
+    assert [one["content"] for one in ask(server, "conversations/1/messages")["messages"][5:]] == ["first", "second"]
+
+
+def test_a_demo_that_forgot_everything_is_loaded_anew(demo: Server, enter: Enter) -> None:
+    ana = enter(demo, ANA, forgive=AWAY)
+    choose(ana, SOFIA, "Sofia Almeida")
+    ana.get_by_test_id("draft").fill("forgotten")
+    ana.get_by_test_id("draft").press("Enter")
+    expect(row(ana, SOFIA).get_by_test_id("preview")).to_have_text("You: forgotten")
+    demo.restart(signal.SIGKILL)
+    expect(row(ana, SOFIA).get_by_test_id("preview")).to_contain_text("impostos", timeout=40_000)
+
+
+def test_on_a_phone_list_and_conversation_take_turns(demo: Server, enter: Enter) -> None:
+    phone = enter(demo, ANA, viewport={"width": 390, "height": 844}, locale="pt-BR", has_touch=True)
+    expect(connection(phone)).to_have_text("Ao vivo")
+    expect(phone.get_by_test_id("thread")).to_be_hidden()
+    expect(unread(phone, MARINA)).to_have_text("1")
+    phone.screenshot(path=artifact("demo-phone-list.png"))
+    row(phone, MARINA).get_by_role("button").tap()
+    expect(phone.get_by_test_id("thread")).to_be_visible()
+    expect(phone.get_by_test_id("conversation-list")).to_be_hidden()
+    expect(texts(phone)).to_have_count(5)
+    phone.screenshot(path=artifact("demo-phone-thread.png"))
+    assert phone.evaluate("document.documentElement.scrollWidth") <= 390
+    phone.get_by_test_id("back").tap()
+    expect(unread(phone, MARINA)).to_be_hidden()
+
+
+def test_the_language_can_be_changed_and_stays(demo: Server, enter: Enter) -> None:
+    page = enter(demo, ANA, locale="pt-BR")
+    expect(page.get_by_test_id("filter-mine")).to_contain_text("Minhas")
+    assert page.evaluate("document.documentElement.lang") == "pt-BR"
+    page.locator('[data-testid="language"]:visible').click()
+    expect(page.get_by_test_id("filter-mine")).to_contain_text("Mine")
+    expect(page.get_by_test_id("draft")).to_have_attribute("placeholder", "Write to Marina…")
+    page.reload()
+    expect(page.get_by_test_id("filter-mine")).to_contain_text("Mine")
+
+
+def test_one_leaves_and_comes_back_as_somebody_else(demo: Server, enter: Enter) -> None:
+    page, bruno = enter(demo, ANA), enter(demo, BRUNO)
+    expect(presence(bruno, ANA)).to_have_attribute("data-status", "online")
+    page.reload()  # remembered by this tab
+    expect(connection(page)).to_have_text("Live")
+    page.get_by_test_id("me").click()
+    page.get_by_test_id("switch-agent").click()
+    expect(page.get_by_test_id("login")).to_be_visible()
+    expect(presence(bruno, ANA)).to_have_attribute("data-status", "offline")
+    page.locator(f'[data-testid="agent"][data-agent="{CARLA}"]').click()
+    expect(presence(bruno, CARLA)).to_have_attribute("data-status", "online")
+
+
+def test_a_second_window_opens_as_another_agent(demo: Server, browser: Browser) -> None:
+    with open_page(browser, demo.url) as page:
+        with page.context.expect_page() as opened:
+            page.get_by_test_id("side-by-side").click()
+        for window, agent in ((page, ANA), (opened.value, BRUNO)):
+            expect(connection(window)).to_have_text("Live")
+            expect(presence(window, agent)).to_have_attribute("data-status", "online")
+            assert window.evaluate("sessionStorage.agent") == str(agent)
+
+
+def test_the_keyboard_and_a_screen_reader_get_everywhere(demo: Server, enter: Enter) -> None:
+    page = enter(demo, ANA)
+    nameless = """[...document.querySelectorAll("button, input, textarea, select, summary")]
+        .filter((one) => one.checkVisibility())
+        .filter((one) => !(one.ariaLabel || one.innerText.trim() || (one.labels && one.labels[0]?.textContent.trim())))
+        .map((one) => one.outerHTML)"""
+    assert page.evaluate(nameless) == []
+    choose(page, MARINA, "Marina Costa")
+    row(page, MARINA).get_by_role("button").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("thread-name")).to_have_text("James Whitfield")
+    expect(page.get_by_test_id("draft")).to_be_focused()
+    expect(row(page, JAMES).get_by_role("button")).to_have_attribute("aria-current", "true")
+    ask(demo, "customer", {"conversation_id": JAMES, "content": "Read this aloud"})
+    expect(page.get_by_test_id("announce")).to_have_text("James Whitfield: Read this aloud")
+
+
+def test_it_is_dark_where_the_system_is(demo: Server, enter: Enter) -> None:
+    page = enter(demo, ANA, color_scheme="dark")
+    expect(texts(page).first).to_be_visible()
+    page.screenshot(path=artifact("demo-dark.png"))
+    background = page.evaluate("getComputedStyle(document.querySelector('.list')).backgroundColor")
+    assert max(int(one) for one in background[4:-1].split(",")) < 60
+
+
+def test_without_demo_there_is_no_demo(chatws_server: Callable[..., Server]) -> None:
+    server = chatws_server()
+    for path in ("/demo/app.js", "/api/agents", "/api/customer"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"{server.url}{path}", timeout=20)
+        assert refused.value.code == 404
