@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import zlib
 from typing import Any
 
@@ -148,6 +149,7 @@ class CompressionTests(ServerCase):
     def test_a_slow_reader_of_compressed_frames_gets_them_whole(self) -> None:
         self.serve(compression=True, send_buffer=100_000)
         wire, connection = self.connect(send_buffer=4096, Sec_WebSocket_Extensions=OFFER)
+        dice = random.Random(7)
         noise: list[str] = []
         while connection.is_open:
             noise.append("".join(dice.choices("0123456789abcdefghijklmnopqrstuvwxyz", k=1500)))

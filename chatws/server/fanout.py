@@ -26,6 +26,7 @@ import socket
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
+from errno import ENOBUFS, ENOMEM
 from typing import Any
 
 from twisted.internet import tcp
@@ -188,7 +189,7 @@ class Writer:
         self.transport.registerProducer(backlog, False)  # asks for the first piece at once
 
     def _send_failed(self, error: OSError, frames: bytes) -> None:
-        if isinstance(error, BlockingIOError | InterruptedError):
+        if isinstance(error, BlockingIOError | InterruptedError) or error.errno in (ENOBUFS, ENOMEM):
             self._hold(frames)
         else:
             # a reset or a broken pipe: this connection's end, and nobody else's business

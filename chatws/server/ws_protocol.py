@@ -217,6 +217,8 @@ class WsProtocol(WebSocketServerProtocol):
         self.heard = False
         self._control_frames = 0
         self.connection._write(_PING)
+        if self.state != self.STATE_OPEN:
+            return  # that was one frame too many for a slow reader
         self.timer = server.wheel.schedule(server.ping_timeout, self._pong_is_due)
 
     def _pong_is_due(self) -> None:
@@ -273,7 +275,6 @@ class WsProtocol(WebSocketServerProtocol):
         self.connection._disconnect(abort and not self.wasClean)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        opened = self.state != self.STATE_CONNECTING
         self.state = self.STATE_CLOSED
         if self.timer is not None:
             self.timer.cancel()
@@ -281,14 +282,11 @@ class WsProtocol(WebSocketServerProtocol):
         if self.gate is not None:
             self.gate.release(self.connection.remote_address)
             self.gate = None
-        connection = self.connection
-        if connection not in self.server.connections:
-            opened = False
+        connection, server = self.connection, self.server
         connection._detach()
         self.transport = None
-        if opened:
-            server = self.server
-            server.connections.discard(connection)
+        if connection in server.connections:  # it is not, when it was lost while we answered the handshake
+            server.connections.remove(connection)
             server.stats.connections_now -= 1
             connection._call(server.component.on_close)
             server._one_is_gone()

@@ -1,0 +1,144 @@
+"""IoServer as a service on the real reactor: ports, binding errors, draining."""
+
+from __future__ import annotations
+
+import socket
+from typing import Any
+
+import pytest
+import pytest_twisted
+from autobahn.twisted.websocket import WebSocketClientFactory, WebSocketClientProtocol
+from twisted.application.service import MultiService
+from twisted.internet import defer, reactor
+from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, UNIXServerEndpoint
+
+from chatws.errors import OperatorError
+from chatws.server import EchoServer, HttpServer, IoServer, WsServer, raise_file_limit
+from tests.server_wire import Recorder
+
+
+def make(component: Any = None, port: int = 0, address: str = "127.0.0.1") -> IoServer:
+    return IoServer.factory(HttpServer(WsServer(component or EchoServer())), port, address)
+
+
+class Client(WebSocketClientProtocol):
+    def __init__(self) -> None:
+        super().__init__()
+        self.received: defer.DeferredQueue[str] = defer.DeferredQueue()
+        self.closed: defer.Deferred[int] = defer.Deferred()
+
+    def onMessage(self, payload: bytes, isBinary: bool) -> None:
+        self.received.put(payload.decode())
+
+    def onClose(self, wasClean: bool, code: int, reason: str) -> None:
+        self.closed.callback(code)
+
+
+async def dial(server: IoServer) -> Client:
+    port = server.ports[0].getHost().port
+    factory = WebSocketClientFactory(f"ws://127.0.0.1:{port}/ws")
+    factory.noisy = False
+    factory.protocol = Client
+    client = await TCP4ClientEndpoint(reactor, "127.0.0.1", port).connect(factory)
+    await client.is_open
+    return client
+
+
+@pytest_twisted.ensureDeferred
+async def test_autobahns_own_client_is_echoed() -> None:
+    server = make()
+    await server.listen()
+    client = await dial(server)
+    client.sendMessage("olá".encode())
+    assert await client.received.get() == "olá"
+    client.sendClose(1000)
+    assert await client.closed == 1000
+    await server.stopService()
+    assert reactor.getDelayedCalls() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_service_in_a_tree_listens_when_started_and_closes_all_when_stopped() -> None:
+    parent = MultiService()
+    server = make()
+    server.setServiceParent(parent)
+    parent.startService()
+    await server.listen()
+    client = await dial(server)
+    await parent.stopService()
+    assert await client.closed == 4012
+    assert server.ports == []
+    parent.startService()
+    await server.listen()
+    assert len(server.ports) == 1
+    await parent.stopService()
+    assert reactor.getDelayedCalls() == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_stop_listening_keeps_who_is_connected() -> None:
+    recorder = Recorder()
+    server = make(recorder)
+    await server.listen()
+    client = await dial(server)
+    number = server.ports[0].getHost().port
+    await server.stop_listening()
+    with socket.socket() as late:
+        assert late.connect_ex(("127.0.0.1", number)) != 0
+    recorder.connections[0].send("still")
+    assert await client.received.get() == "still"
+    await server.stopService()
+    await client.closed
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_port_in_use_is_the_operators_and_nothing_listens() -> None:
+    first = make()
+    await first.listen()
+    taken = first.ports[0].getHost().port
+    endpoints = [TCP4ServerEndpoint(reactor, port, interface="127.0.0.1") for port in (0, taken)]
+    second = IoServer(first.app, endpoints)
+    for _ in range(2):
+        with pytest.raises(OperatorError) as caught:
+            await second.listen()
+        words = f"port {taken} on 127.0.0.1 is in use: stop the other server or choose another with --port"
+        assert str(caught.value) == words
+    assert second.ports == []
+    await first.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_other_addresses_that_cannot_be_bound_say_so_in_one_line(tmp_path: Any) -> None:
+    for address, words in (("192.0.2.1", "cannot listen on port"), ("2001:db8::1", "cannot listen on port")):
+        with pytest.raises(OperatorError) as caught:
+            await make(port=45678, address=address).listen()
+        assert str(caught.value).startswith(words)
+        assert "\n" not in str(caught.value)
+    with pytest.raises(OperatorError) as caught:
+        await IoServer(make().app, [UNIXServerEndpoint(reactor, str(tmp_path / "no" / "x"))]).listen()
+    assert "x: No such file" in str(caught.value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_ipv6_addresses_are_taken() -> None:
+    if not socket.has_ipv6:
+        pytest.skip("this machine has no IPv6")
+    server = make(address="::1")
+    try:
+        await server.listen()
+    except OperatorError:
+        pytest.skip("this machine has no IPv6 loopback")
+    assert server.ports[0].getHost().host == "::1"
+    await server.stopService()
+
+
+def test_the_soft_limit_of_open_files_becomes_the_hard_one() -> None:
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, before[1]), before[1]))
+        assert raise_file_limit() == before[1]
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == before[1]
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -1,0 +1,96 @@
+"""One delayed call for many deadlines."""
+
+from __future__ import annotations
+
+import random
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chatws.server.wheel import Wheel
+
+
+class WheelTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.clock.advance(1234.567)
+        self.wheel = Wheel(self.clock)
+        self.fired: list[object] = []
+
+    def tearDown(self) -> None:
+        assert len(self.wheel) == 0
+        assert self.clock.getDelayedCalls() == []
+
+    def test_a_callback_comes_once_and_never_early_nor_much_late(self) -> None:
+        start = self.clock.seconds()
+        dice = random.Random(3)
+        due = [dice.uniform(0, 40) for _ in range(300)] + [0.0, 0.25, 1.0]
+        when: dict[int, float] = {}
+        for index, seconds in enumerate(due):
+            self.wheel.schedule(seconds, lambda index=index: when.setdefault(index, self.clock.seconds() - start))
+        for _ in range(5000):
+            self.clock.advance(0.01)
+        assert len(when) == len(due)
+        for index, seconds in enumerate(due):
+            assert 0 <= when[index] - seconds + 1e-9 <= 0.27
+
+    def test_however_many_there_are_the_reactor_sees_one_call(self) -> None:
+        timers = [self.wheel.schedule(seconds % 50, self.fail) for seconds in range(1000)]
+        assert len(self.clock.getDelayedCalls()) == 1
+        for timer in timers:
+            timer.cancel()
+
+    def test_a_cancelled_timer_does_not_fire_and_lets_go_of_its_callback(self) -> None:
+        timer = self.wheel.schedule(1, self.fail)
+        other = self.wheel.schedule(1, lambda: self.fired.append("other"))
+        assert timer.active()
+        timer.cancel()
+        timer.cancel()
+        assert not timer.active()
+        assert timer._callback is None
+        self.clock.advance(2)
+        assert self.fired == ["other"]
+        assert not other.active()
+        other.cancel()
+
+    def test_an_earlier_deadline_overtakes(self) -> None:
+        self.wheel.schedule(10, lambda: self.fired.append("late"))
+        self.wheel.schedule(1, lambda: self.fired.append("early"))
+        self.clock.advance(1.5)
+        assert self.fired == ["early"]
+        self.clock.advance(9)
+        assert self.fired == ["early", "late"]
+
+    def test_callbacks_may_schedule_and_cancel(self) -> None:
+        def again() -> None:
+            self.fired.append(self.clock.seconds())
+            victim.cancel()
+            if len(self.fired) < 3:
+                self.wheel.schedule(1, again)
+
+        self.wheel.schedule(1, again)
+        victim = self.wheel.schedule(1, self.fail)
+        for _ in range(10):
+            self.clock.advance(0.5)
+        assert len(self.fired) == 3
+
+    def test_a_callback_that_cancels_the_last_one_stops_the_wheel(self) -> None:
+        self.wheel.schedule(1, lambda: later.cancel())
+        later = self.wheel.schedule(30, self.fail)
+        self.clock.advance(2)
+
+    def test_a_callback_that_fails_is_logged_and_the_others_come(self) -> None:
+        def fail() -> None:
+            raise LookupError
+
+        self.wheel.schedule(1, fail)
+        self.wheel.schedule(1, lambda: self.fired.append("next"))
+        self.clock.advance(2)
+        assert self.fired == ["next"]
+        assert len(self.flushLoggedErrors(LookupError)) == 1
+
+    def test_after_a_long_sleep_all_that_fell_due_comes_in_order(self) -> None:
+        for seconds in (5, 1, 3):
+            self.wheel.schedule(seconds, lambda seconds=seconds: self.fired.append(seconds))
+        self.clock.advance(3600)
+        assert self.fired == [1, 3, 5]
