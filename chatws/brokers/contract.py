@@ -72,8 +72,9 @@ KEY_SECONDS = 600.0
 class Bounds(msgspec.Struct, frozen=True):
     """How much is kept for recovery; the oldest goes first. 0 means no limit of that kind.
 
-    Trimming happens with each publish. The limits on events and size then hold; events past their age may go a few at
-    a time, so that no publish pays for many, and none goes while nothing is published.
+    Trimming happens with each publish that stores something. The limits on events and size then hold; events past
+    their age may go a few at a time, so that no publish pays for many. None goes while nothing is stored: a page that
+    slept through a quiet night can still prove that it missed nothing.
 
     :ivar events: a number of events.
     :ivar seconds: an age.

@@ -49,13 +49,14 @@ class MemoryBroker:
         now = self._now()
         window = self._window
         batch = accept(drafts, window.last, self._keys, now)
-        for event in batch.fresh:
-            if event.offset:
-                window.append(event)
+        if batch.last != window.last:
+            for event in batch.fresh:
+                if event.offset:
+                    window.append(event)
+            window.trim(now)
         if batch.keys is not None:
             for key, event in batch.keys.items():
                 self._keys.remember(key, event.offset, now)
-        window.trim(now)
         return self._delivery.tell(batch.fresh, batch.receipts)
 
     def read(self, after: int, limit: int) -> Deferred[list[Event]]:

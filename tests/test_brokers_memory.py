@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chatws.brokers.contract import KEY_SECONDS, Audience, Bounds, Draft, Event
+from chatws.brokers.keys import Keys
+from chatws.brokers.memory import MemoryBroker
+from chatws.brokers.window import AGE_STEP, Window
+
+
+class Batches:
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        self.batches.append([event.offset for event in events])
+
+    def reset(self, epoch: str) -> None: ...
+
+
+def draft(key: str | None = None, data: bytes = b"{}") -> Draft:
+    return Draft("new_message", Audience(("*",)), data, key)
+
+
+class Memory(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.listener = Batches()
+        self.broker = MemoryBroker(Bounds(), self.clock.seconds)
+        self.successResultOf(self.broker.start(self.listener))
+
+    def test_a_batch_is_told_whole_and_has_been_when_publish_returns(self) -> None:
+        self.successResultOf(self.broker.publish([draft(), draft(), draft()]))
+        self.successResultOf(self.broker.publish([draft()]))
+        assert self.listener.batches == [[1, 2, 3], [4]]
+
+    def test_nothing_is_told_of_a_batch_of_duplicates(self) -> None:
+        self.broker.publish([draft("k")])
+        self.broker.publish([draft("k"), draft("k")])
+        assert self.listener.batches == [[1]]
+
+    def test_every_broker_is_another_log(self) -> None:
+        epochs = {MemoryBroker(Bounds(), self.clock.seconds).epoch for _ in range(100)}
+        assert len(epochs) == 100
+
+
+class TheWindow(SynchronousTestCase):
+    def window(self, bounds: Bounds, count: int) -> Window:
+        window = Window(bounds)
+        for offset in range(1, count + 1):
+            window.append(Event(offset, "e", Audience(("*",)), b"12", 0.0))
+            window.trim(0.0)
+        return window
+
+    def test_any_event_held_is_found_by_its_offset(self) -> None:
+        window = self.window(Bounds(events=700), 5000)
+        assert [window[offset].offset for offset in range(4301, 5001)] == list(range(4301, 5001))
+        for offset in (4300, 5001, 0, -1):
+            with self.assertRaises(KeyError):
+                window[offset]
+
+    def test_the_list_stays_in_proportion_to_what_is_held(self) -> None:
+        window = Window(Bounds(events=1000))
+        for offset in range(1, 20_001):
+            window.append(Event(offset, "e", Audience(("*",)), b"12", 0.0))
+            window.trim(0.0)
+            assert len(window._events) <= 2002
+
+    def test_a_step_over_the_next_offset_is_refused(self) -> None:
+        window = self.window(Bounds(), 3)
+        for offset in (3, 5, 0):
+            with self.assertRaises(ValueError):
+                window.append(Event(offset, "e", Audience(("*",)), b"", 0.0))
+
+    def test_old_events_go_a_step_at_a_time(self) -> None:
+        window = self.window(Bounds(seconds=10.0), AGE_STEP + 5)
+        assert len(window.trim(100.0)) == AGE_STEP
+        assert len(window.trim(100.0)) == 5
+        assert window.trim(100.0) == []
+        assert (window.first, window.last, window.size, len(window)) == (AGE_STEP + 6, AGE_STEP + 5, 0, 0)
+
+
+class TheKeys(SynchronousTestCase):
+    def test_memory_follows_the_rate_of_publishing(self) -> None:
+        keys = Keys()
+        for n in range(1000):
+            keys.remember(f"a{n}", n, 0.0)
+        forgotten: list[str] = []
+        for n in range(250):
+            forgotten += keys.remember(f"b{n}", n, KEY_SECONDS)
+        assert sorted(forgotten) == sorted(f"a{n}" for n in range(1000))
+        assert len(keys) == 250
+
+    def test_a_key_given_anew_is_not_forgotten_with_its_old_use(self) -> None:
+        keys = Keys()
+        for n in range(6):
+            keys.remember(f"k{n}", n, 0.0)
+        assert keys.remember("k5", 50, KEY_SECONDS) == ["k0", "k1", "k2", "k3"]
+        assert keys.remember("other", 51, KEY_SECONDS) == ["k4"]
+        assert keys.find("k5", KEY_SECONDS) == (50, KEY_SECONDS)
+
+    def test_a_clock_set_back_makes_keys_last_longer_and_never_shorter(self) -> None:
+        keys = Keys()
+        keys.remember("k", 1, 1000.0)
+        assert keys.find("k", 0.0) == (1, 1000.0)
+        assert keys.find("k", 1000.0 + KEY_SECONDS) is None
