@@ -423,12 +423,16 @@ def test_a_second_window_opens_as_another_agent(demo: Server, browser: Browser) 
 
 
 def test_the_keyboard_and_a_screen_reader_get_everywhere(demo: Server, enter: Enter) -> None:
-    page = enter(demo, ANA)
     nameless = """[...document.querySelectorAll("button, input, textarea, select, summary")]
         .filter((one) => one.checkVisibility())
         .filter((one) => !(one.ariaLabel || one.innerText.trim() || (one.labels && one.labels[0]?.textContent.trim())))
         .map((one) => one.outerHTML)"""
-    assert page.evaluate(nameless) == []
+    for width in (390, 640, 800, 1280):
+        page = enter(demo, ANA, viewport={"width": width, "height": 800})
+        row(page, MARINA).get_by_role("button").click()
+        expect(texts(page).first).to_be_visible()
+        assert page.evaluate(nameless) == [], width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
     choose(page, MARINA, "Marina Costa")
     row(page, MARINA).get_by_role("button").focus()
     page.keyboard.press("ArrowDown")

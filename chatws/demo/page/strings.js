@@ -3,8 +3,8 @@
 const STRINGS = {
   en: {
     other_language: "Português",
-    login_title: "Everyone in the inbox sees the same thing, at once.",
-    login_story: "A customer-service inbox for a small shop. Each message, each keystroke and each hand-over reaches every agent's window over one WebSocket.",
+    login_title: "Everyone in the inbox sees the same thing.",
+    login_story: "A customer-service inbox for a small shop. Messages, hand-overs, and who is typing or online reach every agent's window over a WebSocket, at once.",
     login_step_1: "Come in as one agent here and as another in a second window.",
     login_step_2: "Write in one window and watch the other.",
     login_step_3: "Let a customer write in. Stop the server and start it again: the windows come back by themselves.",
@@ -53,8 +53,8 @@ const STRINGS = {
   },
   pt: {
     other_language: "English",
-    login_title: "Todo mundo na caixa de entrada vê a mesma coisa, na hora.",
-    login_story: "A caixa de entrada do atendimento de uma pequena loja. Cada mensagem, cada tecla e cada transferência chega à janela de todos os atendentes por um único WebSocket.",
+    login_title: "Na caixa de entrada, todos veem a mesma coisa.",
+    login_story: "A caixa de entrada do atendimento de uma pequena loja. Mensagens, transferências, quem digita e quem está online chegam na hora à janela de cada atendente, por WebSocket.",
     login_step_1: "Entre aqui como um atendente e, em outra janela, como outro.",
     login_step_2: "Escreva em uma janela e olhe para a outra.",
     login_step_3: "Deixe um cliente escrever. Pare o servidor e inicie de novo: as janelas voltam sozinhas.",
@@ -76,7 +76,7 @@ const STRINGS = {
     filter_open: "Abertas", filter_mine: "Minhas", filter_closed: "Fechadas",
     empty_open: "Nada em aberto. Bom trabalho!", empty_mine: "Nada atribuído a você.", empty_closed: "Nada fechado ainda.",
     empty_search: "Nada encontrado para “{text}”.",
-    customer_writes: "Um cliente escreve agora", customer_here: "Deixar {name} escrever",
+    customer_writes: "Um cliente escreve", customer_here: "Deixar {name} escrever",
     choose_conversation: "Escolha uma conversa",
     back: "Voltar à lista", details: "Detalhes", messages: "Mensagens",
     assignee: "Atribuída a", nobody: "Ninguém", assign_to_me: "{name} (eu)",
