@@ -383,6 +383,32 @@ class TestWithoutAServer:
         database.stop()
         assert clock.getDelayedCalls() == []
 
+    def test_a_server_that_lets_connections_in_only_to_drop_them_is_not_stormed(self) -> None:
+        clock = Clock()
+        database = PostgresDatabase({}, pool=5, timeout=10.0, reactor=clock, jitter=lambda: 1.0)
+        attempts: list[float] = []
+
+        class Stillborn:
+            is_dead = False
+            opened_at = 0.0
+
+            def close(self) -> None:
+                pass
+
+        async def connect(on_lost: Any = None) -> Any:
+            attempts.append(clock.seconds())
+            connection = Stillborn()
+            connection.opened_at = clock.seconds()
+            clock.callLater(0, on_lost, connection)
+            return connection
+
+        database.connect = connect  # type: ignore[method-assign]
+        database.start()
+        for _ in range(1000):
+            clock.advance(0.01)
+        assert 5 <= len(attempts) < 20
+        database.stop()
+
     def test_a_queue_that_is_full_refuses_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(postgres_pool, "MAX_WAITING", 50)
         clock = Clock()

@@ -84,13 +84,14 @@ class PostgresConnection(txpostgres.Connection):  # type: ignore[misc]
     """One connection. Whoever holds it runs one query at a time.
 
     :ivar on_lost: called with this connection when it ends while nothing is asked of it.
+    :ivar opened_at: when it was connected, in the reactor's seconds.
     :ivar heard_at: when it last answered.
     """
 
     def __init__(self, reactor: Any, on_lost: Callable[[PostgresConnection], None] | None = None) -> None:
         super().__init__(reactor)
         self.on_lost = on_lost
-        self.heard_at = 0.0
+        self.opened_at = self.heard_at = 0.0
 
     @property
     def is_dead(self) -> bool:

@@ -11,7 +11,8 @@ txpostgres own pool never replaces a connection that died, so this one is ours. 
 - A query that is too slow is ended by PostgreSQL itself (`statement_timeout`, a little below ours): closing a socket
   does not stop a backend, and the abandoned ones would pile up.
 
-Host names are resolved by the reactor: libpq would block in getaddrinfo, and every browser with it.
+A host name is resolved by the reactor: libpq would block in getaddrinfo, and every browser with it. A list of hosts
+(`h1,h2`) is left to libpq: there, give addresses.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ CHUNK = 100
 SILENCE = 0.95
 #: Seconds: the first pause after a failed attempt to connect, and the longest.
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 2.0
+#: Seconds. A connection that ends sooner was hardly one.
+YOUNG = 1.0
 #: Seconds between two complaints of the lesser sort.
 COMPLAINT_INTERVAL = 60.0
 
@@ -85,6 +88,8 @@ class PostgresDatabase:
         self._queue: deque[Deferred[PostgresConnection]] = deque()
         self._serving = False
         self._filling = False
+        # connections in a row that ended as soon as they were there
+        self._stillborn = 0
         # what attempts to connect wait for, apart from the connection itself
         self._pauses: set[Deferred[Any]] = set()
         self._healthy = False
@@ -154,7 +159,7 @@ class PostgresDatabase:
             self._connecting.discard(connection)
             if timer.active():
                 timer.cancel()
-        connection.heard_at = self._reactor.seconds()
+        connection.opened_at = connection.heard_at = self._reactor.seconds()
         return connection
 
     # --- the pool ---
@@ -190,9 +195,11 @@ class PostgresDatabase:
 
     async def _open_missing(self) -> None:
         try:
-            failures = 0
+            failures = self._stillborn
             while self._running and len(self._idle) + len(self._busy) < self._size:
                 try:
+                    if self._stillborn:
+                        await self._back_off(self._stillborn)
                     connection = await self.connect(self._lost)
                 except Exception as error:
                     if self._running:
@@ -216,7 +223,13 @@ class PostgresDatabase:
     def _lost(self, connection: PostgresConnection) -> None:
         if connection in self._idle:
             self._idle.remove(connection)
+            self._note_death(connection)
             self._fill()
+
+    def _note_death(self, connection: PostgresConnection) -> None:
+        """Whoever lets one in only to drop it is not to be asked again without a pause."""
+        young = self._reactor.seconds() - connection.opened_at < YOUNG
+        self._stillborn = self._stillborn + 1 if young else 0
 
     def _acquire(self, until: float) -> Deferred[PostgresConnection]:
         if self._running and len(self._queue) < MAX_WAITING:
@@ -273,9 +286,11 @@ class PostgresDatabase:
             self._busy.discard(connection)
             if not connection.is_dead and self._running:
                 self._well()
+                self._stillborn = 0
                 self._idle.append(connection)
             else:
                 connection.close()
+                self._note_death(connection)
             if not answer.called:
                 answer.callback(result)
             self._serve()
