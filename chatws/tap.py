@@ -105,7 +105,12 @@ class Options(usage.Options):
             if self.get("check"):
                 from twisted.internet import reactor
 
-                print(describe(self.loaded, startup.check(self.loaded.config, reactor)))
+                from chatws import service
+
+                warnings = startup.check(self.loaded.config, reactor)
+                # built and thrown away: what a part refuses is to be known here too
+                service.build(self.loaded.config, reactor)
+                print(describe(self.loaded, warnings))
                 sys.exit(0)
         except OperatorError as error:
             _leave(str(error))

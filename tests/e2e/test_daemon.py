@@ -114,6 +114,8 @@ def test_help_and_check_start_nothing(run: Run) -> None:
     checked = run("chatws", "--port", "9000", "--check")
     assert (checked.returncode, checked.stderr) == (0, "")
     assert "browsers  tcp:9000:interface=127.0.0.1" in checked.stdout
+    stores = ["--broker", "sqlite:///log.db", "--database", "sqlite:///shop.db", "--demo", "--demo-database", "demo.db"]
+    assert run("chatws", *stores, "--check").returncode == 0
     assert os.listdir(run.directory) == []
 
 
