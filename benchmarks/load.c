@@ -1,0 +1,311 @@
+/* A lean WebSocket load client: N connections in one epoll thread, hello messages on each; then a publisher (TCP lines,
+   or WebSocket messages on a connection of its own) sends M messages with at most W outstanding; the frames are counted.
+
+     cc -O2 -o load load.c
+     load HOST PORT PATH N M W hello1 [hello2 ...] -- tcp:PUSH_PORT 'line with %T' | ws 'message with %T'
+
+   In a hello %d is the connection's number and %g its group, number / PER; in the publisher's template %g is some group.
+   %T is CLOCK_MONOTONIC in ns, read back from the frames behind "ts": for the latency.
+   Environment: PER (each message goes to one group of PER connections, not to all N), MATCH (only frames that contain it
+   count), HELLO_PAUSE (seconds after each hello, 0.3), SETTLE (seconds after the last, 1), HOLD (seconds to stay idle),
+   RATE (messages/s, 0 = as the window allows), GATE (say {"ready":N} and wait for a byte on stdin before publishing). */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+typedef struct {
+  int fd, open;
+  unsigned len, cap;
+  char *buf;
+} Conn;
+static Conn *cs;
+static int ep, N, M, W, per = 3, sparse;
+static const char *match;
+static long frames, wanted, opened, errors, bytes;
+static uint64_t hist[64 * 16];
+static uint64_t maxlat;
+static uint64_t now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+static void lat(uint64_t ns) {
+  if (ns > maxlat) maxlat = ns;
+  int b = 63 - __builtin_clzll(ns | 1);
+  int s = b >= 4 ? (ns >> (b - 4)) & 15 : 0;
+  hist[b * 16 + s]++;
+}
+static double pct(double p) {
+  uint64_t tot = 0, c = 0;
+  for (int i = 0; i < 1024; i++)
+    tot += hist[i];
+  for (int i = 0; i < 1024; i++) {
+    c += hist[i];
+    if (tot && c >= p * tot) {
+      int b = i / 16, s = i % 16;
+      return (double)((1ull << b) + ((uint64_t)s << (b >= 4 ? b - 4 : 0))) / 1e6;
+    }
+  }
+  return 0;
+}
+static void die(const char *m) {
+  perror(m);
+  exit(2);
+}
+static int dial(const char *h, int port, int i) {
+  int fd = socket(AF_INET, SOCK_STREAM, 0), one = 1;
+  if (fd < 0) die("socket");
+  setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  if (i >= 20000) {
+    struct sockaddr_in s = {.sin_family = AF_INET};
+    char ip[32];
+    snprintf(ip, 32, "127.0.0.%d", 2 + i / 20000);
+    inet_pton(AF_INET, ip, &s.sin_addr);
+    setsockopt(fd, IPPROTO_IP, 24, &one, sizeof one);
+    bind(fd, (void *)&s, sizeof s);
+  }
+  struct sockaddr_in a = {.sin_family = AF_INET, .sin_port = htons(port)};
+  inet_pton(AF_INET, h, &a.sin_addr);
+  if (connect(fd, (void *)&a, sizeof a)) {
+    errors++;
+    close(fd);
+    return -1;
+  }
+  return fd;
+}
+static void wsend(int fd, const char *t) {
+  size_t n = strlen(t);
+  unsigned char b[65536];
+  int h = 2;
+  b[0] = 0x81;
+  if (n < 126)
+    b[1] = 0x80 | n;
+  else {
+    b[1] = 0x80 | 126;
+    b[2] = n >> 8;
+    b[3] = n;
+    h = 4;
+  }
+  memset(b + h, 0, 4);
+  memcpy(b + h + 4, t, n);
+  if (write(fd, b, h + 4 + n) < 0) errors++;
+}
+static void onframe(Conn *c, int op, char *p, unsigned n) {
+  if (op == 9) {
+    unsigned char b[6 + 125] = {0x8A, 0x80 | n};
+    memcpy(b + 6, p, n);
+    if (write(c->fd, b, 6 + n) < 0) errors++;
+    return;
+  }
+  if (op != 1 && op != 2) return;
+  if (n == 1 && p[0] == '2') {
+    wsend(c->fd, "3");
+    return;
+  }
+  if (match && !memmem(p, n, match, strlen(match))) return;
+  frames++;
+  bytes += n;
+  char *t = memmem(p, n, "\"ts\":", 5);
+  if (t) {
+    uint64_t v = strtoull(t + 5, 0, 10), w = now();
+    if (v && w > v) lat(w - v);
+  }
+}
+static void feed(Conn *c) {
+  for (;;) {
+    if (c->cap - c->len < 16384) {
+      c->cap = c->cap ? c->cap * 2 : 32768;
+      c->buf = realloc(c->buf, c->cap + 1);
+    }
+    ssize_t r = recv(c->fd, c->buf + c->len, c->cap - c->len, MSG_DONTWAIT);
+    if (r == 0 || (r < 0 && errno != EAGAIN)) {
+      errors++;
+      epoll_ctl(ep, EPOLL_CTL_DEL, c->fd, 0);
+      return;
+    }
+    if (r < 0) break;
+    c->len += r;
+    c->buf[c->len] = 0;
+    unsigned o = 0;
+    if (!c->open) {
+      char *e = memmem(c->buf, c->len, "\r\n\r\n", 4);
+      if (!e) continue;
+      if (!memmem(c->buf, 20, " 101", 4)) {
+        fprintf(stderr, "%.200s\n", c->buf);
+        exit(3);
+      }
+      c->open = 1;
+      opened++;
+      o = e + 4 - c->buf;
+    }
+    while (c->len - o >= 2) {
+      unsigned char *b = (void *)(c->buf + o);
+      unsigned h = 2, n = b[1] & 127;
+      if (n == 126) {
+        if (c->len - o < 4) break;
+        n = b[2] << 8 | b[3];
+        h = 4;
+      } else if (n == 127) {
+        if (c->len - o < 10) break;
+        n = 0;
+        for (int k = 2; k < 10; k++)
+          n = n << 8 | b[k];
+        h = 10;
+      }
+      if (c->len - o < h + n) break;
+      onframe(c, b[0] & 15, c->buf + o + h, n);
+      o += h + n;
+    }
+    memmove(c->buf, c->buf + o, c->len - o);
+    c->len -= o;
+    if (r < 16384) break;
+  }
+  if (c->len == 0 && c->cap) {
+    free(c->buf);
+    c->buf = 0;
+    c->cap = 0;
+  }
+}
+static void pump(int ms) {
+  struct epoll_event ev[512];
+  int n = epoll_wait(ep, ev, 512, ms);
+  for (int i = 0; i < n; i++)
+    feed(ev[i].data.ptr);
+}
+static void fill(char *out, const char *t, int i, uint64_t ts) {
+  for (; *t; t++) {
+    if (t[0] == '%' && t[1] == 'd') {
+      out += sprintf(out, "%d", i);
+      t++;
+    } else if (t[0] == '%' && t[1] == 'T') {
+      out += sprintf(out, "%llu", (unsigned long long)ts);
+      t++;
+    } else if (t[0] == '%' && t[1] == 'g') {
+      out += sprintf(out, "%d", i / per);
+      t++;
+    } else
+      *out++ = *t;
+  }
+  *out = 0;
+}
+int main(int ac, char **av) {
+  struct rlimit rl = {1000000, 1000000};
+  setrlimit(RLIMIT_NOFILE, &rl);
+  const char *host = av[1], *path = av[3];
+  int port = atoi(av[2]);
+  N = atoi(av[4]);
+  M = atoi(av[5]);
+  W = atoi(av[6]);
+  int a = 7, h0 = 7;
+  while (a < ac && strcmp(av[a], "--"))
+    a++;
+  int h1 = a;
+  const char *pub = a + 1 < ac ? av[a + 1] : "none", *tmpl = a + 2 < ac ? av[a + 2] : "";
+  if (getenv("PER")) per = atoi(getenv("PER"));
+  match = getenv("MATCH");
+  double hold = getenv("HOLD") ? atof(getenv("HOLD")) : 0, rate = getenv("RATE") ? atof(getenv("RATE")) : 0,
+         settle = getenv("SETTLE") ? atof(getenv("SETTLE")) : 1.0,
+         pause = getenv("HELLO_PAUSE") ? atof(getenv("HELLO_PAUSE")) : 0.3;
+  ep = epoll_create1(0);
+  int total = N + (pub[0] == 'w');
+  cs = calloc(total, sizeof *cs);
+  uint64_t t0 = now();
+  char m[65536];
+  for (int i = 0; i < total; i++) {
+    Conn *c = &cs[i];
+    c->fd = dial(host, port, i);
+    if (c->fd < 0) continue;
+    int n = sprintf(m,
+                    "GET %s HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: "
+                    "dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+                    path, host, port);
+    if (write(c->fd, m, n) != n) errors++;
+    struct epoll_event e = {.events = EPOLLIN, .data.ptr = c};
+    epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &e);
+    while (opened < i - 64 && now() - t0 < 120e9)
+      pump(10);
+  }
+  while (opened < total && errors == 0 && now() - t0 < 120e9)
+    pump(10);
+  for (int k = h0; k < h1; k++) {
+    for (int i = 0; i < total; i++) {
+      fill(m, av[k], i, 0);
+      wsend(cs[i].fd, m);
+      if (i % 64 == 63) pump(0);
+    }
+    uint64_t tk = now();
+    while (now() - tk < pause * 1e9)
+      pump(20);
+  }
+  uint64_t tc = now();
+  while (now() - tc < settle * 1e9)
+    pump(20);
+  double connect_s = (tc - t0) / 1e9;
+  fprintf(stderr, "READY opened=%ld errors=%ld\n", opened, errors);
+  printf("{\"ready\":%ld}\n", opened);
+  fflush(stdout);
+  if (getenv("GATE")) {
+    char b[8];
+    if (read(0, b, 1) < 0) {
+    }
+  }
+  uint64_t th = now();
+  while (now() - th < hold * 1e9)
+    pump(50);
+  frames = bytes = 0;
+  memset(hist, 0, sizeof hist);
+  maxlat = 0;
+  int pfd = -1;
+  if (pub[0] == 't') {
+    pfd = dial("127.0.0.1", atoi(pub + 4), 0);
+    if (pfd < 0) die("push");
+  }
+  struct rusage r0, r1;
+  getrusage(RUSAGE_SELF, &r0);
+  uint64_t t1 = now();
+  long sent = 0;
+  sparse = !!getenv("PER");
+  long each = sparse ? per : N;
+  wanted = each * M;
+  uint64_t last = now();
+  long seen = 0;
+  while (frames < wanted && M) {
+    while (sent < M && frames >= (sent - W + 1) * each && (rate == 0 || now() - t1 >= sent / rate * 1e9)) {
+      fill(m, tmpl, sparse ? (sent * 7919) % (N / per * per) : 0, now());
+      if (pub[0] == 't') {
+        strcat(m, "\n");
+        if (write(pfd, m, strlen(m)) < 0) errors++;
+        char d[4096];
+        recv(pfd, d, sizeof d, MSG_DONTWAIT);
+      } else
+        wsend(cs[N].fd, m);
+      sent++;
+    }
+    pump(rate ? 1 : 10);
+    if (frames != seen) {
+      seen = frames;
+      last = now();
+    }
+    if (now() - last > 5e9) break;
+  }
+  uint64_t t2 = now();
+  getrusage(RUSAGE_SELF, &r1);
+  double cpu = (r1.ru_utime.tv_sec - r0.ru_utime.tv_sec) + (r1.ru_stime.tv_sec - r0.ru_stime.tv_sec) +
+               ((r1.ru_utime.tv_usec - r0.ru_utime.tv_usec) + (r1.ru_stime.tv_usec - r0.ru_stime.tv_usec)) / 1e6;
+  printf(
+      "{\"n\":%d,\"m\":%d,\"window\":%d,\"frames\":%ld,\"lost\":%ld,\"errors\":%ld,\"connect_s\":%.3f,\"wall_s\":%.3f,"
+      "\"per_s\":%.0f,\"client_us_per_frame\":%.2f,\"p50_ms\":%.2f,\"p90_ms\":%.2f,\"p99_ms\":%.2f,\"max_ms\":%.2f}\n",
+      N, M, W, frames, wanted - frames, errors, connect_s, (t2 - t1) / 1e9, frames / ((t2 - t1) / 1e9),
+      frames ? cpu * 1e6 / frames : 0, pct(.5), pct(.9), pct(.99), maxlat / 1e6);
+  return 0;
+}

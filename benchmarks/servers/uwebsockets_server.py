@@ -1,0 +1,30 @@
+"""uWebSockets through socketify: its own topics. The backend is a WebSocket client too, as it takes no other socket."""
+
+import json
+import sys
+
+from socketify import App, CompressOptions, OpCode
+
+app = App()
+
+
+def on_message(ws, message, opcode):
+    decoded = json.loads(message)
+    if "event" in decoded:
+        app.publish(str(decoded["data"]["conversation_id"]), message, OpCode.TEXT)
+    elif decoded.get("type") == "subscribe":
+        ws.subscribe(str(decoded["conversation_id"]))
+
+
+app.ws(
+    "/*",
+    {
+        "compression": CompressOptions.DISABLED,
+        "max_payload_length": 65536,
+        "idle_timeout": 120,
+        "message": on_message,
+        "max_backpressure": 1 << 20,
+    },
+)
+app.listen({"port": int(sys.argv[1]), "host": "127.0.0.1"}, lambda config: None)
+app.run()
