@@ -37,7 +37,7 @@ from chatws.brokers.contract import Draft
 from chatws.errors import ClientError, ErrorCode
 from chatws.push.answers import Answer, Done, Refused, encode_answers
 from chatws.push.executor import Executor, PushStats
-from chatws.push.lines import Auth, LineError, Operation, Publish, parse_line
+from chatws.push.lines import Auth, LineError, Operation, Ping, Presence, Publish, parse_line
 
 __all__ = ["PushConnection", "PushDoor"]
 
@@ -360,6 +360,8 @@ class PushConnection(protocol.Protocol):
         if isinstance(operation, Auth):
             self._authenticate(operation)
             return
+        if self._lost and isinstance(operation, Presence | Ping):
+            return  # a question whose answer nobody waits for
         self._operating = True
         Deferred.fromCoroutine(self._door.executor.perform(operation)).addCallback(self._operated)
 
