@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -16,6 +18,7 @@ from twisted.internet.task import Clock
 from chatws.brokers.contract import KEY_SECONDS, Audience, Bounds, Broker, Draft, Event
 from chatws.brokers.memory import MemoryBroker
 from chatws.brokers.sqlite import SqliteBroker
+from chatws.errors import Unavailable
 
 drafts = st.builds(
     Draft,
@@ -145,6 +148,21 @@ class MemoryAgainstModel(BrokerAgainstModel):
         return MemoryBroker(self.bounds, self.clock.seconds)
 
 
+class FullDisk:
+    """A connection that refuses to commit."""
+
+    def __init__(self, real: sqlite3.Connection) -> None:
+        self.real = real
+
+    def execute(self, statement: str, parameters: Sequence[object] = ()) -> sqlite3.Cursor:
+        if statement == "COMMIT":
+            raise sqlite3.OperationalError("database or disk is full")
+        return self.real.execute(statement, parameters)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.real, name)
+
+
 class SqliteAgainstModel(BrokerAgainstModel):
     def make(self) -> Broker:
         if not hasattr(self, "place"):
@@ -161,6 +179,21 @@ class SqliteAgainstModel(BrokerAgainstModel):
         self.trim(len(self.log))  # as opening does
         self.open()
         assert self.broker.epoch == epoch
+
+    @rule(batch=st.lists(drafts, min_size=1, max_size=12))
+    def publish_to_a_full_disk(self, batch: list[Draft]) -> None:
+        store = self.broker._store  # type: ignore[attr-defined]
+        store._db, real = FullDisk(store._db), store._db
+        log, keys, to_be_told = self.log.copy(), self.keys.copy(), self.to_be_told.copy()
+        expected = self.expect(batch)
+        outcomes: list[object] = []
+        self.broker.publish(batch).addBoth(outcomes.append)
+        store._db = real
+        if self.log == log and self.keys == keys:  # only duplicates and transient events: the disk is not needed
+            assert [(event.offset, event.time, event.duplicate) for event in outcomes[0]] == expected  # type: ignore[attr-defined]
+            return
+        assert outcomes[0].check(Unavailable)  # type: ignore[attr-defined]
+        self.log, self.keys, self.to_be_told = log, keys, to_be_told
 
     def teardown(self) -> None:
         super().teardown()

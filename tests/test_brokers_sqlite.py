@@ -117,6 +117,21 @@ def test_expired_keys_and_trimmed_events_leave_the_file(path: Path, open_log: Op
     assert counts == (5, 10)
 
 
+def test_a_key_given_anew_is_known_after_a_restart_although_its_old_use_has_expired(path: Path) -> None:
+    clock = Clock()
+    broker = SqliteBroker(str(path), Bounds(), clock.seconds)
+    outcome(broker.start(Recorder()))
+    outcome(broker.publish([draft(key="k")]))
+    clock.advance(700)
+    outcome(broker.publish([draft(key="other")]))  # the old use of k is forgotten, its row is still there
+    outcome(broker.publish([draft(key="k")]))
+    outcome(broker.stop())
+    broker = SqliteBroker(str(path), Bounds(), clock.seconds)
+    outcome(broker.start(Recorder()))
+    assert [event.duplicate for event in outcome(broker.publish([draft(key="k")]))] == [True]
+    outcome(broker.stop())
+
+
 # What cannot be opened
 
 
@@ -236,17 +251,18 @@ def test_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(
 def test_a_write_that_the_kernel_refuses_leaves_a_log_that_goes_on(
     path: Path, open_log: Open, logged: list[str]
 ) -> None:
-    broker, recorder = open_log()
+    broker, recorder = open_log(Bounds(events=2, size=21_000))
     outcome(broker.publish([draft(key="before")]))
     wal = path.with_name("log.db-wal")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size + 5000, hard))  # in the middle of the transaction
     try:
-        refused = outcome(broker.publish([draft(key="refused", data=b"x" * 20_000)]))
+        refused = outcome(broker.publish([draft(key="refused", data=b"x" * 20_000), draft(), draft()]))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(refused, Unavailable)
     assert len(logged) == 1
+    assert outcome(broker.bounds()) == (1, 1)
     receipts = outcome(broker.publish([draft(key="refused"), draft(key="before")]))
     assert [(event.offset, event.duplicate) for event in receipts] == [(2, False), (1, True)]
     assert recorder.offsets == [1, 2]
