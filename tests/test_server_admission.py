@@ -7,6 +7,7 @@ from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.errors import OperatorError
+from chatws.server import http_server
 from chatws.server.admission import Admission, parse_origin
 from chatws.server.component import HttpRequest
 from chatws.server.handshake import Refusal
@@ -195,6 +196,20 @@ class DoorTests(ServerCase):
         assert self.status(Origin="https://chat.example") == 101
         assert self.ws.stats.refused == {"origin": 2}
         assert len(self.component.connections) == 1
+
+    def test_the_operator_is_told_whom_the_settings_keep_out_once_a_minute(self) -> None:
+        said: list[str] = []
+        self.patch(http_server.log, "warn", lambda text, **fields: said.append(text.format(**fields)))
+        for _ in range(3):
+            assert self.status("127.0.0.1", Origin="http://evil.example/\xe9", X_Real_IP="203.0.113.9") == 403
+        words = "pages of this origin may not connect; see allowed_origin"
+        first = f"refused 203.0.113.9, page of 'http://evil.example/\\xe9': {words} (1 so far)"
+        assert said == [first]
+        self.reactor.advance(61)
+        self.status(Origin="http://evil.example")
+        assert said[1:] == [f"refused 192.0.2.7, page of 'http://evil.example': {words} (4 so far)"]
+        self.status("192.0.2.7", Sec_WebSocket_Key="x")
+        assert len(said) == 2
 
     def test_a_spoofed_address_does_not_get_round_the_limit(self) -> None:
         self.serve(admission={"max_connections_per_ip": 1})

@@ -282,6 +282,17 @@ class PlainTests(ServerCase):
         assert self.ask(plain("/", "POST", Content_Length="1, 1"))[0] == 400
         assert self.ask(plain("/", "POST", Transfer_Encoding="chunked"))[0] == 411
 
+    def test_a_refusal_is_read_by_one_who_goes_on_sending(self) -> None:
+        wire = self.wire()
+        wire.send(plain("/", "POST", Content_Length="3000000"))
+        for _ in range(300):
+            wire.send(b"x" * 10_000)
+        assert wire.response()[0] == 413
+        assert wire.ended
+        self.reactor.advance(5.5)
+        self.reactor.turn()
+        assert self.http.visitors == set()
+
     def test_a_second_request_on_the_same_connection_is_not_answered(self) -> None:
         wire = self.wire()
         wire.send(plain("/healthz") + head())

@@ -315,6 +315,22 @@ class ClosingTests(ServerCase):
         self.reactor.turn()
         assert self.component.events == [("open", 1), ("close", 1)]
 
+    def test_a_storm_of_leavers_is_told_in_portions_and_everyone_once(self) -> None:
+        for _ in range(150):
+            self.connect()
+        for wire in self.wires:
+            wire.socket.close()
+        self.reactor.turn(1)
+        closed = [event[1] for event in self.component.events if event[0] == "close"]
+        assert len(closed) == 100, "the rest comes a turn later"
+        assert self.ws.stats.connections_now == self.admission.open_now == 0
+        gone = self.ws.close_all()
+        self.assertNoResult(gone)
+        self.reactor.turn(1)
+        closed = [event[1] for event in self.component.events if event[0] == "close"]
+        assert sorted(closed) == list(range(1, 151))
+        self.successResultOf(gone)
+
     def test_abort_ends_at_once_but_not_from_within(self) -> None:
         _wire, connection = self.connect()
         connection.abort()

@@ -9,6 +9,7 @@ from __future__ import annotations
 from http import HTTPStatus
 from typing import Any
 
+from twisted.internet import tcp
 from twisted.internet.interfaces import IAddress
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
@@ -29,6 +30,14 @@ log = Logger()
 
 #: Seconds that the peer has to read a refusal.
 _LINGER = 5.0
+#: Reasons that an operator may want to do something about.
+_OF_THE_SETTINGS = frozenset({"address", "full", "origin"})
+#: Connections accepted in one go.
+_ACCEPTS = 50
+#: Seconds between two log lines for the same reason.
+_NOTE_EVERY = 60.0
+#: Refusals that come while the peer may still be sending.
+_MORE_TO_COME = frozenset({400, 411, 413, 431})
 
 
 class HttpServer(Factory):
@@ -64,6 +73,8 @@ class HttpServer(Factory):
     ) -> None:
         if reactor is None:
             from twisted.internet import reactor
+        self._reactor = reactor
+        self._noted: dict[str, float] = {}
         self.app = app
         self.paths = paths
         self.admission = admission or Admission()
@@ -74,10 +85,15 @@ class HttpServer(Factory):
         self.wheel = app.wheel
         self.stats = app.stats
         self.site = PlainSite(Front(resource, paths), idle_timeout, reactor)
+        #: where it is reached, if an `IoServer` says so
+        self.ports: list[Any] = []
         #: connections that are no WebSockets, or not yet
         self.visitors: set[_Visitor] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> _Visitor:
+        for port in self.ports:
+            # Twisted accepts more at a time the more are waiting; so many newcomers would keep everybody else waiting
+            port.numberAccepts = _ACCEPTS
         return _Visitor(self)
 
     def decide(self, request: HttpRequest, peer: Any) -> Refusal | str | None:
@@ -95,6 +111,22 @@ class HttpServer(Factory):
         if request.path not in self.paths:
             return Refusal(404, "path", "there is no WebSocket here; connect to " + " or ".join(self.paths))
         return self.app.check(request) or self.admission.admit(peer, request)
+
+    def note(self, refusal: Refusal, request: HttpRequest, peer: Any) -> None:
+        """Tell the operator whom the settings keep out: once a minute for each of them."""
+        if refusal.reason not in _OF_THE_SETTINGS:
+            return
+        now = self._reactor.seconds()
+        last = self._noted.get(refusal.reason)
+        if last is None or now - last >= _NOTE_EVERY:
+            self._noted[refusal.reason] = now
+            log.warn(
+                "refused {address}, page of {origin}: {message} ({count} so far)",
+                address=self.admission.remote_address(peer, request) or "a Unix socket",
+                origin=ascii(request.headers.get("origin", "no origin")[:200]),
+                message=refusal.message,
+                count=self.stats.refused.get(refusal.reason, 0) + 1,
+            )
 
     def close_visitors(self) -> None:
         """Drop every connection that is not a WebSocket."""
@@ -146,8 +178,10 @@ class _Visitor(Protocol):
         except BadHead as error:
             self._refuse(Refusal(error.status, "head", error.message))
             return
-        verdict = server.decide(request, self.transport.getPeer())
+        peer = self.transport.getPeer()
+        verdict = server.decide(request, peer)
         if isinstance(verdict, Refusal):
+            server.note(verdict, request, peer)
             self._refuse(verdict, request.method)
         elif verdict is None:
             self._answer_plainly(head)
@@ -201,7 +235,11 @@ class _Visitor(Protocol):
             *(f"{name}: {value}" for name, value in refusal.headers),
         ]
         self.transport.write("\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + (b"" if method == "HEAD" else body))
-        self.transport.loseConnection()
+        if refusal.status in _MORE_TO_COME and isinstance(self.transport, tcp.Connection) and not self.transport.TLS:
+            # a socket closed with something unread in it is reset, and the answer may be lost with it
+            self.transport.loseWriteConnection()  # type: ignore[no-untyped-call]
+        else:
+            self.transport.loseConnection()
         if self._timer is not None:
             self._timer.cancel()
         self._timer = server.wheel.schedule(_LINGER, self.abort)

@@ -75,6 +75,7 @@ class IoServer(Service):
         self.app = app
         self.endpoints = list(endpoints)
         self.ports: list[Any] = []
+        app.ports = self.ports
         self._reactor = reactor
         self._begun = self._done = False
         self._outcome: Failure | None = None
@@ -116,6 +117,11 @@ class IoServer(Service):
 
     async def _listen(self) -> None:
         raise_file_limit()
+        reactor = self._reactor
+        if reactor is None:
+            from twisted.internet import reactor
+        if type(reactor).__name__ == "SelectReactor":
+            log.warn("the select reactor takes no more than 1024 open files: choose another with --reactor")
         for endpoint in self.endpoints:
             try:
                 self.ports.append(await endpoint.listen(self.app))
@@ -127,8 +133,8 @@ class IoServer(Service):
 
     def stop_listening(self) -> Deferred[None]:
         """Accept nobody else; who is connected stays."""
-        ports, self.ports = self.ports, []
-        stopped = [port.stopListening() for port in ports]
+        stopped = [port.stopListening() for port in self.ports]
+        self.ports.clear()
         return gatherResults([one for one in stopped if one is not None]).addCallback(lambda _: None)
 
     def privilegedStartService(self) -> None:

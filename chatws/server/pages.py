@@ -129,6 +129,7 @@ class Front(Resource):
             self._own.pop(b"/", None)
 
     def getChildWithDefault(self, path: bytes, request: Any) -> Any:
+        request.setHeader(b"server", b"chatws")  # and not twisted.web's exact version
         own = self._own.get(b"/" + b"/".join([path, *request.postpath]))
         if own is not None:
             request.prepath += request.postpath

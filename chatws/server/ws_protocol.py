@@ -288,8 +288,8 @@ class WsProtocol(WebSocketServerProtocol):
         if connection in server.connections:  # it is not, when it was lost while we answered the handshake
             server.connections.remove(connection)
             server.stats.connections_now -= 1
-            connection._call(server.component.on_close)
-            server._one_is_gone()
+            connection._protocol = None
+            server._lost(connection)
         connection._protocol = None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["WsConnection", "WsServer"]
 
 log = Logger()
+
+#: More connections than this going within `_STORM_SECONDS` are a storm.
+_STORM = 100
+_STORM_SECONDS = 0.05
+#: How long the component is told of connections that have gone, before others are served again.
+_PORTION_SECONDS = 0.01
 
 
 class WsServer:
@@ -71,6 +78,10 @@ class WsServer:
         self._resource_id = 0
         self._all_gone: list[Deferred[None]] = []
         self._patience: list[Timer] = []
+        self._reactor = reactor
+        self._leaving: deque[WsConnection] = deque()
+        self._storm_began = 0.0
+        self._storm = 0
         factory = WebSocketServerFactory(server=None, reactor=reactor)  # type: ignore[no-untyped-call]
         factory.setProtocolOptions(  # type: ignore[no-untyped-call]
             versions=[13],
@@ -131,7 +142,7 @@ class WsServer:
         """
         for connection in list(self.connections):
             connection.close(code, reason)
-        if not self.connections:
+        if not self.connections and not self._leaving:
             return succeed(None)
         self._patience.append(self.wheel.schedule(within, self.abort_all))
         waiting: Deferred[None] = Deferred()
@@ -143,8 +154,34 @@ class WsServer:
         for connection in list(self.connections):
             connection.abort()
 
-    def _one_is_gone(self) -> None:
-        if self._all_gone and not self.connections:
+    def _lost(self, connection: WsConnection) -> None:
+        """A connection is gone: tell the component, now or, in a storm, in small portions between other work.
+
+        Thousands may go at the same moment, and whatever comes next from anybody stands behind them in the kernel's
+        queue of sockets that are ready: there, as little as possible is done for each.
+        """
+        now = self._reactor.seconds()
+        if now - self._storm_began >= _STORM_SECONDS:
+            self._storm_began, self._storm = now, 0
+        self._storm += 1
+        if self._storm <= _STORM and not self._leaving:
+            connection._call(self.component.on_close)
+            self._count_who_is_left()
+        else:
+            if not self._leaving:
+                self._reactor.callLater(0, self._let_go)
+            self._leaving.append(connection)
+
+    def _let_go(self) -> None:
+        began = self._reactor.seconds()
+        while self._leaving and self._reactor.seconds() - began < _PORTION_SECONDS:
+            self._leaving.popleft()._call(self.component.on_close)
+        if self._leaving:
+            self._reactor.callLater(0, self._let_go)
+        self._count_who_is_left()
+
+    def _count_who_is_left(self) -> None:
+        if self._all_gone and not self.connections and not self._leaving:
             while self._patience:
                 self._patience.pop().cancel()
             waiting, self._all_gone = self._all_gone, []
