@@ -1,0 +1,1 @@
+"""Who is calling, and what they may read: what chatws.chat.contracts asks for."""

@@ -1,0 +1,113 @@
+"""Who may read which conversation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from chatws.auth.authorizer import ConversationAuthorizer
+from chatws.auth.build import build_authorizer
+from chatws.chat.contracts import Identity
+from chatws.config import Config
+from chatws.errors import Unavailable
+from chatws.ids import Id
+from tests.fakes_database import FakeDatabase
+
+BY_USER = "SELECT 1 FROM a WHERE conversation_id = %(conversation_id)s AND user_id = %(user_id)s"
+ROW = {"id": 1}
+
+
+class AuthorizerCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.database = FakeDatabase()
+
+    def tearDown(self) -> None:
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def build(self, **settings: Any) -> ConversationAuthorizer:
+        return build_authorizer(Config(**settings), self.database, self.clock)
+
+    def ask(self, authorizer: ConversationAuthorizer, user_id: Id, conversation_id: Id) -> Deferred[bool]:
+        found = authorizer.may_read(Identity(user_id, "ticket"), conversation_id)
+        assert isinstance(found, Deferred)
+        return found
+
+    def test_without_a_database_or_a_query_everybody_may_read(self) -> None:
+        without = build_authorizer(Config(), None, self.clock)
+        for authorizer in (without, self.build(conversation_query="")):
+            self.assertIs(authorizer.may_read(Identity(5, "trust"), 456), True)
+            authorizer.forget(5)
+        self.assertEqual(self.database.count, 0)
+
+    def test_the_conversations_of_a_ticket_are_a_limit_and_no_grant(self) -> None:
+        limited = Identity(5, "ticket", conversations=frozenset({456, "x"}))
+        without = build_authorizer(Config(), None, self.clock)
+        self.assertIs(without.may_read(limited, 456), True)
+        for other in (457, "y", "0456"):
+            self.assertIs(without.may_read(limited, other), False)
+            self.assertIs(self.build().may_read(limited, other), False)
+        self.assertIs(without.may_read(Identity(5, "ticket", conversations=frozenset()), 456), False)
+        self.assertEqual(self.database.count, 0)
+        found = self.build().may_read(limited, 456)
+        assert isinstance(found, Deferred)
+        self.database.answer()
+        self.assertIs(self.successResultOf(found), False)
+
+    def test_a_row_is_a_yes(self) -> None:
+        authorizer = self.build(conversation_query=BY_USER)
+        first, second = self.ask(authorizer, 5, 456), self.ask(authorizer, 6, 456)
+        self.assertEqual(
+            [values for _, values, _ in self.database.asked],
+            [{"user_id": 5, "conversation_id": 456}, {"user_id": 6, "conversation_id": 456}],
+        )
+        self.database.answer(ROW)
+        self.database.answer()
+        self.assertIs(self.successResultOf(first), True)
+        self.assertIs(self.successResultOf(second), False)
+        self.assertIs(authorizer.may_read(Identity(5, "ticket"), 456), True)
+
+    def test_where_the_query_asks_for_no_user_everybody_is_one_question(self) -> None:
+        authorizer = self.build()
+        waiting = [self.ask(authorizer, user_id, 456) for user_id in range(100)]
+        self.assertEqual(self.database.count, 1)
+        self.database.answer(ROW)
+        self.assertEqual([self.successResultOf(one) for one in waiting], [True] * 100)
+        self.assertIs(authorizer.may_read(Identity(1000, "ticket"), 456), True)
+
+    def test_a_failure_to_ask_is_never_a_yes(self) -> None:
+        authorizer = self.build()
+        found = self.ask(authorizer, 5, 456)
+        self.database.fail(Unavailable("gone"))
+        self.failureResultOf(found, Unavailable)
+        silent = self.ask(authorizer, 5, 456)
+        self.clock.advance(5.0)
+        self.failureResultOf(silent, Unavailable)
+
+    def test_what_is_forgotten_is_asked_anew_and_nothing_else(self) -> None:
+        for query, asked_anew in ((BY_USER, {(5, 1)}), (Config().conversation_query, {(5, 1), (6, 1)})):
+            authorizer = self.build(conversation_query=query)
+            self.database.rows = [ROW]
+            pairs = [(user_id, conversation_id) for user_id in (5, 6) for conversation_id in (1, 2)]
+            for user_id, conversation_id in pairs:
+                authorizer.may_read(Identity(user_id, "ticket"), conversation_id)
+            authorizer.forget(5, 1)
+            self.database.rows = []
+            forgotten = {
+                pair for pair in pairs if authorizer.may_read(Identity(pair[0], "ticket"), pair[1]) is not True
+            }
+            self.assertEqual(forgotten, asked_anew)
+
+    def test_all_of_a_users_conversations_can_be_forgotten(self) -> None:
+        authorizer = self.build(conversation_query=BY_USER)
+        self.database.rows = [ROW]
+        for user_id in (5, 6):
+            for conversation_id in (1, 2):
+                authorizer.may_read(Identity(user_id, "ticket"), conversation_id)
+        authorizer.forget(5)
+        for conversation_id in (1, 2):
+            self.assertIs(authorizer.may_read(Identity(6, "ticket"), conversation_id), True)
+            self.assertIsInstance(authorizer.may_read(Identity(5, "ticket"), conversation_id), Deferred)
