@@ -1,0 +1,15 @@
+<?php
+
+declare(strict_types=1);
+
+/*
+ * For applications without Composer: `require '…/php/autoload.php';` and the classes under Chatws\ are found.
+ */
+spl_autoload_register(static function (string $class): void {
+    if (str_starts_with($class, 'Chatws\\')) {
+        $file = __DIR__ . '/src/' . strtr(substr($class, 7), '\\', '/') . '.php';
+        if (is_file($file)) {
+            require $file;
+        }
+    }
+});
