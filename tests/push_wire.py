@@ -64,7 +64,7 @@ class PushServer:
             await listening.stopListening()
         for connection in list(self.factory.connections):
             connection.abort()
-        await until(lambda: not self.factory.connections)
+        await until(lambda: all(connection._lost for connection in self.factory.connections))
 
     @property
     def address(self) -> str:

@@ -238,17 +238,19 @@ class PushClient:
     def answer_received(self, answer: Answer) -> None:
         """Answers come in order. One that is nobody's is that of an event without `ack`, refused."""
         if not self._in_flight or answer.id not in (self._in_flight[0].id, None):
-            self.log.warn("refused: {code}: {message}", code=answer.code, message=answer.message)  # noqa: G010
+            self.log.warn("refused: {code}: {message}", code=answer.code, message=answer.message)
             return
         request = self._in_flight.popleft()
         self._watch(anew=True)
         if request.line is self._auth:
             self._authenticated(answer)
-        elif request.answered is None:
-            pass  # given up meanwhile
-        elif answer.ok:
+            return
+        if not is_passing(answer):
             self._attempts = 0
             self._problem = None
+        if request.answered is None:
+            pass  # given up meanwhile
+        elif answer.ok:
             self._succeed(request, answer)
         elif is_passing(answer):
             self._problem = answer.error()
