@@ -15,9 +15,11 @@ from typing import Any
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer  # type: ignore[import-untyped]
 
 from chatws import startup
 from chatws.brokers import open_broker
@@ -200,10 +202,12 @@ class ChatwsService(Service):
         from chatws.demo.service import DemoService
         from chatws.push.client import PushClient
 
-        client = PushClient(_OwnPushPort(self), reactor=self.reactor, secret=_read_push_secret(self.config))
+        endpoint: Any = _OwnPushPort(self)
+        client = PushClient(endpoint, reactor=self.reactor, secret=_read_push_secret(self.config))
         return DemoService(client, self.config.demo_database, reactor=self.reactor)
 
 
+@implementer(IStreamClientEndpoint)
 class _OwnPushPort:
     """The endpoint on which this process itself listens for backends: known only once it does."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from chatws.brokers import open_broker
 from chatws.brokers.contract import Bounds, Event
 from chatws.chat import chat_server
 from chatws.chat.audience import AudienceTable, Kind
@@ -278,6 +280,49 @@ class PresenceTests(ChatTestCase):
         connection.take()
         self.say(connection, type="presence")
         self.assertEqual(connection.take(), [{"event": "presence", "data": {"online": [2, 9, 10, "ana", "zoe"]}}])
+
+
+class PresenceOverRestartTests(ChatTestCase):
+    """With a log that outlives the process."""
+
+    def make_chat(self, **options: Any) -> ChatServer:
+        path = getattr(self, "path", None) or self.mktemp()
+        self.path = path
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        broker = open_broker(f"sqlite:///{path}", Bounds(), reactor=self.clock)
+        chat = super().make_chat(broker=broker, **options)
+        self.successResultOf(Deferred.fromCoroutine(chat.start()))
+        self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(chat.stop())))
+        return chat
+
+    def restart(self) -> None:
+        connections = tuple(self.chat._connections)
+        self.successResultOf(Deferred.fromCoroutine(self.chat.stop()))
+        for connection in connections:
+            self.chat.on_close(connection)
+        self.chat.presence.stop()
+        self.chat = self.make_chat()
+
+    def statuses(self, connection: FakeConnection) -> list[tuple[Id, str]]:
+        events = [one for one in connection.take() if one["event"] == "agent_status"]
+        return [(one["data"]["agent_id"], one["data"]["status"]) for one in events]
+
+    def test_agents_who_come_back_are_no_news_and_one_who_does_not_goes_offline_once(self) -> None:
+        for user_id in (1, 2, "ana"):
+            self.connect(user_id)
+        self.clock.advance(1)
+        self.restart()
+        self.assertEqual(self.chat.online(), [1, 2, "ana"])
+        watcher = self.connect(1)
+        self.clock.advance(2)
+        self.connect("ana")
+        self.clock.advance(1)
+        self.assertEqual(self.statuses(watcher), [])
+        self.clock.advance(10)
+        self.clock.advance(0)
+        self.assertEqual(self.statuses(watcher), [(2, "offline")])
+        self.restart()
+        self.assertEqual(self.chat.online(), [1, "ana"])
 
 
 class BackendOperationTests(ChatTestCase):

@@ -148,6 +148,20 @@ class Broker(Protocol):
         """
         ...
 
+    def note_presence(self, news: Sequence[tuple[Id, bool]]) -> None:
+        """Remember which users are online (True) or no longer, for a process that starts when this one has ended.
+
+        Returns at once and never raises: it is kept as well as can be, and nothing is acknowledged for it.
+        """
+        ...
+
+    def online(self) -> Deferred[list[Id]]:
+        """The users that `note_presence` left online, in no order. Empty where the engine does not outlive a process.
+
+        :raises Unavailable: through the Deferred, when it cannot be read.
+        """
+        ...
+
     def stop(self) -> Deferred[None]:
         """Let go of files and connections. What was published is stored. Idempotent."""
         ...

@@ -13,6 +13,7 @@ from chatws.brokers.delivery import Delivery
 from chatws.brokers.keys import Keys, accept
 from chatws.brokers.window import Window
 from chatws.errors import Unavailable
+from chatws.ids import Id
 
 __all__ = ["MemoryBroker"]
 
@@ -70,6 +71,13 @@ class MemoryBroker:
         if not self._open:
             return fail(Unavailable("the log is closed"))
         return succeed((self._window.first, self._window.last))
+
+    def note_presence(self, news: Sequence[tuple[Id, bool]]) -> None:
+        """See `Broker.note_presence`. Nobody comes after this process who could ask."""
+
+    def online(self) -> Deferred[list[Id]]:
+        """See `Broker.online`."""
+        return succeed([])
 
     def stop(self) -> Deferred[None]:
         """See `Broker.stop`. Nothing can be read after it."""

@@ -30,6 +30,7 @@ from chatws.brokers.delivery import Delivery
 from chatws.brokers.keys import Batch
 from chatws.brokers.sqlite_store import SqliteStore, boot_id
 from chatws.errors import Unavailable
+from chatws.ids import Id
 
 __all__ = ["SqliteBroker"]
 
@@ -147,6 +148,15 @@ class SqliteBroker:
         """See `Broker.bounds`."""
         return Deferred.fromCoroutine(self._ask(self._store.bounds))
 
+    def note_presence(self, news: Sequence[tuple[Id, bool]]) -> None:
+        """See `Broker.note_presence`."""
+        noted = Deferred.fromCoroutine(self._ask(lambda: self._store.note_presence(news)))
+        noted.addErrback(lambda failure: None)  # told to the log already, and to be done without
+
+    def online(self) -> Deferred[list[Id]]:
+        """See `Broker.online`."""
+        return Deferred.fromCoroutine(self._ask(self._store.online))
+
     async def _ask(self, question: Callable[[], T]) -> T:
         """Ask the store, once no thread has it."""
         while self._open and self._busy:
@@ -156,8 +166,8 @@ class SqliteBroker:
         try:
             return question()
         except sqlite3.Error as error:
-            self._log.error("the log cannot be read: {reason}", reason=str(error))
-            raise Unavailable("the log cannot be read now") from error
+            self._log.error("the log cannot be used: {reason}", reason=str(error))
+            raise Unavailable("the log cannot be used now") from error
 
     def _wait_until_idle(self) -> Deferred[None]:
         """Fires at the end of the present write, before the next begins, unless somebody else waited and publishes."""

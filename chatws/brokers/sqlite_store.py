@@ -1,6 +1,7 @@
 """The file of a log in SQLite: what is in it, and the four things done with it, each at once and on any one thread.
 
-Tables: `log` has one row (epoch, last offset, at_risk); `events` the events by offset; `keys` the idempotency keys.
+Tables: `log` has one row (epoch, last offset, at_risk); `events` the events by offset; `keys` the idempotency keys;
+`online` the users, as JSON, that were online when it was last written.
 An application id in the header keeps a mistyped path from being filled with tables (the shop's own database, say).
 """
 
@@ -21,6 +22,7 @@ from chatws.brokers.contract import KEY_SECONDS, Audience, Bounds, Draft, Event
 from chatws.brokers.keys import Batch, Keys, accept
 from chatws.brokers.window import AGE_STEP
 from chatws.errors import OperatorError
+from chatws.ids import Id
 
 __all__ = ["SqliteStore", "boot_id"]
 
@@ -48,10 +50,15 @@ CREATE TABLE keys (
     "offset" INTEGER NOT NULL,
     time REAL NOT NULL
 ) WITHOUT ROWID;
+CREATE TABLE online (
+    user_id TEXT PRIMARY KEY
+) WITHOUT ROWID;
 """
 
 _encode_audience = msgspec.json.Encoder().encode
 _decode_audience = msgspec.json.Decoder(Audience).decode
+_encode_id = msgspec.json.Encoder().encode
+_decode_id = msgspec.json.Decoder(int | str).decode
 
 
 def boot_id() -> str:
@@ -276,6 +283,30 @@ class SqliteStore:
     def bounds(self) -> tuple[int, int]:
         """The smallest offset stored (`last + 1` if none is) and the largest given out."""
         return self._first, self.last
+
+    def note_presence(self, news: Sequence[tuple[Id, bool]]) -> None:
+        """See `Broker.note_presence`.
+
+        :raises sqlite3.Error: the disk is full, say; then nothing of `news` is kept.
+        """
+        db = self._db
+        db.execute("BEGIN")
+        try:
+            for user_id, is_online in news:
+                statement = (
+                    "INSERT OR IGNORE INTO online VALUES (?)" if is_online else "DELETE FROM online WHERE user_id = ?"
+                )
+                db.execute(statement, (_encode_id(user_id).decode(),))
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                with suppress(sqlite3.Error):
+                    db.execute("ROLLBACK")
+            raise
+
+    def online(self) -> list[Id]:
+        """See `Broker.online`."""
+        return [_decode_id(row[0]) for row in self._db.execute("SELECT user_id FROM online")]
 
     def close(self) -> None:
         """Have everything on the disk, say so in the file, and let go of it. Idempotent.

@@ -134,6 +134,7 @@ class ChatServer:
         """
         await self.broker.start(self)
         await self.history.load(self.broker)
+        self.presence.expect(await self.broker.online())
 
     async def stop(self) -> None:
         """Announce nothing more, and close the log."""
@@ -453,6 +454,7 @@ class ChatServer:
         self._carry_out(client, client.session.close(CloseCode.AUTH_TIMEOUT, "no auth in time"))
 
     def _announce(self, news: list[tuple[Id, bool]]) -> None:
+        self.broker.note_presence(news)
         drafts = [
             Draft(
                 "agent_status",

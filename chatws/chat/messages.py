@@ -37,8 +37,19 @@ __all__ = [
 
 #: Names that a backend may not push: the server's replies and the client library's own events.
 RESERVED_EVENTS = frozenset(
-    "authenticated subscribed unsubscribed presence error pong "
-    "connected disconnected reconnect_failed resync recovered".split()
+    [
+        "authenticated",
+        "subscribed",
+        "unsubscribed",
+        "presence",
+        "error",
+        "pong",
+        "connected",
+        "disconnected",
+        "reconnect_failed",
+        "resync",
+        "recovered",
+    ]
 )
 
 

@@ -19,6 +19,8 @@ __all__ = ["Presence"]
 
 #: Announcements in one batch: small enough for any socket's buffer to take at once.
 BATCH = 250
+#: Seconds for which agents are waited for after a restart, at least: browsers come back one after the other.
+RESTART_GRACE = 10.0
 #: The part of the time that announcing may take: one tenth.
 SHARE = 10
 
@@ -71,10 +73,11 @@ class Presence:
         self._leaving[user_id] = self._clock.callLater(self.grace, self._left, user_id)
 
     def expect(self, user_ids: Iterable[Id]) -> None:
-        """These were online before a restart: they are taken to be, for one grace period."""
+        """These were online before a restart: they are taken to be so still, for long enough to come back."""
         for user_id in user_ids:
             if user_id not in self:
-                self._leaving[user_id] = self._clock.callLater(self.grace, self._left, user_id)
+                grace = max(self.grace, RESTART_GRACE)
+                self._leaving[user_id] = self._clock.callLater(grace, self._left, user_id)
 
     def stop(self) -> None:
         """Announce nothing more."""

@@ -463,6 +463,23 @@ async def test_a_restart_keeps_the_log_or_says_that_it_is_another(world: World) 
 
 
 @pytest_twisted.ensureDeferred
+async def test_who_was_online_is_known_after_a_restart_or_nobody_is(world: World) -> None:
+    broker, _ = await world.open()
+    broker.note_presence([(1, True), (2, True), ("ana", True), (1, True)])
+    broker.note_presence([(2, False), (3, False)])
+    broker, _ = await world.reopen()
+    expected = {1, "ana"} if world.engine.persistent else set()
+    assert set(await broker.online()) == expected
+
+
+@pytest_twisted.ensureDeferred
+async def test_noting_presence_in_a_closed_log_does_no_harm(world: World) -> None:
+    broker, _ = await world.open()
+    await broker.stop()
+    broker.note_presence([(1, True)])
+
+
+@pytest_twisted.ensureDeferred
 async def test_a_log_trimmed_to_nothing_goes_on_from_its_last_offset(lasting_world: World) -> None:
     broker, _ = await lasting_world.open(Bounds(size=10))
     await broker.publish([draft(), draft(), draft(data=b"x" * 11)])
