@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -248,18 +249,24 @@ def test_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(
     assert outcome(broker.bounds()) == (13, 62)
 
 
+@contextmanager
+def room_for(size: int, path: Path) -> Iterator[None]:
+    """Files of this process cannot grow by more than so many bytes beyond the log's write-ahead log."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.with_name("log.db-wal").stat().st_size + size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_write_that_the_kernel_refuses_leaves_a_log_that_goes_on(
     path: Path, open_log: Open, logged: list[str]
 ) -> None:
     broker, recorder = open_log(Bounds(events=2, size=21_000))
     outcome(broker.publish([draft(key="before")]))
-    wal = path.with_name("log.db-wal")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (wal.stat().st_size + 5000, hard))  # in the middle of the transaction
-    try:
+    with room_for(5000, path):
         refused = outcome(broker.publish([draft(key="refused", data=b"x" * 20_000), draft(), draft()]))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert isinstance(refused, Unavailable)
     assert len(logged) == 1
     assert outcome(broker.bounds()) == (1, 1)
@@ -269,6 +276,18 @@ def test_a_write_that_the_kernel_refuses_leaves_a_log_that_goes_on(
     outcome(broker.stop())
     reopened, _ = open_log()
     assert outcome(reopened.bounds()) == (1, 2)
+
+
+def test_events_that_were_refused_are_not_counted_when_trimming(path: Path) -> None:
+    clock = Clock()
+    broker = SqliteBroker(str(path), Bounds(seconds=60.0), clock.seconds)
+    outcome(broker.start(Recorder()))
+    with room_for(5000, path):
+        assert isinstance(outcome(broker.publish([draft(data=b"x" * 20_000)])), Unavailable)
+    clock.advance(100)
+    outcome(broker.publish([draft()]))
+    assert outcome(broker.bounds()) == (1, 1)
+    outcome(broker.stop())
 
 
 def test_a_fault_of_ours_is_not_called_the_disks(open_log: Open) -> None:
