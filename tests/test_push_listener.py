@@ -204,6 +204,12 @@ class AnswerTests(Case):
         assert backend.codes() == ["unavailable"]
         assert len(self.flushLoggedErrors(IndexError)) == 1
 
+    def test_numbers_past_all_bounds_are_no_ids(self) -> None:
+        backend = self.connect()
+        for number in (b"9" * 5000, b"1e999"):
+            backend.say(b'{"event":"new_message","data":{"conversation_id":' + number + b"}}\n")
+            assert backend.codes() == ["bad_message"]
+
 
 class BatchTests(Case):
     def sizes(self) -> list[int]:
@@ -532,7 +538,7 @@ class BackpressureTests(Case):
 
     def test_the_answers_to_one_read_stop_when_too_many_stand_unsent(self) -> None:
         backend = self.connect()
-        self.target.online_ids = list(range(10_000))
+        self.target.online_ids = list(range(1000))
         write = backend.transport.write
 
         def fill(data: bytes) -> None:
@@ -541,17 +547,17 @@ class BackpressureTests(Case):
                 backend.protocol.pauseProducing()
 
         backend.transport.write = fill  # type: ignore[method-assign]
-        backend.say(b'{"op":"presence"}\n' * 3000, b"{}\n" * 5000)
+        backend.say(b'{"op":"presence"}\n' * 300, b"{}\n" * 2000)
         seen = 0
-        for _ in range(3020):
+        for _ in range(320):
             written = len(backend.transport.value())
             assert written < 200_000
             seen += len(backend.answers())
-            if seen == 8000:
+            if seen == 2300:
                 break
             assert not backend.is_read
             backend.protocol.resumeProducing()
-        assert seen == 8000
+        assert seen == 2300
 
     def test_what_was_read_is_done_even_if_its_answers_are_never_fetched(self) -> None:
         backend = self.connect()
@@ -695,6 +701,19 @@ class DrainTests(Case):
         assert fired == [None]
         assert self.target.done == [DRAFT]
 
+    def test_a_log_that_never_answers_does_not_hold_up_the_end_for_ever(self) -> None:
+        self.target.waiting = []
+        backend = self.connect()
+        backend.say(SILENT)
+        fired = self.drain(1.0)
+        self.tick(205)
+        backend.lose(ConnectionLost)
+        self.tick(90)
+        assert fired == []
+        self.tick(10)
+        assert fired == [None]
+        self.target.settle()
+
     def test_a_connection_that_comes_meanwhile_is_drained_too(self) -> None:
         first = self.connect()
         fired = self.drain()
@@ -706,6 +725,44 @@ class DrainTests(Case):
         assert fired == []
         second.lose()
         assert fired == [None]
+
+
+class LimitTests(Case):
+    def test_one_connection_too_many_is_answered_and_closed(self) -> None:
+        self.listen(max_connections=2)
+        first, second, third = self.connect(), self.connect(), self.connect()
+        third.say(PUBLISH)
+        assert third.codes() == ["overloaded"]
+        assert third.is_closing
+        third.lose()
+        first.lose()
+        fourth = self.connect()
+        for backend in (second, fourth):
+            backend.say(PUBLISH)
+            assert backend.codes() == [None]
+
+    @settings(max_examples=200, deadline=None)
+    @given(
+        st.lists(st.binary(max_size=100) | st.sampled_from([PUBLISH, SILENT, PING, b"{", b"}\n", b'"\r\n', b"[" * 99])),
+        st.booleans(),
+        st.booleans(),
+    )
+    def test_whatever_comes_is_answered_or_done(self, segments: list[bytes], later: bool, known: bool) -> None:
+        self.target = FakeTarget()
+        self.target.waiting = [] if later else None
+        self.listen(max_line_size=150)
+        backend = self.connect()
+        backend.say(PING if known else b"")
+        for segment in segments:
+            backend.say(segment)
+        backend.fin()
+        while self.target.waiting:
+            self.target.settle()
+        assert backend.is_closing
+        refused = sum(not answer["ok"] for answer in backend.answers())
+        assert refused == sum(self.factory.stats.errors.values())
+        backend.lose()
+        assert self.flushLoggedErrors() == []
 
 
 class StatsTests(Case):

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hmac
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import protocol
 from twisted.internet.base import DelayedCall
@@ -36,10 +36,12 @@ from zope.interface import implementer  # type: ignore[import-untyped]
 from chatws.brokers.contract import Draft
 from chatws.errors import ClientError, ErrorCode
 from chatws.push.answers import Answer, Done, Refused, encode_answers
-from chatws.push.executor import Executor, PushStats
 from chatws.push.lines import Auth, LineError, Operation, Ping, Presence, Publish, parse_line
 
-__all__ = ["PushConnection", "PushDoor"]
+if TYPE_CHECKING:
+    from chatws.push.listener import PushFactory
+
+__all__ = ["PushConnection"]
 
 #: Lines that are handed over at once; between two such batches it is seen whether answers pile up.
 BATCH_LINES = 1024
@@ -52,24 +54,6 @@ MAX_AUTH_LINE = 4096
 LINGER_SECONDS = 2.0
 #: Seconds for which a closing connection may take to read its last answers.
 CLOSE_SECONDS = 10.0
-
-
-class PushDoor(Protocol):
-    """What a connection needs of its factory. For the fields see `chatws.push.listener.PushFactory`."""
-
-    executor: Executor
-    max_line_size: int
-    auth_timeout: float
-    reactor: Any
-    stats: PushStats
-
-    def secret(self) -> bytes | None:
-        """What the first line must say, or None."""
-        ...
-
-    def gone(self, connection: PushConnection) -> None:
-        """The connection is closed, and every line read from it is done with."""
-        ...
 
 
 class _Batch:
@@ -92,7 +76,7 @@ class PushConnection(protocol.Protocol):
     log = Logger()
     transport: Any
 
-    def __init__(self, door: PushDoor) -> None:
+    def __init__(self, door: PushFactory) -> None:
         self._door = door
         self._max_line = door.max_line_size
         self._rest = bytearray()  # the line under way
@@ -121,7 +105,9 @@ class PushConnection(protocol.Protocol):
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
-        if self._door.secret() is not None:
+        if self._door.is_full:
+            self._refuse(ClientError(ErrorCode.OVERLOADED, "too many backends are connected"))
+        elif self._door.secret() is not None:
             self._max_line = min(self._max_line, MAX_AUTH_LINE)
             if self._door.auth_timeout:
                 self._start_clock(self._door.auth_timeout, self._auth_timed_out)

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
+import msgspec
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chatws.brokers.contract import Draft, Event
 from chatws.chat.audience import AudienceTable
-from chatws.errors import ClientError, Unavailable
+from chatws.errors import ClientError, ErrorCode, Unavailable
 from chatws.ids import Id, sort_ids
 from chatws.push.answers import Answer, Done, Online, Published, Refused
 from chatws.push.lines import Disconnect, Operation, Presence, Publish, RequestId, Unsubscribe
@@ -90,6 +91,8 @@ class Executor:
             )
         except ClientError:
             raise
+        except (msgspec.DecodeError, RecursionError):  # a number past all bounds where an id should be
+            raise ClientError(ErrorCode.BAD_MESSAGE, f"data of {request.event} has no proper ids") from None
         except Exception as error:
             raise self.blame(error) from None
 

@@ -29,6 +29,7 @@ class PushFactory(protocol.Factory):
     :param secret: gives the secret that the first line must say, or None when none is needed; asked for each
         connection, so that it can be changed without a restart.
     :param max_line_size: bytes of a line without its end.
+    :param max_connections: open ones at a time; one more is answered `overloaded` and closed. 0: no limit.
     :param auth_timeout: seconds for which `op auth` is waited for where a secret is needed; 0: for ever.
     :param reactor: the clock.
     :ivar stats: counters since the start.
@@ -44,6 +45,7 @@ class PushFactory(protocol.Factory):
         *,
         secret: Callable[[], bytes | None] | None = None,
         max_line_size: int = 1024 * 1024,
+        max_connections: int = 0,
         auth_timeout: float = 10.0,
         reactor: Any = None,
     ) -> None:
@@ -51,6 +53,7 @@ class PushFactory(protocol.Factory):
             from twisted.internet import reactor
         self._secret = secret
         self.max_line_size = max_line_size
+        self.max_connections = max_connections
         self.auth_timeout = auth_timeout
         self.reactor: Any = reactor
         self.stats = PushStats()
@@ -77,6 +80,11 @@ class PushFactory(protocol.Factory):
             return token_bytes()
         return secret
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there are too many connections."""
+        return 0 < self.max_connections < len(self.connections)
+
     def gone(self, connection: PushConnection) -> None:
         """A connection is closed, and every line read from it is done with."""
         self.connections.discard(connection)
@@ -89,8 +97,9 @@ class PushFactory(protocol.Factory):
         What stands in the sockets is read until nothing more comes. Never fails. To be called once.
 
         :param seconds: after which a connection that still sends, or whose lines are still under way, is asked to
-            finish; after twice that it is cut off. (Lines under way in the broker are waited for.)
-        :return: fires when all connections are closed.
+            finish; after twice that it is cut off; after three times that, events still under way in the broker are
+            waited for no longer.
+        :return: fires when all connections are closed, and all they brought is done.
         """
         if not self.connections:
             return succeed(None)
@@ -99,6 +108,10 @@ class PushFactory(protocol.Factory):
 
         def look() -> None:
             elapsed = self.reactor.seconds() - started
+            if elapsed >= 3 * seconds:
+                self.log.error("{count} backends' events are still under way", count=len(self.connections))
+                ticking.stop()
+                return
             for connection in list(self.connections):
                 reads, ticks = quiet.get(connection, (-1, 0))
                 ticks = ticks + 1 if connection.reads == reads and connection.idle else 0
@@ -109,8 +122,8 @@ class PushFactory(protocol.Factory):
                     connection.finish()
 
         # Each tick comes a turn of the reactor after the last: what could be read in between was read.
-        self._ticking = LoopingCall(look)
-        self._ticking.clock = self.reactor
-        drained = self._ticking.start(DRAIN_TICK)
+        self._ticking = ticking = LoopingCall(look)
+        ticking.clock = self.reactor
+        drained = ticking.start(DRAIN_TICK)
         drained.addErrback(lambda failure: self.log.failure("Draining failed", failure))
         return drained.addCallback(lambda _: None)
