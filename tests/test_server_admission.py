@@ -110,6 +110,10 @@ class AddressTests(SynchronousTestCase):
             assert self.address("127.0.0.1", x_forwarded_for=junk) == "127.0.0.1", junk
         assert self.address("127.0.0.1", x_real_ip="junk") == "127.0.0.1"
 
+    def test_a_list_of_a_thousand_hops_is_not_followed_to_its_end(self) -> None:
+        forwarded = "203.0.113.9" + ", 127.0.0.2" * 700
+        assert self.address("127.0.0.1", x_forwarded_for=forwarded) == "127.0.0.2"
+
     def test_ports_and_brackets_are_left_off(self) -> None:
         for written in (
             "203.0.113.9:443",

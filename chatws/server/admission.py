@@ -21,6 +21,8 @@ RESERVED_FILES = 100
 #: Seconds after which one may try again when the server is full.
 RETRY_AFTER = 10
 _CACHE = 8192
+#: Entries of X-Forwarded-For that are looked at, from the right.
+_HOPS = 20
 
 _match_origin = re.compile(
     r"([A-Za-z][A-Za-z0-9+.-]*)://(\[[0-9A-Fa-f:.]+\]|[^/:@?#\s\[\],]+)(?::([0-9]{1,5}))?"
@@ -142,7 +144,7 @@ class Admission:
             real = request.headers.get("x-real-ip")
             parsed = None if real is None else _parse_address(real)
             return address if parsed is None else str(parsed)
-        for hop in reversed(forwarded.split(",")):
+        for hop in reversed(forwarded.split(",")[-_HOPS:]):
             parsed = _parse_address(hop)
             if parsed is None:
                 break
