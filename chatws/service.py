@@ -19,9 +19,10 @@ from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer  # type: ignore[import-untyped]
+from zope.interface import implementer
 
 from chatws import startup
+from chatws.auth.build import build_activity, build_authenticator, build_authorizer
 from chatws.brokers import open_broker
 from chatws.brokers.contract import Bounds
 from chatws.chat.audience import AudienceTable, Kind
@@ -29,6 +30,7 @@ from chatws.chat.chat_server import ChatServer
 from chatws.chat.history import History
 from chatws.chat.session import SessionLimits
 from chatws.config import Config
+from chatws.database.engines import open_database
 from chatws.endpoints import make_endpoint
 from chatws.errors import CloseCode, OperatorError
 from chatws.push.listener import PushFactory
@@ -68,8 +70,17 @@ class ChatwsService(Service):
         self.reactor = reactor
         wheel = Wheel(reactor)
         bounds = Bounds(config.history_events, config.history_seconds, config.history_bytes)
+        url = startup.database_url(config)
+        self.database = (
+            open_database(url, pool=config.database_pool, timeout=config.auth_timeout, reactor=reactor) if url else None
+        )
+        self.authenticator = build_authenticator(config, self.database, reactor)
+        self.activity = build_activity(config, self.database, reactor)
         self.chat = ChatServer(
             open_broker(config.broker, bounds, durable=config.durable, reactor=reactor, now=time.time),
+            authenticator=self.authenticator,
+            authorizer=build_authorizer(config, self.database, reactor),
+            activity=self.activity,
             history=History(bounds, time.time),
             audiences=_audiences(config),
             limits=SessionLimits(config.max_subscriptions, config.rate, config.rate_burst),
@@ -141,6 +152,8 @@ class ChatwsService(Service):
 
     async def _start(self) -> None:
         await self.chat.start()
+        if self.database:
+            await self.database.start()
         if self.demo:
             self.demo.startService()
         assert self._bound is not None
@@ -183,6 +196,10 @@ class ChatwsService(Service):
         await self._send_away()
         await self.browsers.stopService()
         await self.chat.stop()
+        await self.activity.stop()
+        await self.authenticator.stop()
+        if self.database:
+            await self.database.stop()
 
     async def _send_away(self) -> None:
         """Close the browsers, evenly over `drain_seconds`, so that they do not all come back at once."""

@@ -100,9 +100,11 @@ class RecoveringClient:
             self._seen.clear()
 
     def _advance(self, position: str) -> None:
-        if self._position is None or _epoch(self._position) != _epoch(position):
-            self._position = position
-        elif _offset(position) > _offset(self._position):
+        if (
+            self._position is None
+            or _epoch(self._position) != _epoch(position)
+            or _offset(position) > _offset(self._position)
+        ):
             self._position = position
 
     def _event(self, message: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from chatws.auth.chain import Chain
 from chatws.auth.stats import AuthStats
 from chatws.chat.contracts import Credentials, Identity
 from chatws.config import Config
-from chatws.errors import AuthenticationFailed, OperatorError, Unavailable
+from chatws.errors import AuthenticationFailed, ClientError, OperatorError, Unavailable
 from chatws.ids import Id
 from chatws.server.component import HttpRequest
 from tests.fakes_database import FakeDatabase
@@ -103,7 +103,6 @@ class Order(ChainCase):
 
     def test_nobody_is_let_in_without_anything_to_judge(self) -> None:
         for settings, wanted in (
-            ({}, "user_id"),
             (TICKETS, "token"),
             ({"auth_url": "http://127.0.0.1/"}, "a Cookie or Authorization header"),
             ({**TICKETS, "auth": ("ticket", "trust")}, "token or user_id"),
@@ -112,6 +111,11 @@ class Order(ChainCase):
             error = self.assertRaises(AuthenticationFailed, chain.authenticate, credentials())
             self.assertEqual(error.message, f"auth needs {wanted}")
             self.assertEqual(chain.stats.counts, {("none", "refused"): 1})
+
+    def test_a_message_without_the_name_that_is_all_it_takes_is_no_refusal(self) -> None:
+        chain = self.build()
+        error = self.assertRaises(ClientError, chain.authenticate, credentials())
+        self.assertEqual((error.code, error.message), ("bad_message", "user_id is missing"))
 
     def test_where_tickets_are_asked_for_a_name_is_not_enough(self) -> None:
         chain = self.build(**TICKETS)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
+import tempfile
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -34,6 +35,9 @@ class AskedLater:
 
     def may_read(self, identity: Identity, conversation_id: Id) -> Deferred[bool]:
         return self._ask((identity.user_id, conversation_id))
+
+    def forget(self, user_id: Id, conversation_id: Id | None = None) -> None:
+        pass
 
     def _ask(self, question: Any) -> Deferred[Any]:
         answer: Deferred[Any] = Deferred()
@@ -286,10 +290,10 @@ class PresenceOverRestartTests(ChatTestCase):
     """With a log that outlives the process."""
 
     def make_chat(self, **options: Any) -> ChatServer:
-        path = getattr(self, "path", None) or self.mktemp()
-        self.path = path
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        broker = open_broker(f"sqlite:///{path}", Bounds(), reactor=self.clock)
+        if not hasattr(self, "directory"):
+            self.directory = tempfile.mkdtemp()
+            self.addCleanup(shutil.rmtree, self.directory)
+        broker = open_broker(f"sqlite:///{self.directory}/log.db", Bounds(), reactor=self.clock)
         chat = super().make_chat(broker=broker, **options)
         self.successResultOf(Deferred.fromCoroutine(chat.start()))
         self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(chat.stop())))

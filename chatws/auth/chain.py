@@ -19,7 +19,7 @@ from chatws.auth.lookup import Lookup
 from chatws.auth.methods import Method, Stoppable
 from chatws.auth.stats import AuthStats
 from chatws.chat.contracts import Credentials, Identity
-from chatws.errors import AuthenticationFailed, ClientError
+from chatws.errors import AuthenticationFailed, ClientError, ErrorCode
 from chatws.ids import Id
 
 __all__ = ["Chain"]
@@ -42,8 +42,7 @@ class Chain:
             if method.has_opinion(credentials):
                 break
         else:
-            wanted = " or ".join(dict.fromkeys(method.wants for method in self.methods))
-            error = AuthenticationFailed(f"auth needs {wanted}")
+            error = self._nothing_offered()
             self.stats.failed("none", error)
             raise error
         try:
@@ -67,6 +66,13 @@ class Chain:
         """Close what is kept open between questions."""
         stops = [method.stop() for method in self.methods if isinstance(method, Stoppable)]
         return DeferredList(stops).addCallback(lambda _: None)
+
+    def _nothing_offered(self) -> ClientError:
+        wanted = list(dict.fromkeys(method.wants for method in self.methods))
+        if wanted == ["user_id"]:
+            # nobody has been refused: the message is not complete
+            return ClientError(ErrorCode.BAD_MESSAGE, "user_id is missing")
+        return AuthenticationFailed(f"auth needs {' or '.join(wanted)}")
 
     async def _proved_later(self, method: Method, found: Deferred[Identity]) -> Identity:
         try:

@@ -200,6 +200,10 @@ class ChatServer:
 
     def disconnect(self, user_id: Id, reason: str = "", ban: bool = False) -> int:
         """Close the user's connections, and tell how many they were."""
+        if self._authenticator is not None:
+            self._authenticator.forget(user_id)
+        if self._authorizer is not None:
+            self._authorizer.forget(user_id)
         found = self._clients_of(user_id)
         code = CloseCode.FORBIDDEN if ban else CloseCode.RECONNECT
         reason = reason or ("not allowed" if ban else "reconnect")
@@ -211,6 +215,8 @@ class ChatServer:
 
     def unsubscribe(self, user_id: Id, conversation_id: Id) -> int:
         """Take the conversation away from the user's connections, and tell how many had it."""
+        if self._authorizer is not None:
+            self._authorizer.forget(user_id, conversation_id)
         had = 0
         for client in self._clients_of(user_id):
             effects = client.session.revoke(conversation_id)

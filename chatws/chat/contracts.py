@@ -53,12 +53,20 @@ class Authenticator(Protocol):
         """
         ...
 
+    def forget(self, user_id: Id) -> None:
+        """A backend has sent this user away: no answer from before may let them in again."""
+        ...
+
 
 class Authorizer(Protocol):
     """Says whether somebody may read a conversation."""
 
     def may_read(self, identity: Identity, conversation_id: Id) -> bool | Deferred[bool]:
         """:raises Unavailable: it cannot be asked now (directly or through the Deferred)."""
+        ...
+
+    def forget(self, user_id: Id, conversation_id: Id | None = None) -> None:
+        """A backend has taken the conversation (or all of them) from the user: no answer from before counts."""
         ...
 
 

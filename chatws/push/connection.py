@@ -31,7 +31,7 @@ from twisted.internet.interfaces import (
 )
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import implementer  # type: ignore[import-untyped]
+from zope.interface import implementer
 
 from chatws.brokers.contract import Draft
 from chatws.errors import ClientError, ErrorCode

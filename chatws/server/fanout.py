@@ -31,7 +31,7 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.interfaces import IPullProducer, IPushProducer
-from zope.interface import implementer  # type: ignore[import-untyped]
+from zope.interface import implementer
 
 from chatws.server.frames import binary_frame, rest_of_frame, text_frame
 from chatws.server.stats import Stats
