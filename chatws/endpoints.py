@@ -22,6 +22,10 @@ from chatws.errors import OperatorError
 
 __all__ = ["Endpoint", "is_loopback", "make_endpoint", "parse_endpoint", "tcp_endpoint", "try_to_listen"]
 
+#: Connections that the kernel may hold ready for us to accept, where the string does not say. Twisted's 50 is soon full
+#: when many pages reconnect, and whoever finds it full tries again after a second, then two, then four.
+BACKLOG = 2048
+
 _INTERNET = {"tcp": socket.AF_INET, "tcp6": socket.AF_INET6, "ssl": socket.AF_INET}
 #: Where positional arguments go, of the kinds that are looked into here.
 _POSITIONS = {
@@ -116,6 +120,8 @@ def make_endpoint(reactor: Any, description: str, source: str) -> Any:
         port = endpoint.arguments.get("port", "")
         if not (port.isascii() and port.isdigit() and int(port) <= 65535):
             raise OperatorError(f"{quoted}: the port must be a number from 0 to 65535")
+    if endpoint.kind in (*_INTERNET, "unix") and "backlog" not in endpoint.arguments:
+        description += f":backlog={BACKLOG}"
     try:
         return serverFromString(reactor, description)  # type: ignore[no-untyped-call]
     except OSError as error:

@@ -80,6 +80,16 @@ def test_a_good_endpoint_string_becomes_twisteds_endpoint() -> None:
     assert isinstance(make_endpoint(None, "tcp:0:interface=127.0.0.1", "--listen"), TCP4ServerEndpoint)
 
 
+@pytest.mark.parametrize("description", ["tcp:0", "tcp6:0", "haproxy:tcp:0", "unix:/run/x.sock"])
+def test_a_crowd_that_comes_at_once_finds_room_to_wait(description: str) -> None:
+    def backlog(text: str) -> int:
+        endpoint = make_endpoint(None, text, "--listen")
+        return getattr(endpoint, "_wrappedEndpoint", endpoint)._backlog
+
+    assert backlog(description) == 2048
+    assert backlog(f"{description}:backlog=7") == 7
+
+
 @pytest.mark.parametrize(
     ("description", "line"),
     [
