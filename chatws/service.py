@@ -203,12 +203,13 @@ class ChatwsService(Service):
 
     async def _send_away(self) -> None:
         """Close the browsers, evenly over `drain_seconds`, so that they do not all come back at once."""
+        total = left = self.chat.connections
+        if not total:
+            return
+        log.info("sending {count} browsers away over {seconds:g} s", count=total, seconds=self.config.drain_seconds)
         ticks = max(1, round(self.config.drain_seconds / DRAIN_TICK))
-        left = self.chat.connections
-        if left:
-            log.info("sending {count} browsers away over {seconds:g} s", count=left, seconds=self.config.drain_seconds)
-        for tick in range(ticks, 0, -1):
-            left = self.chat.send_away(CloseCode.RESTARTING, "the server is restarting", -(-left // tick))
+        for tick in range(ticks - 1, -1, -1):
+            left = self.chat.send_away(CloseCode.RESTARTING, "the server is restarting", left - total * tick // ticks)
             if not left:
                 break
             await deferLater(self.reactor, DRAIN_TICK)

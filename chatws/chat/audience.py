@@ -116,7 +116,11 @@ class AudienceTable:
             return TO_EVERYONE.channels, except_user_id
         if rule.kind is Kind.NONE:
             raise ClientError(ErrorCode.NO_AUDIENCE, f"{name} has no default audience: say who gets it with `to`")
-        addressed = _decode_addressed(data)
+        try:
+            addressed = _decode_addressed(data)
+        except msgspec.ValidationError:
+            # a number that no machine holds: the parser has passed it, as it stands where nobody looks
+            raise ClientError(ErrorCode.BAD_MESSAGE, "an id in data is out of range") from None
         if rule.not_to_actor and except_user_id is None and addressed.user_id is not None:
             except_user_id = parse_id(addressed.user_id, "data.user_id")
         if rule.kind is Kind.USER:
