@@ -10,7 +10,6 @@ import atexit
 import ipaddress
 import os
 import signal
-import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,8 @@ from urllib.parse import urlsplit
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
+from chatws.auth import secrets
+from chatws.auth.build import default_methods
 from chatws.config import Config
 from chatws.configure import suggestion
 from chatws.endpoints import make_endpoint, parse_endpoint, tcp_endpoint, try_to_listen
@@ -28,7 +29,6 @@ from chatws.errors import OperatorError
 
 __all__ = [
     "AUTH_METHODS",
-    "auth_methods",
     "browser_endpoints",
     "check",
     "database_url",
@@ -43,19 +43,6 @@ log = Logger()
 
 AUTH_METHODS = ("ticket", "callback", "database", "trust")
 _SQLITE_MAGIC = b"SQLite format 3\0"
-#: Shorter ones can be found by trying; RFC 7518 §3.2 wants as many bits as the hash has.
-_SHORTEST_SECRET = 32
-
-
-def auth_methods(config: Config) -> tuple[str, ...]:
-    """The ways to say who one is, in the order in which they are asked: those named, else what is configured for."""
-    if config.auth:
-        return config.auth
-    if config.secret or config.secret_file:
-        return ("ticket",)
-    if config.auth_url:
-        return ("callback",)
-    return ("database",) if config.database or config.database_file else ("trust",)
 
 
 def browser_endpoints(config: Config) -> tuple[str, ...]:
@@ -71,20 +58,13 @@ def push_endpoints(config: Config) -> tuple[str, ...]:
 def read_secret_file(path: str, setting: str) -> str:
     """The secret in a file, without the white space around it.
 
-    :param setting: who asks, for the error: "--secret-file".
+    :param setting: who asks, for the error: "--push-secret-file".
     :raises OperatorError: the file cannot be read, is empty, is not UTF-8, or other users of the machine may read it.
     """
     try:
-        if os.stat(path).st_mode & stat.S_IROTH:
-            raise OperatorError(f"{setting}: everybody on this machine can read {path}; do chmod o-r {path}")
-        text = Path(path).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise OperatorError(f"{setting}: cannot read {path}: {error.strerror}") from None
+        return secrets.read_secret_file(path, setting).decode()
     except UnicodeDecodeError:
         raise OperatorError(f"{setting}: {path} is not UTF-8") from None
-    if not text:
-        raise OperatorError(f"{setting}: {path} is empty")
-    return text
 
 
 def database_url(config: Config) -> str:
@@ -136,17 +116,13 @@ def _check_auth(config: Config, warnings: list[str]) -> None:
         if method not in AUTH_METHODS:
             known = ", ".join(AUTH_METHODS)
             raise OperatorError(f'--auth: "{method}" is none of {known}{suggestion(method, AUTH_METHODS)}')
-    methods = auth_methods(config)
+    methods = default_methods(config)
     if len(set(methods)) < len(methods):
         raise OperatorError("--auth names a method twice")
     if config.secret and config.secret_file:
         raise OperatorError("CHATWS_SECRET and --secret-file exclude each other: leave one out")
-    secrets = config.secret or tuple(read_secret_file(path, "--secret-file") for path in config.secret_file)
-    if len(secrets) > 2:
-        raise OperatorError("--secret-file: two secrets are the most, the new one and the old one")
-    if any(len(secret.encode()) < _SHORTEST_SECRET for secret in secrets):
-        warnings.append(f"the ticket secret has fewer than {_SHORTEST_SECRET} bytes: it could be found by trying")
-    if "ticket" in methods and not secrets:
+    has_secret = bool(secrets.load_secrets(config))
+    if "ticket" in methods and not has_secret:
         raise OperatorError("--auth ticket needs the secret: --secret-file FILE, or CHATWS_SECRET in the environment")
     if "callback" in methods and not config.auth_url:
         raise OperatorError("--auth callback needs the URL to ask: --auth-url URL")
@@ -156,7 +132,7 @@ def _check_auth(config: Config, warnings: list[str]) -> None:
             raise OperatorError(f'--auth-url must be an http:// or https:// URL, not "{config.auth_url}"')
     if "database" in methods and not (config.database or config.database_file):
         raise OperatorError("--auth database needs the database: --database URL, or --database-file FILE")
-    unused = [("a ticket secret", "ticket", bool(secrets)), ("--auth-url", "callback", bool(config.auth_url))]
+    unused = [("a ticket secret", "ticket", has_secret), ("--auth-url", "callback", bool(config.auth_url))]
     warnings += [
         f"{what} is given, but --auth does not name {one}" for what, one, has in unused if has and one not in methods
     ]

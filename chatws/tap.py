@@ -19,6 +19,7 @@ from twisted.python import usage
 
 import chatws
 from chatws import startup
+from chatws.auth.build import default_methods
 from chatws.config import SECTIONS, Config, Setting, settings
 from chatws.configure import Loaded, environment_name, flag_name, load, suggestion
 from chatws.errors import OperatorError
@@ -263,7 +264,7 @@ def describe(loaded: Loaded, warnings: Sequence[str]) -> str:
         f"chatws {chatws.__version__} would run:",
         *(f"  browsers  {one}" for one in startup.browser_endpoints(config)),
         *(f"  backends  {one}" for one in startup.push_endpoints(config)),
-        f"  auth      {', '.join(startup.auth_methods(config))}",
+        f"  auth      {', '.join(default_methods(config))}",
         f"  database  {without_secrets(startup.database_url(config)) or 'none'}",
         f"  events    {without_secrets(config.broker)}",
         *(["  the demo"] if config.demo else []),

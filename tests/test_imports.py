@@ -36,7 +36,7 @@ MAY_IMPORT = {
         "chatws.server.component",
     ],
     "chatws.demo": ["chatws.errors", "chatws.ids", "chatws.push.client"],
-    "chatws.startup": ["chatws.config", "chatws.configure", "chatws.endpoints", "chatws.errors"],
+    "chatws.startup": ["chatws.auth", "chatws.config", "chatws.configure", "chatws.endpoints", "chatws.errors"],
 }
 
 #: Libraries that one room keeps from all the others.
