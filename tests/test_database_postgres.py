@@ -11,6 +11,7 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, LoopingCall, deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
@@ -58,6 +59,9 @@ def opened(log: list[LogEvent]) -> Iterator[Any]:
         pytest_twisted.blockon(database.stop())
     pytest_twisted.blockon(turns(2))
     assert set(reactor.getDelayedCalls()) <= before
+    # raises where the reactor believes that it watches a descriptor which is closed
+    reactor.getReaders()
+    reactor.getWriters()
 
 
 def turns(count: int) -> Deferred[None]:
@@ -178,6 +182,56 @@ async def test_it_outlives_a_server_that_ends_and_starts_again(
     assert await ask(database) == ONE
     await full(database, postgres)
     assert 1 <= len(log) <= 4
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_breaks_while_a_query_is_sent_leaves_no_descriptor_behind(
+    postgres: Postgres,  # noqa: F811
+    opened: Any,
+) -> None:
+    database = opened(postgres.url, timeout=0.3)
+    for _ in range(3):
+        await full(database, postgres)
+        postgres.kill()
+        # the reactor has not seen yet that the peer has reset them
+        for waiting in [ask(database) for _ in range(10)]:
+            with pytest.raises(Unavailable):
+                await waiting
+        reactor.getReaders()
+        reactor.getWriters()
+        postgres.start()
+
+
+@pytest.mark.parametrize(
+    "script", [[b"N", None], [b"N", b"N", None], [None], [b"N", b"E\0\0\0\5\0"], [b"garbage" * 99]]
+)
+@pytest_twisted.ensureDeferred
+async def test_a_connection_that_breaks_while_it_is_made_leaves_no_descriptor_behind(
+    script: list[bytes | None], opened: Any
+) -> None:
+    attempts: list[Any] = []
+
+    class Unfriendly(Protocol):
+        def connectionMade(self) -> None:
+            attempts.append(self)
+            self.answers = iter(script)
+
+        def dataReceived(self, data: bytes) -> None:
+            answer = next(self.answers, None)
+            if answer is None:
+                self.transport.abortConnection()
+            else:
+                self.transport.write(answer)
+
+    port = reactor.listenTCP(0, Factory.forProtocol(Unfriendly), interface="127.0.0.1")
+    database = opened(f"postgresql://postgres@127.0.0.1:{port.getHost().port}/x", timeout=0.4)
+    with pytest.raises(Unavailable):
+        await ask(database)
+    await database.stop()
+    await port.stopListening()
+    for attempt in attempts:
+        attempt.transport.abortConnection()
+    assert len(attempts) > 1
 
 
 @pytest_twisted.ensureDeferred

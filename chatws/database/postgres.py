@@ -12,7 +12,8 @@ from typing import Any
 
 import psycopg2
 import psycopg2.extensions
-from twisted.internet.defer import CancelledError
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
 from chatws.database.contract import QueryFailed, Row, ValueRefused, Values
@@ -92,24 +93,62 @@ class PostgresConnection(txpostgres.Connection):  # type: ignore[misc]
         super().__init__(reactor)
         self.on_lost = on_lost
         self.opened_at = self.heard_at = 0.0
+        self._connecting = False
+        self._closed = False
 
     @property
     def is_dead(self) -> bool:
-        return self._connection is None or bool(self._connection.closed)
+        return self._closed or self._connection is None or bool(self._connection.closed)
+
+    def connect(self, *arguments: Any, **parameters: Any) -> Deferred[Any]:
+        """:param parameters: libpq's."""
+        self._connecting = True
+        connected: Deferred[Any] = super().connect(*arguments, **parameters)
+        return connected.addBoth(self._connected)
 
     def close(self) -> None:
         """Idempotent. A query under way fails with `ConnectionDone`."""
-        if self._connection is not None:
+        if self._connection is not None and not self._closed:
+            self._closed = True
             super().close()
 
+    # What follows keeps a promise to the reactor that the base class does not: libpq closes the socket itself when it
+    # fails, and must not do so while the reactor watches it. epoll refuses to remove a closed descriptor, its number
+    # stays in the reactor's books, and whoever gets that number next (a browser) is never read.
+
     def doRead(self) -> None:
+        if self._connecting:
+            # the base class would watch for reading from now on, whatever libpq waits for
+            txpostgres._PollingMixin.doRead(self)
+            return
         try:
             super().doRead()
         except (psycopg2.Error, txpostgres.UnexpectedPollResult):
             # the base class would let the reactor log a traceback for what is an ordinary event
-            self.close()
-            if self.on_lost is not None:
-                self.on_lost(self)
+            self._lost()
+
+    def connectionLost(self, reason: Failure) -> None:
+        """The reactor has seen that the peer hung up, or `close` was called."""
+        super().connectionLost(reason)
+        if not self._closed and not self._connecting:
+            self._lost()
+
+    async def _execute(self, cursor: Any, statement: str | bytes) -> None:
+        self.reactor.removeReader(self)
+        try:
+            await cursor.execute(statement)
+        finally:
+            if not self.is_dead:
+                self.reactor.addReader(self)
+
+    def _connected(self, result: Any) -> Any:
+        self._connecting = False
+        return result
+
+    def _lost(self) -> None:
+        self.close()
+        if self.on_lost is not None:
+            self.on_lost(self)
 
     async def ask(self, sql: str | bytes, values: Values | None = None) -> tuple[list[Row], int]:
         """The rows, and how many there are or were changed.
@@ -120,7 +159,7 @@ class PostgresConnection(txpostgres.Connection):  # type: ignore[misc]
         cursor = None
         try:
             cursor = self.cursor()
-            await cursor.execute(sql if values is None else self.quote(cursor, sql, values))
+            await self._execute(cursor, sql if values is None else self.quote(cursor, sql, values))
             rows: list[Row] = []
             if cursor.description is not None:
                 names = [column[0] for column in cursor.description]
