@@ -1,0 +1,175 @@
+"""A client that does what no browser would: bytes over a TCP socket, and exactly what comes back."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Self
+
+from tests.e2e.wire import DEADLINE
+from tests.server_wire import frame, head, split_frames
+
+__all__ = ["Raw", "frame", "head", "rss"]
+
+
+def rss(pid: int) -> int:
+    """Resident memory of a process, in bytes."""
+    with open(f"/proc/{pid}/status") as status:
+        (line,) = (line for line in status if line.startswith("VmRSS:"))
+    return int(line.split()[1]) * 1024
+
+
+class Raw:
+    """One TCP connection to the browsers' port.
+
+    :param source: the address it comes from, any of 127.0.0.0/8.
+    :param receive_buffer: bytes that the kernel keeps for it, for one who does not read.
+    """
+
+    def __init__(self, port: int, *, source: str = "127.0.0.1", receive_buffer: int = 0) -> None:
+        self.socket = socket.socket()
+        self.socket.settimeout(DEADLINE)
+        if receive_buffer:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        self.socket.bind((source, 0))
+        self.socket.connect(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.rest = b""
+        self.ended = False
+        self._frames: list[tuple[int, bytes]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.socket.close()
+
+    # bytes
+
+    def send(self, data: bytes) -> bool:
+        """:returns: False when the server has hung up meanwhile."""
+        try:
+            self.socket.sendall(data)
+        except (BrokenPipeError, ConnectionResetError):
+            return False
+        return True
+
+    def receive(self, timeout: float = DEADLINE) -> bytes:
+        """What comes next; empty at the end. Raises `TimeoutError`."""
+        self.socket.settimeout(timeout)
+        try:
+            data = self.socket.recv(1 << 20)
+        except ConnectionResetError:
+            data = b""
+        finally:
+            self.socket.settimeout(DEADLINE)
+        self.ended = not data
+        return data
+
+    def read_to_end(self) -> bytes:
+        """Everything until the server closes."""
+        data = self.rest
+        self.rest = b""
+        while not self.ended:
+            data += self.receive()
+        return data
+
+    # HTTP
+
+    def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Send a request whose answer ends the connection.
+
+        :returns: the status, and all that came.
+        """
+        self.send(request)
+        answer = self.read_to_end()
+        assert answer.startswith(b"HTTP/1.1 "), answer
+        return int(answer[9:12]), answer
+
+    def upgrade(self, **fields: str | None) -> Self:
+        """Open a WebSocket; `fields` are header fields with `_` for `-`."""
+        self.send(head(**fields))
+        while b"\r\n\r\n" not in self.rest:
+            self.rest += self.receive()
+            assert not self.ended, self.rest
+        top, _, self.rest = self.rest.partition(b"\r\n\r\n")
+        assert top.startswith(b"HTTP/1.1 101 "), top
+        return self
+
+    # frames
+
+    def next_frame(self) -> tuple[int, bytes]:
+        """The first byte and the payload of the next frame."""
+        while not self._frames:
+            self._frames, self.rest = split_frames(self.rest)
+            if not self._frames:
+                self.rest += self.receive()
+                assert not self.ended, f"ended after {self.rest!r}"
+        return self._frames.pop(0)
+
+    def next_text(self) -> dict[str, Any]:
+        """The next message."""
+        first, payload = self.next_frame()
+        assert first == 0x81, (first, payload)
+        found: dict[str, Any] = json.loads(payload)
+        return found
+
+    def expect(self, event: str, **data: Any) -> dict[str, Any]:
+        """The data of the next message of this `event` or `type` with these values; passes over others."""
+        while True:
+            message = self.next_text()
+            body: dict[str, Any] = message.get("data", message)
+            if event in (message.get("event"), message.get("type")) and data.items() <= body.items():
+                return body
+
+    def closed_with(self) -> tuple[int, str]:
+        """Pass over messages up to the close frame, answer it and see the connection end.
+
+        :returns: code and reason.
+        """
+        first, payload = self.next_frame()
+        while first != 0x88:
+            first, payload = self.next_frame()
+        assert not self._frames, "something follows the close frame"
+        if self.send(frame(payload[:2], 8)):
+            with suppress(OSError):
+                # one whose frame was given up in the middle is not understood any more
+                self.socket.shutdown(socket.SHUT_WR)
+        end = time.monotonic() + DEADLINE
+        while not self.ended:
+            self.receive(end - time.monotonic())
+        return int.from_bytes(payload[:2], "big"), payload[2:].decode()
+
+    # the chat
+
+    def say(self, *messages: dict[str, Any] | str) -> bool:
+        """Text messages, all in one write."""
+        texts = (one if isinstance(one, str) else json.dumps(one) for one in messages)
+        return self.send(b"".join(frame(one) for one in texts))
+
+    def enter(self, user_id: Any, *conversations: Any, **more: Any) -> Self:
+        """`auth`, and `subscribe` for each conversation."""
+        self.say({"type": "auth", "user_id": user_id, **more})
+        self.expect("authenticated")
+        for one in conversations:
+            self.say({"type": "subscribe", "conversation_id": one})
+            self.expect("subscribed")
+        return self
+
+    def error(self) -> str:
+        """The code of the next message, an `error`."""
+        message = self.next_text()
+        assert message["event"] == "error", message
+        code: str = message["data"]["code"]
+        return code
+
+    def pong(self) -> bool:
+        """Whether the connection is still served."""
+        self.say({"type": "ping"})
+        return bool(self.expect("pong"))
