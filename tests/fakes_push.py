@@ -83,5 +83,8 @@ class FakeTarget:
     def online(self) -> list[Id] | Deferred[list[Id]]:
         return list(self.online_ids)
 
+    def connections_of(self, user_id: Id) -> list[tuple[str, str]]:
+        return [(f"c-{user_id}", "192.0.2.1")]
+
     def event_id(self, event: Event) -> str | None:
         return f"E:{event.offset}" if event.offset else None

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.protocol import Factory, Protocol
 
 from chatws.errors import Unavailable
-from chatws.push.client import BlockingPushClient, PushRefused, PushUnavailable
+from chatws.push.client import Agent, AgentConnection, BlockingPushClient, PushRefused, PushUnavailable
 from tests.push_wire import PushServer, in_thread, reactor, self_signed, until
 
 DATA = {"conversation_id": 1, "message": {"id": 9, "content": "olá"}}
@@ -68,10 +68,14 @@ async def test_each_method(started: Any, client: Any) -> None:
             assert push.disconnect(5, "bye", ban=True).connections == 2
             assert push.unsubscribe(5, "6").connections == 1
             assert push.online() == [1, 2, "x"]
+            assert push.agents()[0] == Agent(1, [AgentConnection("c-1", "192.0.2.1")])
+            answers, problem = push.send_lines([(b'{"event":"x","id":7,"ack":true,"data":{},"to":"everyone"}\n', 7)])
+            assert ([answer and answer.ok for answer in answers], problem) == ([True], "")
             assert push.ping().ok
 
     await in_thread(use)
-    first, second, *rest = server.target.done
+    first, second, *rest, spooled = server.target.done
+    assert spooled.key == "7"
     assert first.data == b'{"conversation_id":1,"message":{"id":9,"content":"ol\xc3\xa1"}}'
     assert (second.data, second.audience, second.transient) == (
         b'{"raw": 1.50}',

@@ -155,6 +155,7 @@ class OperationTests(Case):
             (b'{"op":"disconnect","user_id":5,"reason":null,"ban":null}', Disconnect(user_id=5)),
             (b'{"op":"unsubscribe","user_id":5,"conversation_id":"x"}', Unsubscribe(user_id=5, conversation_id="x")),
             (b'{"op":"presence"}', Presence()),
+            (b'{"op":"presence","detail":true}', Presence(detail=True)),
             (b'{"id":7,"op":"ping"}', Ping(id=7)),
         ):
             assert parse_line(text) == expected

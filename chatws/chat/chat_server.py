@@ -198,6 +198,13 @@ class ChatServer:
         """The agents online now, sorted."""
         return sort_ids(self.presence.online())
 
+    def connections_of(self, user_id: Id) -> list[tuple[str, str]]:
+        """The user's connections: the id that each was told, and its address."""
+        return [
+            (self._connection_id(one), one.remote_address)
+            for one in sorted(self.hub.listeners(user_channel(user_id)), key=lambda one: one.resource_id)
+        ]
+
     def disconnect(self, user_id: Id, reason: str = "", ban: bool = False) -> int:
         """Close the user's connections, and tell how many they were."""
         if self._authenticator is not None:
@@ -354,7 +361,7 @@ class ChatServer:
                 )
             self.presence.enter(user_id)
         self._keep_until(client, effect.identity.expires_at)
-        node_connection = f"{self._node}-{connection.resource_id}"
+        node_connection = self._connection_id(connection)
 
         def reply(position: str, replayed: int | None, lost: bool) -> bytes:
             return messages.authenticated(user_id, node_connection, position, replayed, lost)
@@ -481,6 +488,9 @@ class ChatServer:
                 log.failure("Fault while publishing", failure)
 
         self.broker.publish(drafts).addErrback(failed)
+
+    def _connection_id(self, connection: Connection) -> str:
+        return f"{self._node}-{connection.resource_id}"
 
     def _clients_of(self, user_id: Id) -> list[Client]:
         return [connection.session for connection in self.hub.listeners(user_channel(user_id))]

@@ -8,7 +8,7 @@ from chatws.errors import ErrorCode
 from chatws.ids import Id
 from chatws.push.lines import RequestId
 
-__all__ = ["Answer", "Done", "Online", "Published", "Refused", "encode_answers"]
+__all__ = ["Agent", "AgentConnection", "Answer", "Done", "Online", "Published", "Refused", "encode_answers"]
 
 
 class Answer(msgspec.Struct, omit_defaults=True, gc=False):
@@ -35,10 +35,29 @@ class Done(Answer):
     connections: int = -1
 
 
+class AgentConnection(msgspec.Struct, gc=False):
+    """:ivar id: the `connection_id` that the browser was told.
+    :ivar address: empty for a Unix socket.
+    """
+
+    id: str
+    address: str
+
+
+class Agent(msgspec.Struct):
+    """:ivar connections: none while the last one's end may still turn out to be a reload."""
+
+    user_id: Id
+    connections: list[AgentConnection]
+
+
 class Online(Answer):
-    """:ivar online: who is."""
+    """:ivar online: who is.
+    :ivar agents: the same with their connections, where that was asked for.
+    """
 
     online: list[Id] | None = None
+    agents: list[Agent] | None = None
 
 
 class Refused(Answer):

@@ -15,6 +15,7 @@ import msgspec
 
 from chatws.ids import Id
 from chatws.push.requests import (
+    Agent,
     Answer,
     Data,
     PushUnavailable,
@@ -142,6 +143,24 @@ class BlockingPushClient:
         """Who is online: integers first, each kind sorted. Raises as `publish`."""
         return self._operate("presence").online or []
 
+    def agents(self) -> list[Agent]:
+        """Who is online, in the same order, and with which connections. Raises as `publish`."""
+        answer = self._operate("presence", detail=True)
+        if answer.agents is None:  # a server from before `detail`
+            return [Agent(user_id, []) for user_id in answer.online or []]
+        return answer.agents
+
+    def send_lines(self, lines: Sequence[tuple[bytes, int | str]]) -> tuple[list[Answer | None], str]:
+        """Send lines that were written elsewhere, such as those of a spool.
+
+        :param lines: each with its newline and the `id` in it; each asks for an answer. At most `WINDOW_LINES` with
+            `WINDOW_BYTES` together, or a single one: they are sent before an answer is read.
+        :return: the answers, None for a line that got none within the deadline, and what went wrong, if anything did.
+        :raises PushRefused: the server does not take our secret.
+        """
+        answers, problem = self._attempt([_Request(line, id) for line, id in lines])
+        return answers, str(problem) if None in answers else ""
+
     def ping(self) -> Answer:
         """Is the server there, and does it take our secret? Raises as `publish`."""
         return self._operate("ping")
@@ -170,7 +189,15 @@ class BlockingPushClient:
         return answer
 
     def _run(self, requests: Sequence[_Request]) -> list[Answer]:
-        """Ask until each has an answer that stays."""
+        """The answers to all of them."""
+        answers, problem = self._attempt(requests)
+        final = [answer for answer in answers if answer is not None]
+        if len(final) < len(answers):
+            raise PushUnavailable(f"no answer within {self._deadline:g} s: {problem}") from problem
+        return final
+
+    def _attempt(self, requests: Sequence[_Request]) -> tuple[list[Answer | None], Exception | None]:
+        """Ask until each has an answer that stays, or the deadline has passed."""
         self._notice_fork()
         until = time.monotonic() + self._deadline
         answers: list[Answer | None] = [None] * len(requests)
@@ -199,10 +226,7 @@ class BlockingPushClient:
                     raise
         finally:
             self._lock.release()
-        final = [answer for answer in answers if answer is not None]
-        if len(final) < len(answers):
-            raise PushUnavailable(f"no answer within {self._deadline:g} s: {problem}") from problem
-        return final
+        return answers, problem
 
     def _exchange(
         self, requests: Sequence[_Request], asked: Sequence[int], answers: list[Answer | None], until: float

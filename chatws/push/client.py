@@ -18,6 +18,15 @@ from __future__ import annotations
 
 from chatws.push.blocking import BlockingPushClient
 from chatws.push.reconnecting import PushClient
-from chatws.push.requests import Answer, PushError, PushRefused, PushUnavailable
+from chatws.push.requests import Agent, AgentConnection, Answer, PushError, PushRefused, PushUnavailable
 
-__all__ = ["Answer", "BlockingPushClient", "PushClient", "PushError", "PushRefused", "PushUnavailable"]
+__all__ = [
+    "Agent",
+    "AgentConnection",
+    "Answer",
+    "BlockingPushClient",
+    "PushClient",
+    "PushError",
+    "PushRefused",
+    "PushUnavailable",
+]

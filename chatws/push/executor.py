@@ -16,7 +16,7 @@ from chatws.brokers.contract import Draft, Event
 from chatws.chat.audience import AudienceTable
 from chatws.errors import ClientError, ErrorCode, Unavailable
 from chatws.ids import Id, sort_ids
-from chatws.push.answers import Answer, Done, Online, Published, Refused
+from chatws.push.answers import Agent, AgentConnection, Answer, Done, Online, Published, Refused
 from chatws.push.lines import Disconnect, Operation, Presence, Publish, RequestId, Unsubscribe
 
 __all__ = ["Executor", "PushStats", "PushTarget"]
@@ -49,6 +49,10 @@ class PushTarget(Protocol):
 
     def online(self) -> list[Id] | Deferred[list[Id]]:
         """Who is online."""
+        ...
+
+    def connections_of(self, user_id: Id) -> list[tuple[str, str]]:
+        """That user's connections on this server: connection id, address."""
         ...
 
     def event_id(self, event: Event) -> str | None:
@@ -148,11 +152,16 @@ class Executor:
                     return Done(True, operation.request_id, await _now_or_later(left))
                 case Presence():
                     online = await _now_or_later(target.online())
-                    return Online(True, operation.request_id, sort_ids(online))
+                    online = sort_ids(online)
+                    agents = [self._agent(user_id) for user_id in online] if operation.detail else None
+                    return Online(True, operation.request_id, online, agents)
                 case _:
                     return Done(True, operation.request_id)
         except Exception as error:
             return self.refused(self.blame(error), operation.request_id)
+
+    def _agent(self, user_id: Id) -> Agent:
+        return Agent(user_id, [AgentConnection(*one) for one in self._target.connections_of(user_id)])
 
     def refused(self, error: ClientError, request_id: RequestId | None = None) -> Refused:
         """The negative answer."""

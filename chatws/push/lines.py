@@ -130,7 +130,9 @@ class Unsubscribe(_Operation, tag="unsubscribe", kw_only=True):
 
 
 class Presence(_Operation, tag="presence", kw_only=True):
-    """Who is online?"""
+    """Who is online? `detail`: with which connections."""
+
+    detail: bool | None = None
 
 
 class Ping(_Operation, tag="ping", kw_only=True):
@@ -184,6 +186,7 @@ _MUST_BE = {
     "ack": "true or false",
     "transient": "true or false",
     "ban": "true or false",
+    "detail": "true or false",
     "to": '"everyone" or an object with conversation_id, user_id or user_ids',
     "to.user_ids": "an array of ids",
     "op": "a string",

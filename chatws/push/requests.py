@@ -24,6 +24,8 @@ from chatws.ids import Id
 
 __all__ = [
     "AUTH_ID",
+    "Agent",
+    "AgentConnection",
     "Answer",
     "Data",
     "PushError",
@@ -72,6 +74,20 @@ class PushUnavailable(PushError):
     """No usable answer came within the deadline. `__cause__` is the last thing that went wrong, where known."""
 
 
+class AgentConnection(msgspec.Struct, frozen=True):
+    """A browser tab: the id that it was told, and its address."""
+
+    id: str
+    address: str
+
+
+class Agent(msgspec.Struct, frozen=True):
+    """:ivar connections: none while the last one's end may still turn out to be a reload."""
+
+    user_id: Id
+    connections: list[AgentConnection]
+
+
 class Answer(msgspec.Struct, frozen=True):
     """What the server answered.
 
@@ -82,6 +98,7 @@ class Answer(msgspec.Struct, frozen=True):
     :ivar duplicate: the key was known: `event_id` is that of the first, and nothing was sent.
     :ivar connections: how many a `disconnect` or an `unsubscribe` touched.
     :ivar online: the answer to `online`.
+    :ivar agents: the answer to `agents`.
     :ivar code, message: why not.
     """
 
@@ -92,6 +109,7 @@ class Answer(msgspec.Struct, frozen=True):
     duplicate: bool = False
     connections: int | None = None
     online: list[Id] | None = None
+    agents: list[Agent] | None = None
     code: str = ""
     message: str = ""
 
