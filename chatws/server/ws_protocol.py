@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
 from autobahn.websocket.protocol import TrafficStats
 from autobahn.websocket.utf8validator import Utf8Validator
+from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from chatws.errors import CloseCode
 from chatws.server.connection import WsConnection
@@ -54,6 +56,7 @@ class _Silence:
         log.error(message, **fields)
 
 
+@implementer(IHalfCloseableProtocol)
 class WsProtocol(WebSocketServerProtocol):
     """The protocol of one connection, from the end of the request head on.
 
@@ -225,6 +228,7 @@ class WsProtocol(WebSocketServerProtocol):
         server = self.server
         if not self.heard:
             server.stats.dead_peers += 1
+            self.connection.ended = "no answer to a ping"
             self.timer = None
             self.abort()
             return
@@ -264,6 +268,7 @@ class WsProtocol(WebSocketServerProtocol):
             # then overtake the close frame. The peer's answer or `_close_is_due` will end it.
             return
         self.server.stats.protocol_errors += 1
+        self.connection.ended = f"protocol error, {reason}"
         super()._fail_connection(code, reason)
 
     def dropConnection(self, abort: bool = False) -> None:
@@ -274,7 +279,22 @@ class WsProtocol(WebSocketServerProtocol):
         # Autobahn resets the connection even at the end of a proper closing handshake; a reset can overtake data
         self.connection._disconnect(abort and not self.wasClean)
 
+    def readConnectionLost(self) -> None:
+        """The peer has closed: so do we, now or, in a storm, between other work."""
+        self.state = self.STATE_CLOSED
+        self.connection._socket = None
+        self.server._when_there_is_time(self._peer_has_closed)
+
+    def writeConnectionLost(self) -> None:
+        """We never close one half alone."""
+
+    def _peer_has_closed(self) -> None:
+        if self.transport is not None:
+            self.transport.connectionLost(connectionDone)
+
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self.state == self.STATE_OPEN and not self.connection.ended:
+            self.connection.ended = "gone without a close frame"
         self.state = self.STATE_CLOSED
         if self.timer is not None:
             self.timer.cancel()

@@ -29,7 +29,7 @@ log = Logger()
 #: More connections than this going within `_STORM_SECONDS` are a storm.
 _STORM = 100
 _STORM_SECONDS = 0.05
-#: How long the component is told of connections that have gone, before others are served again.
+#: How long connections that have gone are parted with, before others are served again.
 _PORTION_SECONDS = 0.01
 
 
@@ -79,7 +79,8 @@ class WsServer:
         self._all_gone: list[Deferred[None]] = []
         self._patience: list[Timer] = []
         self._reactor = reactor
-        self._leaving: deque[WsConnection] = deque()
+        self._leaving: deque[Callable[[], object]] = deque()
+        self._in_portion = False
         self._storm_began = 0.0
         self._storm = 0
         factory = WebSocketServerFactory(server=None, reactor=reactor)  # type: ignore[no-untyped-call]
@@ -155,7 +156,15 @@ class WsServer:
             connection.abort()
 
     def _lost(self, connection: WsConnection) -> None:
-        """A connection is gone: tell the component, now or, in a storm, in small portions between other work.
+        """A connection is gone: tell the component."""
+        self._when_there_is_time(lambda: self._tell_of_loss(connection))
+
+    def _tell_of_loss(self, connection: WsConnection) -> None:
+        connection._call(self.component.on_close)
+        self._count_who_is_left()
+
+    def _when_there_is_time(self, call: Callable[[], object]) -> None:
+        """Part with a connection: now or, in a storm, in small portions between other work.
 
         Thousands may go at the same moment, and whatever comes next from anybody stands behind them in the kernel's
         queue of sockets that are ready: there, as little as possible is done for each.
@@ -164,18 +173,23 @@ class WsServer:
         if now - self._storm_began >= _STORM_SECONDS:
             self._storm_began, self._storm = now, 0
         self._storm += 1
-        if self._storm <= _STORM and not self._leaving:
-            connection._call(self.component.on_close)
-            self._count_who_is_left()
+        if self._in_portion or (self._storm <= _STORM and not self._leaving):
+            call()
         else:
             if not self._leaving:
                 self._reactor.callLater(0, self._let_go)
-            self._leaving.append(connection)
+            self._leaving.append(call)
 
     def _let_go(self) -> None:
         began = self._reactor.seconds()
+        self._in_portion = True
         while self._leaving and self._reactor.seconds() - began < _PORTION_SECONDS:
-            self._leaving.popleft()._call(self.component.on_close)
+            call = self._leaving.popleft()
+            try:
+                call()
+            except Exception:
+                log.failure("a connection's end failed")
+        self._in_portion = False
         if self._leaving:
             self._reactor.callLater(0, self._let_go)
         self._count_who_is_left()
