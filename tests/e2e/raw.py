@@ -110,7 +110,7 @@ class Raw:
             self._frames, self.rest = split_frames(self.rest)
             if not self._frames:
                 self.rest += self.receive()
-                assert not self.ended, f"ended after {self.rest!r}"
+                assert not self.ended, f"ended after {self.rest[:200]!r}"
         return self._frames.pop(0)
 
     def next_text(self) -> dict[str, Any]:

@@ -70,5 +70,5 @@ def bystander(server: Server, push_secret: str = "") -> Iterator[Raw]:
             if push_secret:
                 assert backend.request({"op": "auth", "secret": push_secret})["ok"]
             answer = backend.push("new_message", {"conversation_id": BYSTANDER, "number": number})
-        assert answer["delivered"] == 1
+        assert answer["delivered"] >= 1
         one.expect("new_message", number=number)

@@ -181,10 +181,9 @@ def test_what_is_no_id_is_refused(raw: str, besieged: Server) -> None:
 
 
 def test_ids_that_look_alike_are_the_same_only_when_they_are(besieged: Server) -> None:
-    same, different = (
-        [456, "456"],
-        ["0456", "456.0", " 456", "+456", "４５６", "4_56", "0x1c8", "456\0", "None", "True"],
-    )
+    same = [456, "456"]
+    # full-width digits among them, which Python's `int` would take
+    different = ["0456", "456.0", " 456", "+456", "4_56", "0x1c8", "\uff14\uff15\uff16", "456\0", "True"]
     with ExitStack() as stack:
         pages = {
             one: stack.enter_context(Raw(besieged.port)).upgrade().enter(f"reader of {one!r}"[:60], one)

@@ -1,0 +1,87 @@
+"""Readers who do not read, among five hundred who do: the process's memory, and what the others get."""
+
+from __future__ import annotations
+
+import json
+import select
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+
+from tests.e2e.conftest import Server
+from tests.e2e.raw import Raw, rss
+from tests.e2e.wire import DEADLINE, until
+from tests.server_wire import split_frames
+
+Start = Callable[..., Server]
+
+MIB = 1024 * 1024
+GOOD, SLOW = 500, 20
+CONVERSATION = 1
+#: Each of so many bytes for everybody, and besides so many for each slow one alone, which nobody else shares.
+EVENTS, SIZE, OWN_EVENTS = 40, 65_536, 100
+
+
+class Reader:
+    """Takes what comes, and notes the numbers of the events."""
+
+    def __init__(self, page: Raw) -> None:
+        self.page = page
+        self.numbers: list[int] = []
+
+    def take(self) -> None:
+        data = self.page.receive()
+        assert not self.page.ended, "one who reads was cut off"
+        frames, self.page.rest = split_frames(self.page.rest + data)
+        for first, payload in frames:
+            assert first == 0x81, payload[:100]
+            if payload.startswith(b'{"event":"new_message"'):
+                self.numbers.append(json.loads(payload)["data"]["number"])
+
+
+def test_slow_readers_among_five_hundred_are_ended_and_their_memory_is_freed(chatws_server: Start) -> None:
+    server = chatws_server("--rate", "0", "--ping-interval", "0")
+    with ExitStack() as stack:
+        good = {}
+        for number in range(GOOD):
+            page = stack.enter_context(Raw(server.port)).upgrade().enter(f"good {number}", CONVERSATION)
+            good[page.socket.fileno()] = Reader(page)
+        slow = [
+            stack.enter_context(Raw(server.port, receive_buffer=4096)).upgrade().enter(f"slow {number}", CONVERSATION)
+            for number in range(SLOW)
+        ]
+        backend = stack.enter_context(server.backend())
+        epoll = stack.enter_context(select.epoll())
+        for descriptor in good:
+            epoll.register(descriptor, select.EPOLLIN)
+
+        def serve_until(condition: Callable[[], bool]) -> None:
+            end = time.monotonic() + 3 * DEADLINE
+            while not condition():
+                assert time.monotonic() < end, "the others are not served"
+                for descriptor, _ in epoll.poll(0.05):
+                    good[descriptor].take()
+
+        serve_until(lambda: not epoll.poll(0.2))
+        before = highest = rss(server.pid)
+        for number in range(EVENTS):
+            data = {"conversation_id": CONVERSATION, "number": number, "content": "x" * SIZE}
+            backend.push("new_message", data, transient=True)
+            for _ in range(OWN_EVENTS // EVENTS + 1):
+                for one in range(SLOW):
+                    own = {"content": "x" * SIZE}
+                    backend.send({"event": "own", "data": own, "to": {"user_id": f"slow {one}"}, "transient": True})
+            serve_until(lambda expected=number + 1: all(len(one.numbers) == expected for one in good.values()))
+            highest = max(highest, rss(server.pid))
+        assert all(one.numbers == list(range(EVENTS)) for one in good.values())
+        # had it kept all, it would be SLOW * (EVENTS + OWN_EVENTS) * SIZE = 175 MiB
+        assert highest < before + SLOW * MIB + 24 * MIB, (before, highest)
+        until(lambda: rss(server.pid) < before + 16 * MIB, "the memory to be freed")
+        print(
+            f"resident: {before / MIB:.0f} MiB before, {highest / MIB:.0f} at most, {rss(server.pid) / MIB:.0f} after"
+        )
+        # one that reads again within the seconds of a closing handshake would find 4001; these are past that, or not
+        for page in slow:
+            page.read_to_end()
+        assert backend.push("new_message", {"conversation_id": CONVERSATION, "number": -1})["delivered"] == GOOD
+        serve_until(lambda: all(one.numbers[-1] == -1 for one in good.values()))
