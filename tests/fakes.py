@@ -20,6 +20,7 @@ class FakeConnection:
         self.remote_address = remote_address
         self.http_request = http_request or HttpRequest("GET", "/ws")
         self.session: Any = None
+        self.ended = ""
         self.payloads: list[str] = []
         self.writes = 0
         self.closed: tuple[int, str] | None = None

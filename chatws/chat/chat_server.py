@@ -22,9 +22,11 @@ from chatws.chat.contracts import ActivitySink, Authenticator, Authorizer, Crede
 from chatws.chat.delivery import make_runs
 from chatws.chat.history import History
 from chatws.chat.hub import Hub
+from chatws.chat.journal import Journal
 from chatws.chat.messages import Position
 from chatws.chat.presence import Presence
 from chatws.chat.session import Effect, Session, SessionLimits
+from chatws.chat.stats import Stats
 from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id, sort_ids
 from chatws.server.component import Connection
@@ -37,6 +39,10 @@ log = Logger()
 
 #: Frames sent at once in a replay; more are sent as the browser reads.
 REPLAY_CHUNK = 256
+#: Closing with one of these is worth a line in the log. (A refused `auth` has one already, an internal error too.)
+NOTEWORTHY = frozenset(
+    {CloseCode.FORBIDDEN, CloseCode.TOO_MANY_ERRORS, CloseCode.TOO_MANY_CONNECTIONS, CloseCode.AUTH_TIMEOUT}
+)
 
 
 #: Sends each run's frames to each of its connections, in the order of the runs.
@@ -108,6 +114,7 @@ class ChatServer:
         self._deciding: dict[Client, dict[Id, session.Close]] = {}
         self._node = secrets.token_hex(4)
         self.stats = Stats()
+        self._journal = Journal(reactor)
         self._perform: dict[type, Callable[[Client, Any], list[Effect] | None]] = {
             session.Reply: self._reply,
             session.Authenticate: self._authenticate,
@@ -171,6 +178,8 @@ class ChatServer:
         self.hub.remove(connection)
         effects = client.session.gone()
         identity = client.session.identity
+        if connection.ended:
+            self._journal.ended(connection, _user(client))
         if identity is not None:
             self.presence.leave(identity.user_id)
             self._carry_out(client, effects)
@@ -239,8 +248,7 @@ class ChatServer:
             if event.offset:
                 self.history.append(event)
         runs = make_runs(events, self.hub, self._frame)
-        self.stats.events += len(events)
-        self.stats.deliveries += sum(event.delivered for event in events)
+        self.stats.count(events)
         if runs:
             self._send_all(runs)
 
@@ -284,9 +292,17 @@ class ChatServer:
         connection.send_frames(text_frame(payload))
 
     def _reply(self, client: Client, effect: session.Reply) -> None:
+        code = effect.error
+        if code is not None:
+            self.stats.errors[code] = self.stats.errors.get(code, 0) + 1
+            if code is ErrorCode.RATE_LIMITED:
+                self._journal.rate_limited(client.connection, _user(client))
         self._send(client.connection, effect.payload)
 
     def _close(self, client: Client, effect: session.Close) -> None:
+        self.stats.closes[effect.code] = self.stats.closes.get(effect.code, 0) + 1
+        if effect.code in NOTEWORTHY:
+            self._journal.closed(client.connection, _user(client), int(effect.code), effect.reason)
         self.hub.remove(client.connection)
         client.connection.close(int(effect.code), effect.reason)
 
@@ -304,6 +320,8 @@ class ChatServer:
             sent_away = self._deciding.pop(client)
             if isinstance(answer, Identity) and answer.user_id in sent_away:
                 return client.session.close(*sent_away[answer.user_id])
+            if isinstance(answer, ClientError):
+                self._journal.refused(connection, message.user_id, answer.code, answer.message)
             return client.session.auth_decided(message, answer)
 
         self._deciding[client] = {}
@@ -496,14 +514,6 @@ class ChatServer:
         return [connection.session for connection in self.hub.listeners(user_channel(user_id))]
 
 
-class Stats:
-    """What the chat counts, as plain numbers: metrics read them when they are asked."""
-
-    __slots__ = ("deliveries", "events", "own_events_lost", "recoveries", "recoveries_failed")
-
-    def __init__(self) -> None:
-        self.events = 0
-        self.deliveries = 0
-        self.recoveries = 0
-        self.recoveries_failed = 0
-        self.own_events_lost = 0
+def _user(client: Client) -> Id | None:
+    identity = client.session.identity
+    return None if identity is None else identity.user_id

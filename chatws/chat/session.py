@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
@@ -42,8 +43,9 @@ __all__ = [
 MAX_HELD = 1000
 
 
-class SessionLimits(NamedTuple):
-    """See chatws.config for the meaning of each."""
+@dataclass(slots=True)
+class SessionLimits:
+    """See chatws.config for the meaning of each. All sessions share one, which may be changed under them."""
 
     max_subscriptions: int = 200
     rate: float = 20.0
@@ -54,9 +56,13 @@ class SessionLimits(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """Send this text to the client."""
+    """Send this text to the client.
+
+    :ivar error: its code, when it is an `error`.
+    """
 
     payload: bytes
+    error: ErrorCode | None = None
 
 
 class Authenticate(NamedTuple):
@@ -184,7 +190,7 @@ class Session:
             message = messages.parse(text)
         except ClientError as problem:
             self._strikes += 1
-            return [Reply(messages.error(problem, text))]
+            return [_refusal(problem, text)]
         if self._must_wait(message):
             return self._hold(message)
         return self._handle(message)
@@ -201,7 +207,7 @@ class Session:
             self.identity = answer
             self.state = State.IN
             return [Enter(answer, message.last_event_id, entered), *self._release()]
-        refusal = Reply(messages.error(answer, message=message))
+        refusal = _refusal(answer, message=message)
         if isinstance(answer, AuthenticationFailed):
             return [refusal, *self.close(CloseCode.AUTH_FAILED, answer.message)]
         if isinstance(answer, Forbidden):
@@ -219,9 +225,9 @@ class Session:
         conversation_id = message.conversation_id
         effects: list[Effect]
         if isinstance(answer, ClientError):
-            effects = [Reply(messages.error(answer, message=message))]
+            effects = [_refusal(answer, message=message)]
         elif not answer:
-            effects = [Reply(messages.error(_forbidden(conversation_id), message=message))]
+            effects = [_refusal(_forbidden(conversation_id), message=message)]
             if conversation_id in self.conversations:
                 effects += self._leave(conversation_id)
         elif isinstance(message, Subscribe):
@@ -230,7 +236,7 @@ class Session:
         elif conversation_id in self.conversations:
             effects = self._tell(conversation_id, message.is_typing)
         else:
-            effects = [Reply(messages.error(_not_subscribed(conversation_id), message=message))]
+            effects = [_refusal(_not_subscribed(conversation_id), message=message)]
         return effects + self._release()
 
     def revoke(self, conversation_id: Id) -> list[Effect]:
@@ -240,7 +246,7 @@ class Session:
         effects: list[Effect] = []
         for check in self._checking or ():
             if check.message.conversation_id == conversation_id:
-                effects.append(Reply(messages.error(_forbidden(conversation_id), message=check.message)))
+                effects.append(_refusal(_forbidden(conversation_id), message=check.message))
         if effects and self._checking is not None:
             self._checking = [one for one in self._checking if one.message.conversation_id != conversation_id] or None
         if conversation_id in self.conversations:
@@ -282,7 +288,7 @@ class Session:
         if self._strikes > self._limits.rate_burst:
             return self.close(CloseCode.TOO_MANY_ERRORS, "too many messages")
         problem = ClientError(ErrorCode.RATE_LIMITED, f"more than {self._limits.rate:g} messages a second")
-        return [Reply(messages.error(problem, text))]
+        return [_refusal(problem, text)]
 
     # Holding
 
@@ -302,7 +308,7 @@ class Session:
             self._held = deque()
         if len(self._held) >= MAX_HELD:
             problem = ClientError(ErrorCode.RATE_LIMITED, f"more than {MAX_HELD} messages wait for an answer")
-            return [Reply(messages.error(problem, message=message))]
+            return [_refusal(problem, message=message)]
         self._held.append(message)
         return []
 
@@ -324,7 +330,7 @@ class Session:
         handler = self._table.get((self.state, type(message)))
         if handler is None:
             problem = ClientError(ErrorCode.UNAUTHENTICATED, "send `auth` first")
-            return [Reply(messages.error(problem, message=message))]
+            return [_refusal(problem, message=message)]
         effects: list[Effect] = handler(self, message)
         return effects
 
@@ -339,7 +345,7 @@ class Session:
         waiting = {check.message.conversation_id for check in self._checking or ()}
         if limit and message.conversation_id not in self.conversations and len(self.conversations | waiting) >= limit:
             problem = ClientError(ErrorCode.TOO_MANY_SUBSCRIPTIONS, f"at most {limit} conversations a connection")
-            return [Reply(messages.error(problem, message=message))]
+            return [_refusal(problem, message=message)]
         return [self._check(message)]
 
     def _unsubscribe(self, message: Unsubscribe) -> list[Effect]:
@@ -347,7 +353,7 @@ class Session:
 
     def _typing_message(self, message: Typing) -> list[Effect]:
         if message.conversation_id not in self.conversations:
-            return [Reply(messages.error(_not_subscribed(message.conversation_id), message=message))]
+            return [_refusal(_not_subscribed(message.conversation_id), message=message)]
         return [self._check(message)]
 
     def _ping(self, message: Ping) -> list[Effect]:
@@ -407,7 +413,11 @@ class Session:
         problem = ClientError(
             ErrorCode.ALREADY_AUTHENTICATED, f"this connection belongs to user {self.identity.user_id}"
         )
-        return Reply(messages.error(problem, message=message))
+        return _refusal(problem, message=message)
+
+
+def _refusal(problem: ClientError, text: str | bytes = b"", *, message: Message | None = None) -> Reply:
+    return Reply(messages.error(problem, text, message=message), problem.code)
 
 
 def _forbidden(conversation_id: Id) -> ClientError:

@@ -41,11 +41,13 @@ class Connection(Protocol):
     :ivar remote_address: the client's IP address, or the empty string for a Unix socket. Behind a trusted
         proxy the address that the proxy names.
     :ivar http_request: the request that opened it.
+    :ivar ended: why it came to an end, when that was not in peace; else empty. Known by `on_close`.
     :ivar session: None at first; the component's to use.
     """
 
     resource_id: int
     remote_address: str
+    ended: str
     http_request: HttpRequest
     session: Any
 

@@ -35,7 +35,7 @@ class WsConnection(Writer):
     :ivar session: None at first; the component's to use.
     """
 
-    __slots__ = ("__dict__", "_protocol", "http_request", "remote_address", "resource_id", "session")
+    __slots__ = ("__dict__", "_protocol", "ended", "http_request", "remote_address", "resource_id", "session")
 
     # one subclass is made for each server, so that no connection need remember which is its own
     server: WsServer
@@ -45,6 +45,7 @@ class WsConnection(Writer):
         self.remote_address = remote_address
         self.http_request = http_request
         self.session: Any = None
+        self.ended = ""
         self._deflated = None
         self._protocol: WsProtocol | None = protocol
 
@@ -113,6 +114,7 @@ class WsConnection(Writer):
 
     def _too_slow(self) -> None:
         self.stats.slow_consumers += 1
+        self.ended = "slow consumer"
         assert self._backlog is not None
         self._backlog.cut()
         self._close(CloseCode.SLOW_CONSUMER.value, b"too slow: reconnect and recover")

@@ -1,0 +1,59 @@
+"""What the chat counts, as plain numbers: metrics read them when they are asked."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from chatws.brokers.contract import Event
+from chatws.errors import CloseCode, ErrorCode
+
+__all__ = ["MAX_NAMES", "OTHER", "Stats"]
+
+#: Names of events that are counted apart. Backends choose names, and each is kept for the life of the process.
+MAX_NAMES = 100
+#: What the rest is counted as; not a name that an event can have.
+OTHER = "(other)"
+
+
+class Stats:
+    """Since the start.
+
+    :ivar events: accepted, :ivar deliveries: and to how many connections they were handed.
+    :ivar names: by an event's name: [accepted, delivered]; with more than `MAX_NAMES` of them the rest is `OTHER`.
+    :ivar errors: `error` replies to browsers, by code.
+    :ivar closes: connections that the chat has closed, by close code.
+    """
+
+    __slots__ = (
+        "closes",
+        "deliveries",
+        "errors",
+        "events",
+        "names",
+        "own_events_lost",
+        "recoveries",
+        "recoveries_failed",
+    )
+
+    def __init__(self) -> None:
+        self.events = 0
+        self.deliveries = 0
+        self.names: dict[str, list[int]] = {}
+        self.errors: dict[ErrorCode, int] = {}
+        self.closes: dict[CloseCode, int] = {}
+        self.recoveries = 0
+        self.recoveries_failed = 0
+        self.own_events_lost = 0
+
+    def count(self, events: Sequence[Event]) -> None:
+        """Count events that have been handed out."""
+        self.events += len(events)
+        names = self.names
+        for event in events:
+            tally = names.get(event.name)
+            if tally is None:
+                name = event.name if len(names) < MAX_NAMES else OTHER
+                tally = names.setdefault(name, [0, 0])
+            tally[0] += 1
+            tally[1] += event.delivered
+            self.deliveries += event.delivered
