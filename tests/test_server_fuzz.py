@@ -72,6 +72,7 @@ class FuzzTests(SynchronousTestCase):
         for start in range(0, len(data), cut if cut > 500 else max(cut, len(data) // 200)):
             step = cut if cut > 500 else max(cut, len(data) // 200)
             self.visitor.dataReceived(data[start : start + step])
+            self.clock.advance(0.001)
         protocol = self.component.connections[0]._protocol
         assert len(protocol.data) <= max(cut, len(data) // 200) + 14
         self.end()
@@ -111,6 +112,7 @@ class FuzzTests(SynchronousTestCase):
             for cut in cuts:
                 self.visitor.dataReceived(data[position : position + cut])
                 position += cut
+                self.clock.advance(0.001)
         received = [event[2] for event in self.component.events if event[0] == "message"]
         assert received == [text for text, _, _ in messages]
         self.end()

@@ -318,18 +318,49 @@ class ClosingTests(ServerCase):
     def test_a_storm_of_leavers_is_told_in_portions_and_everyone_once(self) -> None:
         for _ in range(150):
             self.connect()
+            self.reactor.advance(0.01)
+        self.reactor.advance(1)
         for wire in self.wires:
             wire.socket.close()
         self.reactor.turn(1)
         closed = [event[1] for event in self.component.events if event[0] == "close"]
         assert len(closed) == 100, "the rest comes a turn later"
-        assert self.ws.stats.connections_now == self.admission.open_now == 0
+        assert self.ws.stats.connections_now == self.admission.open_now == 50
+        assert not any(connection.is_open for connection in self.component.connections)
         gone = self.ws.close_all()
         self.assertNoResult(gone)
         self.reactor.turn(1)
         closed = [event[1] for event in self.component.events if event[0] == "close"]
         assert sorted(closed) == list(range(1, 151))
         self.successResultOf(gone)
+
+    def test_a_storm_of_messages_is_served_in_portions_in_order_and_the_last_words_count(self) -> None:
+        wires = [self.connect()[0] for _ in range(3)]
+        self.reactor.advance(1)
+        for _ in range(60):
+            for wire in wires:
+                wire.socket.send(frame("a" * 200))
+            self.reactor.turn(1)
+        wires[0].socket.send(frame("last"))
+        wires[0].socket.close()
+        self.reactor.turn()
+        heard = [event for event in self.component.events if event[1] == 1]
+        assert heard == [("open", 1), *[("message", 1, "a" * 200)] * 60, ("message", 1, "last"), ("close", 1)]
+        assert len([event for event in self.component.events if event[0] == "message"]) == 181
+
+    def test_who_pours_in_more_than_is_served_is_not_read(self) -> None:
+        wire, connection = self.connect()
+        protocol = connection._protocol
+        self.ws._storm = 1000  # a storm goes on
+        for _ in range(40):
+            wire.socket.send(frame("a" * 1000))
+        for selectable in list(self.reactor.readers):
+            for _ in range(20):
+                if selectable in self.reactor.readers:
+                    selectable.doRead()
+        assert len(protocol.data) <= 3 * 8192
+        self.reactor.turn()
+        assert len([event for event in self.component.events if event[0] == "message"]) == 40
 
     def test_abort_ends_at_once_but_not_from_within(self) -> None:
         _wire, connection = self.connect()

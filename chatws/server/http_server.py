@@ -6,6 +6,7 @@ the transport itself: nothing stays in between.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -19,7 +20,7 @@ from twisted.python.failure import Failure
 from chatws.server.admission import Admission
 from chatws.server.component import HttpRequest
 from chatws.server.handshake import Refusal, wants_websocket
-from chatws.server.pages import Front, PlainSite
+from chatws.server.pages import Front, PlainSite, Ready
 from chatws.server.request import BadHead, Headers, may_begin, parse_head
 from chatws.server.wheel import Timer
 from chatws.server.ws_server import WsServer
@@ -46,6 +47,7 @@ class HttpServer(Factory):
     :param app: what upgraded connections are given to.
     :param resource: a twisted.web resource tree for other requests; `/healthz`, the client library and the paths of
         the WebSockets come before it, except a page of its own at `/`.
+    :param ready: what does not work now, for `/readyz`; without it there is none.
     :param paths: where WebSockets are opened.
     :param admission: who may.
     :param max_head_size: bytes of a request head; a longer one gets 431.
@@ -62,6 +64,7 @@ class HttpServer(Factory):
         app: WsServer,
         *,
         resource: Any = None,
+        ready: Callable[[], Ready] | None = None,
         paths: tuple[str, ...] = ("/", "/ws"),
         admission: Admission | None = None,
         max_head_size: int = 8192,
@@ -84,7 +87,7 @@ class HttpServer(Factory):
         self.total_timeout = total_timeout
         self.wheel = app.wheel
         self.stats = app.stats
-        self.site = PlainSite(Front(resource, paths), idle_timeout, reactor)
+        self.site = PlainSite(Front(resource, paths, ready), idle_timeout, reactor)
         #: where it is reached, if an `IoServer` says so
         self.ports: list[Any] = []
         #: connections that are no WebSockets, or not yet
@@ -144,6 +147,8 @@ class _Visitor(Protocol):
         self._head = b""
         self._next: Any = None
         self._refused = False
+        self._waits = 0  # for its turn, in a storm: the length of its head
+        self._paused = False
         self._timer: Timer | None = None
 
     def connectionMade(self) -> None:
@@ -157,6 +162,9 @@ class _Visitor(Protocol):
             self._next.dataReceived(data)
             return
         if self._refused:
+            return
+        if self._waits:
+            self._head += data
             return
         self._head = head = self._head + data if self._head else data
         if head.startswith(b"\r\n"):
@@ -173,6 +181,21 @@ class _Visitor(Protocol):
         if end > server.max_head_size:
             self._refuse(Refusal(431, "head", f"a request head has at most {server.max_head_size} bytes"))
             return
+        self._waits = end
+        server.app.when_there_is_time(self._decide)
+        if self._waits:
+            self.transport.pauseProducing()
+            self._paused = True
+
+    def _decide(self) -> None:
+        """The head is complete."""
+        server, head, end = self._server, self._head, self._waits
+        self._waits = 0
+        if not end or self._refused or self.transport is None:
+            return
+        if self._paused:
+            self._paused = False
+            self.transport.resumeProducing()
         try:
             request = parse_head(head[:end])
         except BadHead as error:

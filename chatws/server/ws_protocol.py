@@ -111,6 +111,8 @@ class WsProtocol(WebSocketServerProtocol):
     _perMessageCompress: Any = None
     _fragments = 0
     _control_frames = 0
+    _waits = False  # for its turn, in a storm
+    _paused = False
 
     def __init__(self, transport: Any, gate: Admission | None) -> None:
         # not Autobahn's: see above
@@ -154,6 +156,21 @@ class WsProtocol(WebSocketServerProtocol):
             return
         self.server.stats.bytes_received += len(data)
         self.data = self.data + data if self.data else data
+        if not self._waits:
+            self._waits = True
+            self.server.when_there_is_time(self._go_on)
+        elif len(self.data) > _READ and not self._paused:
+            self._paused = True
+            self.transport.pauseProducing()
+
+    def _go_on(self) -> None:
+        """Understand what has come."""
+        self._waits = False
+        if self.state == self.STATE_CLOSED:
+            return
+        if self._paused:
+            self._paused = False
+            self.transport.resumeProducing()
         try:
             while self.processData() and self.state != self.STATE_CLOSED:
                 pass
@@ -281,9 +298,10 @@ class WsProtocol(WebSocketServerProtocol):
 
     def readConnectionLost(self) -> None:
         """The peer has closed: so do we, now or, in a storm, between other work."""
-        self.state = self.STATE_CLOSED
-        self.connection._socket = None
-        self.server._when_there_is_time(self._peer_has_closed)
+        if not self._waits:
+            self.state = self.STATE_CLOSED
+            self.connection._socket = None
+        self.server.when_there_is_time(self._peer_has_closed)
 
     def writeConnectionLost(self) -> None:
         """We never close one half alone."""
@@ -294,7 +312,7 @@ class WsProtocol(WebSocketServerProtocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         if self.state == self.STATE_OPEN and not self.connection.ended:
-            self.connection.ended = "gone without a close frame"
+            self.connection.ended = "the connection broke"
         self.state = self.STATE_CLOSED
         if self.timer is not None:
             self.timer.cancel()

@@ -26,10 +26,10 @@ __all__ = ["WsConnection", "WsServer"]
 
 log = Logger()
 
-#: More connections than this going within `_STORM_SECONDS` are a storm.
+#: More to do than this within `_STORM_SECONDS` is a storm.
 _STORM = 100
 _STORM_SECONDS = 0.05
-#: How long connections that have gone are parted with, before others are served again.
+#: For how long a storm's connections are served, before others are.
 _PORTION_SECONDS = 0.01
 
 
@@ -79,8 +79,8 @@ class WsServer:
         self._all_gone: list[Deferred[None]] = []
         self._patience: list[Timer] = []
         self._reactor = reactor
-        self._leaving: deque[Callable[[], object]] = deque()
-        self._in_portion = False
+        self._waiting: deque[Callable[[], object]] = deque()
+        self._serving = False
         self._storm_began = 0.0
         self._storm = 0
         factory = WebSocketServerFactory(server=None, reactor=reactor)  # type: ignore[no-untyped-call]
@@ -143,7 +143,7 @@ class WsServer:
         """
         for connection in list(self.connections):
             connection.close(code, reason)
-        if not self.connections and not self._leaving:
+        if not self.connections and not self._waiting:
             return succeed(None)
         self._patience.append(self.wheel.schedule(within, self.abort_all))
         waiting: Deferred[None] = Deferred()
@@ -157,45 +157,52 @@ class WsServer:
 
     def _lost(self, connection: WsConnection) -> None:
         """A connection is gone: tell the component."""
-        self._when_there_is_time(lambda: self._tell_of_loss(connection))
+        self.when_there_is_time(lambda: self._tell_of_loss(connection))
 
     def _tell_of_loss(self, connection: WsConnection) -> None:
         connection._call(self.component.on_close)
         self._count_who_is_left()
 
-    def _when_there_is_time(self, call: Callable[[], object]) -> None:
-        """Part with a connection: now or, in a storm, in small portions between other work.
+    def when_there_is_time(self, call: Callable[[], object]) -> None:
+        """Do something for one connection: now or, in a storm, in small portions between other work, in order.
 
-        Thousands may go at the same moment, and whatever comes next from anybody stands behind them in the kernel's
-        queue of sockets that are ready: there, as little as possible is done for each.
+        Thousands may come or go at the same moment, and whatever comes next from anybody (a backend's line, say) stands
+        behind them in the kernel's queue of sockets that are ready: there, as little as possible is done for each.
         """
+        if self._serving:
+            call()  # it follows from what has waited its turn already
+            return
         now = self._reactor.seconds()
         if now - self._storm_began >= _STORM_SECONDS:
             self._storm_began, self._storm = now, 0
         self._storm += 1
-        if self._in_portion or (self._storm <= _STORM and not self._leaving):
-            call()
+        if self._storm <= _STORM and not self._waiting:
+            self._serving = True
+            try:
+                call()
+            finally:
+                self._serving = False
         else:
-            if not self._leaving:
-                self._reactor.callLater(0, self._let_go)
-            self._leaving.append(call)
+            if not self._waiting:
+                self._reactor.callLater(0, self._serve_portion)
+            self._waiting.append(call)
 
-    def _let_go(self) -> None:
+    def _serve_portion(self) -> None:
         began = self._reactor.seconds()
-        self._in_portion = True
-        while self._leaving and self._reactor.seconds() - began < _PORTION_SECONDS:
-            call = self._leaving.popleft()
+        self._serving = True
+        while self._waiting and self._reactor.seconds() - began < _PORTION_SECONDS:
+            call = self._waiting.popleft()
             try:
                 call()
             except Exception:
-                log.failure("a connection's end failed")
-        self._in_portion = False
-        if self._leaving:
-            self._reactor.callLater(0, self._let_go)
+                log.failure("serving a connection failed")
+        self._serving = False
+        if self._waiting:
+            self._reactor.callLater(0, self._serve_portion)
         self._count_who_is_left()
 
     def _count_who_is_left(self) -> None:
-        if self._all_gone and not self.connections and not self._leaving:
+        if self._all_gone and not self.connections and not self._waiting:
             while self._patience:
                 self._patience.pop().cancel()
             waiting, self._all_gone = self._all_gone, []
