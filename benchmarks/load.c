@@ -4,15 +4,17 @@
      cc -O2 -o load load.c
      load HOST PORT PATH N M W hello1 [hello2 ...] -- tcp:PUSH_PORT 'line with %T' | ws 'message with %T'
 
-   In a hello %d is the connection's number and %g its group, number / PER; in the publisher's template %g is some group.
+   In a hello %d is the connection's number, %u its user, number % USERS, and %g its group, number / PER; in the
+   publisher's template %g is some group.
    %T is CLOCK_MONOTONIC in ns, read back from the frames behind "ts": for the latency.
-   Environment: PER (each message goes to one group of PER connections, not to all N), MATCH (only frames that contain it
+   Environment: USERS (how many people the connections are of; 0 for one each), PER (each message goes to one group of PER connections, not to all N), MATCH (only frames that contain it
    count), HELLO_PAUSE (seconds after each hello, 0.3), SETTLE (seconds after the last, 1), HOLD (seconds to stay idle),
    RATE (messages/s, 0 = as the window allows), GATE (say {"ready":N} and wait for a byte on stdin before publishing). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <netinet/tcp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -29,7 +31,7 @@ typedef struct {
   char *buf;
 } Conn;
 static Conn *cs;
-static int ep, N, M, W, per = 3, sparse;
+static int ep, N, M, W, per = 3, users, sparse;
 static const char *match;
 static long frames, wanted, opened, errors, bytes;
 static uint64_t hist[64 * 16];
@@ -187,6 +189,9 @@ static void fill(char *out, const char *t, int i, uint64_t ts) {
     if (t[0] == '%' && t[1] == 'd') {
       out += sprintf(out, "%d", i);
       t++;
+    } else if (t[0] == '%' && t[1] == 'u') {
+      out += sprintf(out, "%d", users ? i % users : i);
+      t++;
     } else if (t[0] == '%' && t[1] == 'T') {
       out += sprintf(out, "%llu", (unsigned long long)ts);
       t++;
@@ -212,6 +217,8 @@ int main(int ac, char **av) {
   int h1 = a;
   const char *pub = a + 1 < ac ? av[a + 1] : "none", *tmpl = a + 2 < ac ? av[a + 2] : "";
   if (getenv("PER")) per = atoi(getenv("PER"));
+  if (getenv("USERS")) users = atoi(getenv("USERS"));
+  signal(SIGPIPE, SIG_IGN);
   match = getenv("MATCH");
   double hold = getenv("HOLD") ? atof(getenv("HOLD")) : 0, rate = getenv("RATE") ? atof(getenv("RATE")) : 0,
          settle = getenv("SETTLE") ? atof(getenv("SETTLE")) : 1.0,

@@ -1,6 +1,6 @@
 """Every server under the same load, one after the other, and what it cost them.
 
-    make bench                                everything: about forty minutes
+    make bench                                everything, storms and report: about fifteen minutes
     python benchmarks/run.py --quick          a look: fewer messages, one repetition
     python benchmarks/run.py --only chatws ws --workloads room1
 
@@ -38,6 +38,11 @@ BUILD = PEERS / "bin"
 PYTHON_PEERS = ("websockets", "picows", "socketify", "autobahn[twisted]")
 NODE_PEERS = ("ws", "socket.io")
 PAD = "x" * 150
+#: The people that the connections are of, as far as a server wants to know: each has some pages open.
+USERS = 900
+#: Seconds for which a server may go on with what the connecting left behind, before messages are sent: chatws tells
+#: everybody who is online now, others collect garbage.
+QUIET_SECONDS = 20
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,12 @@ class Workload:
 
 
 WORKLOADS = {
-    "room1": Workload("one room of 500, one message at a time", 500, 0, 2000, 1, "delivery"),
-    "room16": Workload("one room of 500, 16 messages outstanding", 500, 0, 12000, 16, "delivery"),
-    "inbox": Workload("9,000 connections, 3 recipients a message, 16 outstanding", 9000, 3, 30000, 16, "message"),
-    "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 30000, 16, "message"),
+    "room1": Workload("one room of 500, one message at a time", 500, 0, 1500, 1, "delivery"),
+    "room16": Workload("one room of 500, 16 messages outstanding", 500, 0, 3000, 16, "delivery"),
+    "inbox": Workload("9,000 connections, 3 recipients a message, 16 outstanding", 9000, 3, 20000, 16, "message"),
+    "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 20000, 16, "message"),
     "inbox19000": Workload(
-        "19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 30000, 16, "message"
+        "19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 20000, 16, "message"
     ),
 }
 MAIN = ("room1", "room16", "inbox")
@@ -67,7 +72,7 @@ MAIN = ("room1", "room16", "inbox")
 
 @dataclass(frozen=True)
 class Server:
-    """:ivar command: with {port} and {push}. :ivar hellos: what each connection says, %d its number, %g its group.
+    """:ivar command: with {port} and {push}. :ivar subscribe: what each connection says to be in group %g.
     :ivar publisher: "tcp" or "ws"."""
 
     title: str
@@ -191,6 +196,15 @@ class Running:
             total += int((task / "schedstat").read_text().split()[0])
         return total / 1e9
 
+    def await_quiet(self) -> None:
+        """Wait until it does nothing of its own accord."""
+        deadline = time.monotonic() + QUIET_SECONDS
+        while time.monotonic() < deadline:
+            start = self.cpu()
+            time.sleep(0.5)
+            if self.cpu() - start < 0.005:
+                break
+
     def resident(self) -> int:
         """KiB."""
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
@@ -213,11 +227,12 @@ def measure(name: str, workload: Workload, options: list[str]) -> dict[str, Any]
     running = Running(name, workload, options)
     server = running.server
     group = server.subscribe if workload.per else server.subscribe.replace("%g", "1")
-    hellos = [*server.prefix, *(['{"type":"auth","user_id":%d}'] if not server.prefix else []), group]
+    hellos = [*server.prefix, *(['{"type":"auth","user_id":%u}'] if not server.prefix else []), group]
     conversation = "%g" if workload.per else "1"
     line = f'{{"event":"new_message","data":{{"conversation_id":{conversation},"ts":%T,"pad":"{PAD}"}}}}'
     publisher = f"tcp:{running.push}" if server.publisher == "tcp" else "ws"
-    environment = dict(os.environ, GATE="1", MATCH="new_message", SETTLE="2", HELLO_PAUSE="2" if server.prefix else "0.3")
+    environment = dict(os.environ, GATE="1", MATCH="new_message", SETTLE="2", USERS=str(USERS))
+    environment["HELLO_PAUSE"] = "2" if server.prefix else "0.3"
     if workload.per:
         environment["PER"] = str(workload.per)
     numbers = map(str, (running.port, server.path, workload.connections, workload.messages, workload.window))
@@ -237,6 +252,8 @@ def measure(name: str, workload: Workload, options: list[str]) -> dict[str, Any]
         if not ready:
             raise RuntimeError(f"{server.title}: the client could not connect: {client.stderr.read()[-300:]}")  # type: ignore[union-attr]
         cpu_1, resident_1 = running.cpu(), running.resident()
+        running.await_quiet()
+        before = running.cpu()
         client.stdin.write("\n")
         client.stdin.flush()
         seen = json.loads(client.stdout.readline())
@@ -249,7 +266,7 @@ def measure(name: str, workload: Workload, options: list[str]) -> dict[str, Any]
     deliveries = workload.messages * (workload.per or workload.connections)
     units = deliveries if workload.unit == "delivery" else workload.messages
     return {
-        "cpu_us": (cpu_2 - cpu_1) / units * 1e6,
+        "cpu_us": (cpu_2 - before) / units * 1e6,
         "connect_us": (cpu_1 - cpu_0) / workload.connections * 1e6,
         "idle_kib": (resident_1 - resident_0) / workload.connections,
         "p50_ms": seen["p50_ms"],
