@@ -14,6 +14,7 @@ from typing import Any
 
 from twisted.internet import tcp
 from twisted.internet.address import IPv4Address
+from twisted.internet.error import ConnectionDone
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -116,7 +117,11 @@ class HandReactor(Clock):
                 if hasattr(selectable, "socket"):
                     why = getattr(selectable, work)()
                     if why:
-                        selectable.connectionLost(Failure(why))
+                        self.removeReader(selectable)
+                        if work == "doRead" and isinstance(why, ConnectionDone):
+                            selectable.readConnectionLost(Failure(why))
+                        else:
+                            selectable.connectionLost(Failure(why))
 
 
 class PairServer(tcp.Server):
