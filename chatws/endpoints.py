@@ -16,7 +16,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from twisted.internet.endpoints import serverFromString
+from twisted.internet import tcp, unix
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.endpoints import AdoptedStreamServerEndpoint, serverFromString
+from twisted.internet.interfaces import IStreamServerEndpoint
+from twisted.python.failure import Failure
+from zope.interface import implementer
 
 from chatws.errors import OperatorError
 
@@ -123,7 +128,10 @@ def make_endpoint(reactor: Any, description: str, source: str) -> Any:
     if endpoint.kind in (*_INTERNET, "unix") and "backlog" not in endpoint.arguments:
         description += f":backlog={BACKLOG}"
     try:
-        return serverFromString(reactor, description)  # type: ignore[no-untyped-call]
+        made: Any = serverFromString(reactor, description)  # type: ignore[no-untyped-call]
+        if isinstance(made, AdoptedStreamServerEndpoint) and made.addressFamily == socket.AF_UNIX:
+            return _InheritedUnixSocket(made)
+        return made
     except OSError as error:
         raise OperatorError(f"{quoted}: {error.filename or 'a file'}: {error.strerror}") from None
     except Exception as error:
@@ -134,6 +142,46 @@ def make_endpoint(reactor: Any, description: str, source: str) -> Any:
             raise OperatorError(f'{quoted}: no kind of endpoint is called "{endpoint.kind}"{hint}') from None
         reason = " ".join(str(error).split()) or type(error).__name__
         raise OperatorError(f"{quoted}: {reason}") from None
+
+
+@implementer(IStreamServerEndpoint)
+class _InheritedUnixSocket:
+    """A Unix socket that was open before us and stays so when we go: systemd's.
+
+    Twisted's own endpoint takes it for its property: it opens it to everybody (mode 666), leaves room for 50 waiting
+    connections, and at the end shuts it down and deletes its file, so that the next start finds a dead one.
+    """
+
+    def __init__(self, adopted: Any) -> None:
+        self._adopted = adopted
+
+    def listen(self, factory: Any) -> Deferred[Any]:
+        """See `IStreamServerEndpoint`. Once, as the descriptor is given away."""
+        adopted = self._adopted
+        try:
+            os.set_blocking(adopted.fileno, False)
+            port = _InheritedUnixPort._fromListeningDescriptor(adopted.reactor, adopted.fileno, factory)  # type: ignore[no-untyped-call]
+            os.close(adopted.fileno)
+            port.startListening()
+        except Exception:
+            return fail()
+        return succeed(port)
+
+
+class _InheritedUnixPort(unix.Port):
+    _shouldShutdown = False
+
+    def startListening(self) -> None:
+        port: Any = self
+        port.factory.doStart()
+        port.socket, port._preexistingSocket = port._preexistingSocket, None
+        port.fileno = port.socket.fileno
+        port.connected = True
+        port.numberAccepts = 100
+        port.startReading()
+
+    def connectionLost(self, reason: Failure) -> None:
+        tcp.Port.connectionLost(self, reason)  # type: ignore[no-untyped-call]
 
 
 def try_to_listen(descriptions: Iterable[tuple[str, str]]) -> None:
