@@ -21,6 +21,7 @@ SECTIONS = {
     "chat": "What the chat does",
     "push": "The backends' door",
     "log": "The event log, for recovery",
+    "operations": "Operations",
     "demo": "The demo",
 }
 
@@ -177,6 +178,12 @@ class Config:
     drain_seconds: float = _set(
         5.0, "log", "time over which browsers are sent away at the end", unit="seconds", zero="all at once"
     )
+
+    # operations
+    metrics_port: int = _set(
+        0, "operations", "TCP port on 127.0.0.1 for /metrics, /healthz and /readyz", zero="off", highest=65535
+    )
+    log_format: str = _set("text", "operations", "text, or json: one object a line", value="FORMAT")
 
     # the demo
     demo: bool = _set(False, "demo", "serve the inbox demo on the browsers' port")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from twisted.application.service import Service
@@ -18,12 +18,14 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
-from twisted.logger import Logger
+from twisted.logger import ILogObserver, Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chatws import startup
 from chatws.auth.build import build_activity, build_authenticator, build_authorizer
+from chatws.auth.secrets import load_secrets
+from chatws.auth.ticket import TicketMethod
 from chatws.brokers import open_broker
 from chatws.brokers.contract import Bounds
 from chatws.chat.audience import AudienceTable, Kind
@@ -34,7 +36,11 @@ from chatws.config import Config
 from chatws.database.engines import open_database
 from chatws.endpoints import make_endpoint
 from chatws.errors import CloseCode, OperatorError
+from chatws.health import Readiness
+from chatws.logs import observer_for
+from chatws.metrics import Exporter, Lag, MeasuredDatabase, make_site
 from chatws.push.listener import PushFactory
+from chatws.reload import compare, push_secret
 from chatws.server.admission import Admission
 from chatws.server.http_server import HttpServer
 from chatws.server.io_server import IoServer, raise_file_limit
@@ -63,8 +69,12 @@ class ChatwsService(Service):
     """One server.
 
     :ivar chat: the application.
-    :ivar browsers: who listens for browsers, and :ivar backends: for backends; `ports` of each, once started.
+    :ivar browsers: who listens for browsers, and :ivar backends: for backends, and :ivar monitors: for
+        whoever collects metrics, or None; `ports` of each, once started.
+    :ivar twistd: the options of the twistd that runs this, when one does.
     """
+
+    twistd: Mapping[str, Any] | None = None
 
     def __init__(self, config: Config, reactor: Any) -> None:
         self.config = config
@@ -72,9 +82,10 @@ class ChatwsService(Service):
         wheel = Wheel(reactor)
         bounds = Bounds(config.history_events, config.history_seconds, config.history_bytes)
         url = startup.database_url(config)
-        self.database = (
-            open_database(url, pool=config.database_pool, timeout=config.auth_timeout, reactor=reactor) if url else None
-        )
+        self.database: MeasuredDatabase | None = None
+        if url:
+            database = open_database(url, pool=config.database_pool, timeout=config.auth_timeout, reactor=reactor)
+            self.database = MeasuredDatabase(database, reactor)
         self.authenticator = build_authenticator(config, self.database, reactor)
         self.activity = build_activity(config, self.database, reactor)
         self.chat = ChatServer(
@@ -103,15 +114,16 @@ class ChatwsService(Service):
             reactor=reactor,
             wheel=wheel,
         )
-        http = HttpServer(
+        self._state = "starting"
+        parts: dict[str, Any] = {"broker": lambda: self.chat.broker.bounds()}
+        if self.database:
+            parts["database"] = lambda: self.database.query("SELECT 1", {})
+        self.ready = Readiness(parts, lambda: self._state, reactor)
+        self.http = http = HttpServer(
             self.websockets,
             resource=self.demo.resource() if self.demo else None,
-            admission=Admission(
-                allowed_origins=config.allowed_origin,
-                trusted_proxies=config.trusted_proxy,
-                max_connections=config.max_connections,
-                max_connections_per_ip=config.max_connections_per_ip,
-            ),
+            ready=self.ready,
+            admission=_admission(config),
             max_head_size=config.max_head_size,
             handshake_timeout=config.handshake_timeout,
             reactor=reactor,
@@ -126,10 +138,23 @@ class ChatwsService(Service):
         endpoints = [make_endpoint(reactor, one, source) for one in startup.push_endpoints(config)]
         # an IoServer binds any factory, and says the same of a port in use
         self.backends = IoServer(self.push, endpoints, reactor)  # type: ignore[arg-type]
-        self._secret = _read_push_secret(config)
+        self._secret = push_secret(config)
+        self._ticket_secrets = load_secrets(config)
+        self.lag = Lag(reactor)
+        self.monitors: IoServer | None = None
+        endpoints = [make_endpoint(reactor, one, "--metrics-port") for one in startup.metrics_endpoint(config)]
+        if endpoints:
+            site: Any = make_site(Exporter(self, self.lag), self.ready, reactor)
+            self.monitors = IoServer(site, endpoints, reactor)
         self._bound: Deferred[None] | None = None
 
     # Starting
+
+    def setServiceParent(self, parent: Any) -> None:
+        """See `IService`. twistd looks for the observer of its log in the application, which is the parent."""
+        if self.config.log_format == "json" and self.twistd is not None and hasattr(parent, "setComponent"):
+            parent.setComponent(ILogObserver, observer_for(self.twistd))
+        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
     def privilegedStartService(self) -> None:
         super().privilegedStartService()  # type: ignore[no-untyped-call]
@@ -150,6 +175,8 @@ class ChatwsService(Service):
             await server.listen()
             for port in server.ports:
                 port.stopReading()  # whoever comes waits in the kernel's queue until there is somebody to answer
+        if self.monitors:
+            await self.monitors.listen()
 
     async def _start(self) -> None:
         await self.chat.start()
@@ -162,6 +189,10 @@ class ChatwsService(Service):
         for server in (self.backends, self.browsers):
             for port in server.ports:
                 port.startReading()
+        self._state = ""
+        if self.monitors:
+            self.lag.start()
+            log.info("metrics are on {where}", where=_addresses(self.monitors.ports))
         _spare_the_collector()
         log.info(
             "listening for browsers on {browsers}, for backends on {backends}; up to {files} open files, {reactor}",
@@ -182,6 +213,40 @@ class ChatwsService(Service):
     def _push_secret(self) -> bytes | None:
         return self._secret
 
+    # Changing
+
+    def reconfigure(self, new: Config) -> tuple[str, ...]:
+        """Take from `new` what can be changed while browsers are connected; nobody is dropped for it.
+
+        :returns: a sentence for each setting that has changed, without any secret.
+        :raises OperatorError: `new` is no good. Then nothing has changed.
+        """
+        startup.check(new, self.reactor)
+        change = compare(self.config, self._ticket_secrets, self._secret, new)
+        config = change.config
+        _admission(config)  # what it would refuse it has to refuse before anything is changed
+        audiences = _audiences(config)
+        self.http.admission.reconfigure(**_doors(config))
+        self.http.max_head_size = config.max_head_size
+        self.http.handshake_timeout = config.handshake_timeout
+        self.chat.audiences = audiences
+        limits = self.chat.limits
+        limits.max_subscriptions, limits.rate, limits.rate_burst = (
+            config.max_subscriptions,
+            config.rate,
+            config.rate_burst,
+        )
+        self.chat.auth_deadline = config.auth_deadline
+        self.chat.max_connections_per_user = config.max_connections_per_user
+        self.push.max_line_size = config.max_line_size
+        self._secret = change.push_secret
+        self._ticket_secrets = change.ticket_secrets
+        for method in self.authenticator.methods:
+            if isinstance(method, TicketMethod):
+                method.change_secrets(change.ticket_secrets)
+        self.config = config
+        return change.lines
+
     # Stopping
 
     def stopService(self) -> Deferred[None]:
@@ -190,6 +255,7 @@ class ChatwsService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self._state = "stopping"
         await self.browsers.stop_listening()
         await self.backends.stop_listening()
         if self.demo:
@@ -202,6 +268,9 @@ class ChatwsService(Service):
         await self.authenticator.stop()
         if self.database:
             await self.database.stop()
+        self.lag.stop()
+        if self.monitors:
+            await self.monitors.stop_listening()
 
     async def _send_away(self) -> None:
         """Close the browsers, evenly over `drain_seconds`, so that they do not all come back at once."""
@@ -223,7 +292,7 @@ class ChatwsService(Service):
         from chatws.push.client import PushClient
 
         endpoint: Any = _OwnPushPort(self)
-        client = PushClient(endpoint, reactor=self.reactor, secret=_read_push_secret(self.config))
+        client = PushClient(endpoint, reactor=self.reactor, secret=push_secret(self.config))
         return DemoService(client, self.config.demo_database, reactor=self.reactor)
 
 
@@ -266,10 +335,17 @@ def _audiences(config: Config) -> AudienceTable:
         raise OperatorError(f"[audience]: {error}; one of {', '.join(Kind)}") from None
 
 
-def _read_push_secret(config: Config) -> bytes | None:
-    if not config.push_secret_file:
-        return None
-    return startup.read_secret_file(config.push_secret_file, "--push-secret-file").encode()
+def _doors(config: Config) -> dict[str, Any]:
+    return {
+        "allowed_origins": config.allowed_origin,
+        "trusted_proxies": config.trusted_proxy,
+        "max_connections": config.max_connections,
+        "max_connections_per_ip": config.max_connections_per_ip,
+    }
+
+
+def _admission(config: Config) -> Admission:
+    return Admission(**_doors(config))
 
 
 def _addresses(ports: Sequence[Any]) -> str:

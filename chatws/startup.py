@@ -34,6 +34,7 @@ __all__ = [
     "database_url",
     "end_cleanly_on_sigterm",
     "fail",
+    "metrics_endpoint",
     "push_endpoints",
     "read_secret_file",
     "try_ports",
@@ -42,6 +43,7 @@ __all__ = [
 log = Logger()
 
 AUTH_METHODS = ("ticket", "callback", "database", "trust")
+LOG_FORMATS = ("text", "json")
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -53,6 +55,11 @@ def browser_endpoints(config: Config) -> tuple[str, ...]:
 def push_endpoints(config: Config) -> tuple[str, ...]:
     """The endpoint strings for backends."""
     return config.push_listen or (tcp_endpoint(config.push_port, "127.0.0.1"),)
+
+
+def metrics_endpoint(config: Config) -> tuple[str, ...]:
+    """The endpoint string for metrics, if there is one: never reachable from elsewhere."""
+    return (tcp_endpoint(config.metrics_port, "127.0.0.1"),) if config.metrics_port else ()
 
 
 def read_secret_file(path: str, setting: str) -> str:
@@ -88,6 +95,7 @@ def try_ports(config: Config) -> None:
         [
             *((description, browsers) for description in browser_endpoints(config)),
             *((description, backends) for description in push_endpoints(config)),
+            *((description, "--metrics-port") for description in metrics_endpoint(config)),
         ]
     )
 
@@ -108,6 +116,8 @@ def check(config: Config, reactor: Any) -> list[str]:
     _check_push(config)
     _check_stores(config)
     _check_door(config, warnings)
+    if config.log_format not in LOG_FORMATS:
+        raise OperatorError(f'--log-format must be {" or ".join(LOG_FORMATS)}, not "{config.log_format}"')
     return warnings
 
 

@@ -23,6 +23,7 @@ from chatws.auth.build import default_methods
 from chatws.config import SECTIONS, Config, Setting, settings
 from chatws.configure import Loaded, environment_name, flag_name, load, suggestion
 from chatws.errors import OperatorError
+from chatws.reload import Reloader, on_sighup
 
 __all__ = ["Options", "describe", "makeService"]
 
@@ -173,9 +174,12 @@ def makeService(options: Options) -> Service:
             startup.log.warn("{note}", note=note)
         root = service.build(options.loaded.config, reactor)
         startup.try_ports(options.loaded.config)
+        root.twistd = options.parent
     except OperatorError as error:
         _leave(str(error))
     startup.end_cleanly_on_sigterm(reactor)
+    reloader = Reloader(lambda: load(options.given, os.environ, options.get("config")), root.reconfigure)
+    on_sighup(reactor, reloader.reload)
     return root
 
 

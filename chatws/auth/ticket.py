@@ -51,6 +51,10 @@ class TicketMethod:
         self._audience = audience
         self._jws = jwt.PyJWS(algorithms=["HS256"])
 
+    def change_secrets(self, secrets: Sequence[bytes]) -> None:
+        """From now on these sign. Who is in stays in, until the ticket expires."""
+        self._secrets = tuple(secrets)
+
     def has_opinion(self, credentials: Credentials) -> bool:
         return credentials.token is not None
 

@@ -16,6 +16,8 @@ from chatws.server.component import Connection
 
 __all__ = ["LINES", "SECONDS", "Journal", "clean"]
 
+log = Logger()
+
 #: Lines of one kind within `SECONDS`.
 LINES = 20
 SECONDS = 60.0
@@ -32,8 +34,6 @@ def clean(text: object) -> str:
 
 class Journal:
     """:param clock: `seconds()`."""
-
-    _log = Logger(namespace="chatws.chat")
 
     def __init__(self, clock: Any) -> None:
         self._clock = clock
@@ -54,14 +54,20 @@ class Journal:
 
     def ended(self, connection: Connection, user_id: Id | None) -> None:
         """The connection is gone, and not as it should."""
-        self._write(connection.ended.partition(",")[0], connection, user_id, f"ended abnormally: {connection.ended}", code="ended")
+        self._write(
+            connection.ended.partition(",")[0],
+            connection,
+            user_id,
+            f"ended abnormally: {connection.ended}",
+            code="ended",
+        )
 
     def _write(self, kind: str, connection: Connection, user_id: Id | None, what: str, code: int | str) -> None:
         now = self._clock.seconds()
         tally = self._kinds.setdefault(kind, [now, 0, 0])
         if now - tally[0] >= SECONDS:
             if tally[2]:
-                self._log.info(
+                log.info(
                     "{count} more connections were {kind!r} within {seconds:g} s",
                     count=int(tally[2]),
                     kind=kind,
@@ -72,7 +78,7 @@ class Journal:
             tally[2] += 1
             return
         tally[1] += 1
-        self._log.info(
+        log.info(
             "connection {connection_id}, user {user}, from {address}: {what}",
             connection_id=connection.resource_id,
             user="-" if user_id is None else clean(user_id),

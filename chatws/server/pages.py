@@ -8,17 +8,25 @@ upgrade down one that has been given to twisted.web, which knows nothing of WebS
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.resource import Resource
 
-__all__ = ["CLIENT_PATH", "Front", "PlainSite"]
+__all__ = ["CLIENT_PATH", "Front", "Page", "PlainSite", "Ready"]
+
+log = Logger()
 
 #: Where pages in the field load the client library from.
 CLIENT_PATH = b"/assets/js/websocket-client.js"
+#: What does not work, by the name of the part, with a sentence each; nothing: all does.
+Ready: TypeAlias = "Deferred[Mapping[str, str]]"
 _CLIENT_FILE = Path(__file__).parent.parent / "static" / "websocket-client.js"
 
 
@@ -30,7 +38,7 @@ def _text(request: Any, status: int, body: str) -> bytes:
     return body.encode("utf-8")
 
 
-class _Page(Resource):
+class Page(Resource):
     """Answers GET and HEAD; other methods get 405 with Allow."""
 
     isLeaf = True
@@ -52,17 +60,44 @@ class _Page(Resource):
         raise NotImplementedError
 
 
-class _Health(_Page):
+class _Health(Page):
     def render_GET(self, request: Any) -> bytes:
         return _text(request, 200, "ok\n")
 
 
-class _NotFound(_Page):
+class _Readiness(Page):
+    """200 when everything that is needed answers, else 503 and what does not, a line each."""
+
+    def __init__(self, ready: Callable[[], Ready]) -> None:
+        super().__init__()
+        self._ready = ready
+
+    def render(self, request: Any) -> Any:
+        if request.method not in (b"GET", b"HEAD"):
+            return super().render(request)
+        gone: list[object] = []
+        request.notifyFinish().addErrback(gone.append)
+
+        def answer(problems: Mapping[str, str]) -> None:
+            if not gone:
+                lines = [f"{part}: {problem}\n" for part, problem in problems.items()]
+                request.write(_text(request, 503 if lines else 200, "".join(lines) or "ready\n"))
+                request.finish()
+
+        def failed(failure: Failure) -> None:
+            log.failure("/readyz cannot be answered", failure)
+            answer({"server": "internal error"})
+
+        self._ready().addCallbacks(answer, failed)
+        return server.NOT_DONE_YET
+
+
+class _NotFound(Page):
     def render(self, request: Any) -> bytes:
         return _text(request, 404, "there is nothing here\n")
 
 
-class _UpgradeRequired(_Page):
+class _UpgradeRequired(Page):
     """A WebSocket's address, asked for without one (RFC 9110 §15.5.22)."""
 
     def render_GET(self, request: Any) -> bytes:
@@ -82,7 +117,7 @@ class _UpgradeRequired(_Page):
         )
 
 
-class _Script(_Page):
+class _Script(Page):
     """One JavaScript file, read again when it has changed."""
 
     def __init__(self, path: Path) -> None:
@@ -115,16 +150,28 @@ class Front(Resource):
 
     :param inner: a resource tree. A page of its own at `/` is shown to whoever asks there without an upgrade.
     :param paths: the WebSockets' paths.
+    :param ready: answers `/readyz`; without it there is none.
+    :param pages: more of the server's own, by path.
     """
 
-    def __init__(self, inner: Any, paths: tuple[str, ...]) -> None:
+    def __init__(
+        self,
+        inner: Any,
+        paths: tuple[str, ...],
+        ready: Callable[[], Ready] | None = None,
+        pages: Mapping[bytes, Resource] | None = None,
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._inner = inner
         self._nothing = _NotFound()
         upgrade = _UpgradeRequired()
         self._own: dict[bytes, Resource] = {path.encode("ascii"): upgrade for path in paths}
         self._own[b"/healthz"] = _Health()
-        self._own[CLIENT_PATH] = _Script(_CLIENT_FILE)
+        if ready is not None:
+            self._own[b"/readyz"] = _Readiness(ready)
+        if paths:
+            self._own[CLIENT_PATH] = _Script(_CLIENT_FILE)
+        self._own.update(pages or {})
         if inner is not None and (inner.isLeaf or b"" in inner.listStaticNames()):
             self._own.pop(b"/", None)
 

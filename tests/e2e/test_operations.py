@@ -1,0 +1,275 @@
+"""A running server as its operator sees it: metrics, health, logs, SIGHUP."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import jwt
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.e2e.conftest import Server, clean_environment, free_port, twistd_command
+from tests.e2e.wire import until
+
+Start = Callable[..., Server]
+
+ROOT = Path(__file__).parents[2]
+DASHBOARD = ROOT / "deploy" / "grafana" / "chatws.json"
+
+
+def fetch(port: int, path: str) -> tuple[int, str]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    connection.request("GET", path)
+    response = connection.getresponse()
+    found = response.status, response.read().decode()
+    connection.close()
+    return found
+
+
+def samples(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    status, text = fetch(port, "/metrics")
+    assert status == 200
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def value(port: int, name: str, **labels: str) -> float:
+    return samples(port)[name, frozenset(labels.items())]
+
+
+def write_secret(path: Path, text: str) -> Path:
+    path.write_text(text)
+    path.chmod(0o600)
+    return path
+
+
+# --- metrics --------------------------------------------------------------------------------------------------------
+
+
+def test_what_happens_is_counted(chatws_server: Start) -> None:
+    metrics = free_port()
+    server = chatws_server("--metrics-port", str(metrics), "--presence-grace", "0")
+    one, two = server.agent(1, 456), server.agent(2, 456, 457)
+    with server.backend() as backend:
+        backend.push("new_message", {"conversation_id": 456, "message": {}})
+        backend.request({"event": "no such audience", "data": {}})
+    one.expect("new_message")
+    two.expect("new_message")
+    one.send({"type": "nonsense"})
+    one.expect("error")
+    assert value(metrics, "chatws_connections") == 2
+    assert value(metrics, "chatws_connections_authenticated") == 2
+    assert value(metrics, "chatws_users") == 2
+    assert value(metrics, "chatws_subscriptions") == 3
+    assert value(metrics, "chatws_authentications_total", method="trust", result="accepted", proved="no") == 2
+    assert value(metrics, "chatws_events_total", event="new_message") == 1
+    assert value(metrics, "chatws_deliveries_total", event="new_message") == 2
+    assert value(metrics, "chatws_errors_total", code="unknown_type") == 1
+    assert value(metrics, "chatws_push_lines_total") == 2
+    assert value(metrics, "chatws_push_published_total") == 1
+    assert value(metrics, "chatws_push_errors_total", code="bad_message") == 1
+    assert value(metrics, "chatws_log_events") == value(metrics, "chatws_log_last_offset") == 1
+    until(lambda: value(metrics, "chatws_event_loop_lag_seconds_count") > 0, "the lag to be measured")
+    two.close()
+    until(lambda: value(metrics, "chatws_connections") == 1, "the second agent to be gone")
+    assert value(metrics, "chatws_subscriptions") == 1
+
+
+def test_metrics_have_a_port_of_their_own_and_none_by_default(chatws_server: Start) -> None:
+    metrics = free_port()
+    server = chatws_server("--metrics-port", str(metrics))
+    assert fetch(server.port, "/metrics")[0] == 404
+    assert fetch(metrics, "/assets/js/websocket-client.js")[0] == 404
+    assert fetch(metrics, "/healthz") == (200, "ok\n")
+    assert "metrics are on 127.0.0.1:" in server.log
+    assert "metrics are on" not in chatws_server().log
+
+
+def test_every_query_of_the_dashboard_finds_what_it_asks_for(chatws_server: Start, tmp_path: Path) -> None:
+    metrics = free_port()
+    (tmp_path / "shop.db").touch()
+    server = chatws_server(
+        "--metrics-port", str(metrics), "--database", f"sqlite:///{tmp_path}/shop.db", "--auth", "trust"
+    )
+    server.agent(1, 456, 457)
+    exposed = {
+        (sample.name, label)
+        for family in text_string_to_metric_families(fetch(metrics, "/metrics")[1])
+        for sample in [*family.samples]
+        for label in ["", *sample.labels]
+    } | {
+        # a counter by label has no sample before the first of its kind
+        (f"{family.name}_total", label)
+        for family in text_string_to_metric_families(fetch(metrics, "/metrics")[1])
+        if family.type == "counter"
+        for label in ["", "code", "event", "method", "result", "reason", "proved"]
+    }
+    names = {name for name, _ in exposed}
+    expressions = list(_expressions(json.loads(DASHBOARD.read_text())))
+    assert len(expressions) >= 15
+    for expression in expressions:
+        asked = re.findall(r"\b(?:chatws|process)_\w+", expression)
+        assert asked, expression
+        for name in asked:
+            assert name in names, f"{name}, in {expression}"
+        for labels in re.findall(r"\bby ?\(([^)]*)\)", expression):
+            for label in re.split(r", *", labels):
+                assert label in ("instance", "le") or any((name, label) in exposed for name in asked), expression
+
+
+def _expressions(node: object) -> list[str]:
+    if isinstance(node, dict):
+        own = [node["expr"]] if "expr" in node else []
+        return own + [one for child in node.values() for one in _expressions(child)]
+    return [one for child in node for one in _expressions(child)] if isinstance(node, list) else []
+
+
+# --- health ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_whose_database_is_away_is_alive_and_not_ready(chatws_server: Start, tmp_path: Path) -> None:
+    metrics = free_port()
+    shop = tmp_path / "shop.db"
+    server = chatws_server(
+        "--metrics-port", str(metrics), "--database", f"sqlite:///{shop}", "--auth", "trust", "--broker",
+        f"sqlite:///{tmp_path}/log.db",
+    )  # fmt: skip
+    for port in (server.port, metrics):
+        assert fetch(port, "/healthz") == (200, "ok\n")
+        status, text = fetch(port, "/readyz")
+        assert status == 503
+        assert text.startswith("database: ")
+        assert len(text.splitlines()) == 1
+    assert value(metrics, "chatws_database_up") == 0
+    shop.touch()
+    until(lambda: fetch(server.port, "/readyz") == (200, "ready\n"), "the server to be ready")
+    assert value(metrics, "chatws_database_up") == 1
+    assert value(metrics, "chatws_database_errors_total", reason="unavailable") >= 1
+    assert value(metrics, "chatws_database_seconds_count", kind="query") >= 2
+
+
+# --- logs -----------------------------------------------------------------------------------------------------------
+
+
+def test_in_json_every_line_is_an_object_and_says_who_and_from_where(chatws_server: Start) -> None:
+    server = chatws_server("--log-format", "json", "--rate", "1", "--rate-burst", "1", CHATWS_SECRET="s" * 32)
+    stranger = server.browser(headers={"X-Forwarded-For": "203.0.113.9"})
+    stranger.send({"type": "auth", "user_id": "{evil}\n", "token": "no.good.ticket"})
+    assert stranger.expect_close()[0] == 4901
+    server.expect_log("authentication failed")
+    server.stop()
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    (refused,) = [line for line in lines if "authentication failed" in line["message"]]
+    assert refused["connection_id"] == 1
+    assert refused["user"] == "{evil}?"
+    assert refused["address"] == "203.0.113.9"
+    assert refused["level"] == "info"
+    assert refused["logger"] == "chatws.chat.journal"
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", refused["time"])
+    assert "s" * 32 not in server.log
+
+
+def test_a_daemon_logs_json_to_its_file(tmp_path: Path) -> None:
+    port, push_port = free_port(), free_port()
+    words = ["--pidfile", "pid", "--logfile", "chatws.log", "chatws", "--log-format", "json", "--port", str(port)]
+    subprocess.run(
+        [*twistd_command(), *words, "--push-port", str(push_port)],
+        cwd=tmp_path, env=clean_environment(), check=True, timeout=60,
+    )  # fmt: skip
+    log = tmp_path / "chatws.log"
+    until(lambda: log.exists() and "listening for browsers" in log.read_text(), "the daemon to listen")
+    pid = int((tmp_path / "pid").read_text())
+    log.rename(tmp_path / "chatws.log.1")
+    os.kill(pid, signal.SIGUSR1)
+    until(log.exists, "the log to be opened anew")
+    os.kill(pid, signal.SIGTERM)
+    until(lambda: not (tmp_path / "pid").exists(), "the daemon to end")
+    for one in (log, tmp_path / "chatws.log.1"):
+        lines = [json.loads(line) for line in one.read_text().splitlines()]
+        assert lines
+        assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
+
+
+def test_slow_down_is_said_to_the_log_too(chatws_server: Start) -> None:
+    server = chatws_server("--rate", "0.01", "--rate-burst", "2")
+    browser = server.agent(7)
+    browser.send({"type": "ping"})
+    browser.send({"type": "ping"})
+    browser.expect("error", code="rate_limited")
+    server.expect_log("connection 1, user 7, from 127.0.0.1: rate limited")
+
+
+# --- SIGHUP ---------------------------------------------------------------------------------------------------------
+
+
+def ticket(secret: str, user_id: int) -> str:
+    return jwt.encode({"sub": str(user_id), "exp": 4102444800}, secret, algorithm="HS256")
+
+
+def test_sighup_changes_secrets_and_limits_and_drops_nobody(chatws_server: Start, tmp_path: Path) -> None:
+    old, new = "o" * 32, "n" * 32
+    write_secret(tmp_path / "ticket", old)
+    write_secret(tmp_path / "push", "first")
+    settings = tmp_path / "chatws.toml"
+    settings.write_text(
+        f'secret_file = "{tmp_path}/ticket"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 1\n'
+    )
+    server = chatws_server("--config", str(settings))
+    agent = server.browser()
+    agent.auth(1, token=ticket(old, 1))
+    agent.subscribe(456)
+    agent.send({"type": "subscribe", "conversation_id": 457})
+    agent.expect("error", code="too_many_subscriptions")
+
+    write_secret(tmp_path / "ticket", new)
+    write_secret(tmp_path / "push", "second")
+    settings.write_text(
+        f'secret_file = "{tmp_path}/ticket"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 2\n'
+        'allowed_origin = ["https://shop.example"]\nping_interval = 5\n'
+    )
+    os.kill(server.pid, signal.SIGHUP)
+    server.expect_log("configuration: ping_interval has changed too: that takes a restart")
+
+    agent.subscribe(457)  # the same connection, under the new limit
+    late = server.browser(origin="https://shop.example")
+    late.auth(2, token=ticket(new, 2))
+    outdated = server.browser()
+    outdated.send({"type": "auth", "token": ticket(old, 3)})
+    assert outdated.expect_close()[0] == 4901
+    with server.backend() as backend:
+        assert backend.request({"op": "auth", "secret": "second"})["ok"]
+    assert "configuration: max_subscriptions: 1 → 2" in server.log
+    assert "configuration: allowed_origin: [] → [https://shop.example]" in server.log
+    assert "configuration: the ticket secret has changed; 1 is good now" in server.log
+    assert "configuration: the push secret has changed" in server.log
+    for secret in (old, new, "second"):
+        assert secret not in server.log
+
+
+def test_sighup_with_a_wrong_configuration_changes_nothing(chatws_server: Start, tmp_path: Path) -> None:
+    settings = tmp_path / "chatws.toml"
+    settings.write_text("max_subscriptions = 1\n")
+    server = chatws_server("--config", str(settings))
+    agent = server.agent(1, 456)
+    settings.write_text('max_subscriptions = 2\ntrusted_proxy = ["nowhere"]\n')
+    os.kill(server.pid, signal.SIGHUP)
+    server.expect_log("the new configuration is refused, the old one stays: --trusted-proxy")
+    agent.send({"type": "subscribe", "conversation_id": 457})
+    agent.expect("error", code="too_many_subscriptions")
+
+    settings.write_text("max_subscriptions = ")
+    os.kill(server.pid, signal.SIGHUP)
+    until(lambda: server.log.count("is refused, the old one stays") == 2, "the second refusal")
+    settings.write_text("max_subscriptions = 1\n")
+    os.kill(server.pid, signal.SIGHUP)
+    server.expect_log("nothing has changed")
+    agent.settle()
