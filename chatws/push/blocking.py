@@ -159,7 +159,7 @@ class BlockingPushClient:
         :raises PushRefused: the server does not take our secret.
         """
         answers, problem = self._attempt([_Request(line, id) for line, id in lines])
-        return answers, str(problem) if None in answers else ""
+        return answers, str(problem or "silence") if None in answers else ""
 
     def ping(self) -> Answer:
         """Is the server there, and does it take our secret? Raises as `publish`."""

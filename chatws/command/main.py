@@ -1,0 +1,108 @@
+"""The command line of `chatws`: its parser, and how a subcommand ends.
+
+The exit status is 0 when it was done, 1 when it was not (one line on stderr says why, and what to do), 2 when the
+command line was wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
+
+import chatws
+from chatws.command import bench, check, kick, push, shadow, tail, ticket, who
+from chatws.command.output import Output
+from chatws.errors import ClientError, OperatorError
+from chatws.push.client import PushError, PushRefused
+
+__all__ = ["main", "make_parser"]
+
+#: Each has `HELP`, `DESCRIPTION`, `EXAMPLES`, `add_arguments(parser)` and `run(arguments, output) -> exit status`.
+COMMANDS: dict[str, ModuleType] = {
+    "push": push,
+    "tail": tail,
+    "who": who,
+    "kick": kick,
+    "ticket": ticket,
+    "check": check,
+    "bench": bench,
+    "shadow": shadow,
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, instead of all that would be right."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser, with the chosen subcommand's module in `command`."""
+    parser = Parser(
+        prog="chatws",
+        description="Steers and watches a running chatws. The server itself is `twistd chatws`.",
+        epilog="`chatws COMMAND --help` explains a command and has examples.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"chatws {chatws.__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=module.HELP,
+            description=module.DESCRIPTION,
+            epilog=f"examples:\n{module.EXAMPLES}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        module.add_arguments(command)
+        command.add_argument("--json", action="store_true", help="print JSON, one value a line, errors too")
+        command.set_defaults(command=module, prog=command.prog)
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    :param words: the command line; by default the process's own.
+    :return: the exit status.
+    """
+    arguments = make_parser().parse_args(words)
+    output = Output(arguments.json, arguments.prog)
+    try:
+        status: int = arguments.command.run(arguments, output)
+        sys.stdout.flush()
+    except OperatorError as error:
+        output.error(str(error))
+    except PushRefused as error:
+        output.error(_refusal(error), error.code)
+    except PushError as error:
+        output.error(f"{error}; does chatws run, and is this its push address (--push)?", "unavailable")
+    except ClientError as error:
+        output.error(error.message, error.code.value)
+    except KeyboardInterrupt:
+        output.clear()
+        return 130
+    except BrokenPipeError:  # `chatws tail | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    else:
+        return status
+    return 1
+
+
+def _refusal(error: PushRefused) -> str:
+    match error.code:
+        case "bad_secret":
+            return f"refused, {error}; give the push secret with --push-secret-file, or CHATWS_PUSH_SECRET"
+        case "unauthenticated":
+            return f"refused, {error}; the server has a push secret: give it with --push-secret-file"
+        case "no_audience":
+            return f"refused, {error}; say to whom with --to"
+        case _:
+            return f"refused, {error}"
