@@ -9,7 +9,7 @@ that the server's threads used between two moments, read from the kernel's sched
 Of the repetitions the median is taken. Results go to benchmarks/results.json, and from there into
 docs/performance.md and docs/images/performance.svg (benchmarks/report.py).
 
-Peers are installed into benchmarks/.peers by pip and npm. Ratchet takes part where `php` is installed and RATCHET_VENDOR
+Peers are installed into benchmarks/.peers by pip and npm. Ratchet takes part where `php` is there and RATCHET_VENDOR
 names a vendor directory with cboden/ratchet.
 """
 
@@ -59,12 +59,12 @@ class Workload:
 
 
 WORKLOADS = {
-    "room1": Workload("one room of 500, one message at a time", 500, 0, 1500, 1, "delivery"),
-    "room16": Workload("one room of 500, 16 messages outstanding", 500, 0, 3000, 16, "delivery"),
-    "inbox": Workload("9,000 connections, 3 recipients a message, 16 outstanding", 9000, 3, 20000, 16, "message"),
-    "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 20000, 16, "message"),
+    "room1": Workload("one room of 500, one message at a time", 500, 0, 800, 1, "delivery"),
+    "room16": Workload("one room of 500, 16 messages outstanding", 500, 0, 1600, 16, "delivery"),
+    "inbox": Workload("9,000 connections, 3 recipients a message, 16 outstanding", 9000, 3, 12000, 16, "message"),
+    "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 12000, 16, "message"),
     "inbox19000": Workload(
-        "19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 20000, 16, "message"
+        "19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 12000, 16, "message"
     ),
 }
 MAIN = ("room1", "room16", "inbox")
@@ -84,16 +84,17 @@ class Server:
     subscribe: str = '{"type":"subscribe","conversation_id":%g}'
 
 
+_TWISTD = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=")
+_CHATWS = ("chatws", "--port={port}", "--push-port={push}")
+#: chatws on other reactors than the default one.
+REACTORS = ("chatws-asyncio", "chatws-uvloop")
 PEER_PYTHON = str(PEERS / "venv" / "bin" / "python")
 SERVERS = {
     "floor": Server("a C loop of send()", (str(BUILD / "floor"), "{port}", "{push}")),
-    "chatws": Server(
-        "chatws",
-        (
-            str(Path(sys.executable).with_name("twistd")),
-            *("-n", "--pidfile=", "chatws", "--port={port}", "--push-port={push}"),
-        ),
-        "/ws",
+    "chatws": Server("chatws", (*_TWISTD, *_CHATWS), "/ws"),
+    "chatws-asyncio": Server("chatws on asyncio", (*_TWISTD, "--reactor=asyncio", *_CHATWS), "/ws"),
+    "chatws-uvloop": Server(
+        "chatws on asyncio with uvloop", (sys.executable, "chatws_uvloop.py", "{port}", "{push}"), "/ws"
     ),
     "uwebsockets": Server(
         "uWebSockets (socketify)", (PEER_PYTHON, "uwebsockets_server.py", "{port}", "{push}"), publisher="ws"
@@ -116,13 +117,17 @@ SERVERS = {
 def install(names: list[str]) -> None:
     """Bring the peers and build the C programs."""
     BUILD.mkdir(parents=True, exist_ok=True)
-    for source in (HERE / "load.c", HERE / "servers" / "floor.c"):
+    for source in (HERE / "load.c", HERE / "storm.c", HERE / "servers" / "floor.c"):
         target = BUILD / source.stem
         if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-            subprocess.run(["cc", "-O2", "-o", str(target), str(source)], check=True)
+            subprocess.run(["cc", "-O2", "-pthread", "-o", str(target), str(source)], check=True)
     if any(SERVERS[name].command[0] == PEER_PYTHON for name in names) and not Path(PEER_PYTHON).exists():
         subprocess.run([sys.executable, "-m", "venv", str(PEERS / "venv")], check=True)
         subprocess.run([PEER_PYTHON, "-m", "pip", "install", "-q", *PYTHON_PEERS], check=True)
+    if "chatws-uvloop" in names and not (PEERS / "uvloop").exists():
+        subprocess.run(
+            [sys.executable, "-m", "pip", "install", "-q", "--target", PEERS / "uvloop", "uvloop"], check=True
+        )
     if any(SERVERS[name].command[0] == "node" for name in names) and not (PEERS / "node_modules").exists():
         subprocess.run(["npm", "install", "--silent", "--prefix", str(PEERS), *NODE_PEERS], check=True)
 
@@ -132,7 +137,7 @@ def versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "kernel": platform.release(), "machine": platform.machine()}
     code = "import importlib.metadata as m,json;print(json.dumps({n:m.version(n) for n in %r}))"
     for python, names in (
-        (sys.executable, ["chatws", "twisted", "autobahn", "msgspec"]),
+        (sys.executable, ["chatws", "Twisted", "autobahn", "msgspec"]),
         (PEER_PYTHON, ["websockets", "picows", "socketify"]),
     ):
         if Path(python).exists():
@@ -153,10 +158,12 @@ class Running:
     def __init__(self, name: str, workload: Workload, options: list[str]) -> None:
         self.server = SERVERS[name]
         self.port, self.push = _free_ports()
-        extra = options if name == "chatws" else []
+        extra = options if name.startswith("chatws") else []
         words = [word.format(port=self.port, push=self.push) for word in self.server.command] + extra
         self.directory = tempfile.TemporaryDirectory()
         environment = dict(os.environ, NODE_PATH=str(PEERS / "node_modules"), PER=str(workload.per))
+        if name == "chatws-uvloop":
+            environment["PYTHONPATH"] = str(PEERS / "uvloop")
         where = self.directory.name
         if words[1].endswith((".py", ".php")):
             words[1] = str(HERE / "servers" / words[1])
@@ -231,7 +238,7 @@ def measure(name: str, workload: Workload, options: list[str]) -> dict[str, Any]
     conversation = "%g" if workload.per else "1"
     line = f'{{"event":"new_message","data":{{"conversation_id":{conversation},"ts":%T,"pad":"{PAD}"}}}}'
     publisher = f"tcp:{running.push}" if server.publisher == "tcp" else "ws"
-    environment = dict(os.environ, GATE="1", MATCH="new_message", SETTLE="2", USERS=str(USERS))
+    environment = dict(os.environ, GATE="1", MATCH="new_message", SETTLE="1", USERS=str(USERS))
     environment["HELLO_PAUSE"] = "2" if server.prefix else "0.3"
     if workload.per:
         environment["PER"] = str(workload.per)
@@ -288,6 +295,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=None)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=None)
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=13, help="begin no repetition that would take longer")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     parser.add_argument("--chatws-option", action="append", default=[], help="passed on to twistd chatws")
@@ -302,9 +310,15 @@ def main() -> None:
     # the costs at other numbers of connections show that a message does not pay for who is not addressed
     extra = {"inbox1000": ("floor", "chatws"), "inbox19000": ("floor", "chatws")}
     workloads = arguments.workloads or [*MAIN, *extra]
+    reactors = dict.fromkeys(REACTORS, ("room1", "inbox"))
+    began = time.monotonic()
     files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     results: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for number in range(1 if arguments.quick else arguments.repeat):
+        elapsed = time.monotonic() - began
+        if number and elapsed * (number + 1) / number > arguments.minutes * 60:
+            print(f"{number} repetitions took {elapsed / 60:.0f} minutes: enough", file=sys.stderr)
+            break
         for key in workloads:
             workload = WORKLOADS[key]
             if arguments.quick:
@@ -313,7 +327,9 @@ def main() -> None:
                 print(f"{key}: left out, only {files} files may be open", file=sys.stderr)
                 continue
             for name in names:
-                if arguments.workloads is None and name not in extra.get(key, names):
+                if arguments.workloads is None and (
+                    name not in extra.get(key, names) or key not in reactors.get(name, (key,))
+                ):
                     continue
                 try:
                     one = measure(name, workload, arguments.chatws_option)
@@ -333,7 +349,12 @@ def main() -> None:
         }
         for key, by_server in results.items()
     }
-    document = {"versions": versions(), "command": "make bench", "medians": medians, "runs": results}
+    titles = {
+        "servers": {name: server.title for name, server in SERVERS.items()},
+        "workloads": {key: workload.title for key, workload in WORKLOADS.items()},
+    }
+    units = {key: workload.unit for key, workload in WORKLOADS.items()}
+    document = {"versions": versions(), "units": units, "titles": titles, "medians": medians, "runs": results}
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
 
 
