@@ -221,7 +221,7 @@ class ChatwsService(Service):
         :returns: a sentence for each setting that has changed, without any secret.
         :raises OperatorError: `new` is no good. Then nothing has changed.
         """
-        startup.check(new, self.reactor)
+        startup.check(new, self.reactor, running=True)
         change = compare(self.config, self._ticket_secrets, self._secret, new)
         config = change.config
         _admission(config)  # what it would refuse it has to refuse before anything is changed

@@ -100,10 +100,12 @@ def try_ports(config: Config) -> None:
     )
 
 
-def check(config: Config, reactor: Any) -> list[str]:
+def check(config: Config, reactor: Any, *, running: bool = False) -> list[str]:
     """Hold the settings against each other and against the machine; neither starts nor changes anything.
 
     :param reactor: for the endpoint strings, some of which want one to be parsed.
+    :param running: the server runs in this process, and SQLite files are not looked into: to close one again would take
+        from the process every lock it has on that file (POSIX, fcntl).
     :returns: warnings, a sentence each, to be logged at start.
     :raises OperatorError: they do not go together; one line that says what to change.
     """
@@ -114,7 +116,7 @@ def check(config: Config, reactor: Any) -> list[str]:
         make_endpoint(reactor, description, "--push-listen" if config.push_listen else "--push-port")
     _check_auth(config, warnings)
     _check_push(config)
-    _check_stores(config)
+    _check_stores(config, look_inside=not running)
     _check_door(config, warnings)
     if config.log_format not in LOG_FORMATS:
         raise OperatorError(f'--log-format must be {" or ".join(LOG_FORMATS)}, not "{config.log_format}"')
@@ -172,17 +174,17 @@ def _check_push(config: Config) -> None:
             raise OperatorError(f'--push-listen "{description}" is open to others: it needs a --push-secret-file')
 
 
-def _check_stores(config: Config) -> None:
+def _check_stores(config: Config, look_inside: bool) -> None:
     if config.database and config.database_file:
         raise OperatorError("--database and --database-file exclude each other: leave one out")
     url = database_url(config)
     source = "--database-file" if config.database_file else "--database"
     if url.startswith("sqlite:"):
-        _check_sqlite(url, source)
+        _check_sqlite(url, source, look_inside)
     elif url and urlsplit(url).scheme not in ("postgresql", "postgres"):
         raise OperatorError(f"{source}: the URL must begin with postgresql:// or sqlite:///")
     if config.broker.startswith("sqlite:"):
-        _check_sqlite(config.broker, "--broker")
+        _check_sqlite(config.broker, "--broker", look_inside)
     elif config.broker != "memory":
         raise OperatorError(f'--broker must be memory or sqlite:///path, not "{config.broker}"')
     elif config.durable:
@@ -190,17 +192,17 @@ def _check_stores(config: Config) -> None:
     if config.demo_database:
         if not config.demo:
             raise OperatorError("--demo-database needs --demo")
-        _check_sqlite(f"sqlite:///{config.demo_database}", "--demo-database")
+        _check_sqlite(f"sqlite:///{config.demo_database}", "--demo-database", look_inside)
 
 
-def _check_sqlite(url: str, source: str) -> None:
+def _check_sqlite(url: str, source: str, look_inside: bool) -> None:
     path = Path(url.removeprefix("sqlite:///"))
     if not url.startswith("sqlite:///") or str(path) in (".", ":memory:"):
         raise OperatorError(f'{source} must be sqlite:///path, not "{url}"')
     if not path.parent.is_dir():
         raise OperatorError(f"{source}: there is no directory {path.parent}")
     try:
-        if path.exists():
+        if look_inside and path.exists():
             with path.open("rb") as file:
                 magic = file.read(len(_SQLITE_MAGIC))
             if magic not in (b"", _SQLITE_MAGIC):

@@ -100,7 +100,7 @@ def test_every_query_of_the_dashboard_finds_what_it_asks_for(chatws_server: Star
     server = chatws_server(
         "--metrics-port", str(metrics), "--database", f"sqlite:///{tmp_path}/shop.db", "--auth", "trust"
     )
-    server.agent(1, 456, 457)
+    server.agent(1)
     exposed = {
         (sample.name, label)
         for family in text_string_to_metric_families(fetch(metrics, "/metrics")[1])
@@ -128,7 +128,7 @@ def test_every_query_of_the_dashboard_finds_what_it_asks_for(chatws_server: Star
 
 def _expressions(node: object) -> list[str]:
     if isinstance(node, dict):
-        own = [node["expr"]] if "expr" in node else []
+        own = [node[key] for key in ("expr", "query") if isinstance(node.get(key), str) and "_" in node[key]]
         return own + [one for child in node.values() for one in _expressions(child)]
     return [one for child in node for one in _expressions(child)] if isinstance(node, list) else []
 
@@ -273,3 +273,17 @@ def test_sighup_with_a_wrong_configuration_changes_nothing(chatws_server: Start,
     os.kill(server.pid, signal.SIGHUP)
     server.expect_log("nothing has changed")
     agent.settle()
+
+
+def test_sighup_leaves_the_log_locked_against_a_second_server(chatws_server: Start, tmp_path: Path) -> None:
+    broker = f"sqlite:///{tmp_path}/log.db"
+    server = chatws_server("--broker", broker)
+    os.kill(server.pid, signal.SIGHUP)
+    server.expect_log("nothing has changed")
+    words = ["-n", "--pidfile=", "chatws", "--port", str(free_port()), "--push-port", str(free_port())]
+    second = subprocess.run(
+        [*twistd_command(), *words, "--broker", broker],
+        cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert second.returncode == 1, second.stdout
+    assert "log.db" in second.stderr
