@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -15,9 +16,10 @@ from chatws.brokers import open_broker
 from chatws.brokers.contract import Bounds, Event
 from chatws.chat import chat_server
 from chatws.chat.audience import AudienceTable, Kind
-from chatws.chat.chat_server import REPLAY_CHUNK, ChatServer
+from chatws.chat.chat_server import ChatServer
 from chatws.chat.contracts import Credentials, Identity
 from chatws.chat.history import History
+from chatws.chat.recovery import REPLAY_CHUNK
 from chatws.errors import AuthenticationFailed, ClientError, Unavailable
 from chatws.ids import Id
 from chatws.server import frames
@@ -459,7 +461,7 @@ class RecoveryTests(ChatTestCase):
         self.assertEqual([one["data"].get("n") for one in back.take()], [None, 2])
 
     def test_what_cannot_be_proved_complete_is_not_recovered(self) -> None:
-        self.chat.history = History(Bounds(events=2), self.clock.seconds)
+        self.chat = self.make_chat(history=History(Bounds(events=2), self.clock.seconds))
         for _ in range(4):
             self.push("conversation_updated", {"conversation_id": 1})
         for position, recovered in (
@@ -484,6 +486,30 @@ class RecoveryTests(ChatTestCase):
         reply, *events = self.connect(5, last_event_id=self.position(0)).take()
         self.assertEqual(reply["data"]["replayed"], count)
         self.assertEqual([one["data"]["n"] for one in events], list(range(count)))
+
+    def test_a_long_replay_does_not_begin_when_the_conversation_was_taken_away(self) -> None:
+        for number in range(REPLAY_CHUNK * 2):
+            self.push("new_message", {"conversation_id": 456, "n": number})
+        back = self.connect(5)
+        chunks: list[Iterator[bytes]] = []
+        self.patch(back, "stream", chunks.append)
+        self.say(back, type="subscribe", conversation_id=456, last_event_id=self.position(0))
+        self.chat.unsubscribe(5, 456)
+        self.assertEqual(list(chunks[0]), [])
+
+    def test_a_long_replay_ends_when_the_conversation_is_taken_away(self) -> None:
+        for number in range(REPLAY_CHUNK * 3):
+            self.push("new_message", {"conversation_id": 456, "n": number})
+        back = self.connect(5)
+        chunks: list[Iterator[bytes]] = []
+        self.patch(back, "stream", chunks.append)
+        self.say(back, type="subscribe", conversation_id=456, last_event_id=self.position(0))
+        back.send_frames(next(chunks[0]))
+        self.chat.unsubscribe(5, 456)
+        self.say(back, type="subscribe", conversation_id=456)
+        self.assertEqual(list(chunks[0]), [])
+        numbers = [one["data"]["n"] for one in back.take() if one["event"] == "new_message"]
+        self.assertEqual(numbers, list(range(REPLAY_CHUNK)))
 
     def test_a_permission_lost_since_is_not_recovered_from(self) -> None:
         oracle = AskedLater()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from twisted.internet.defer import Deferred
@@ -18,13 +18,15 @@ from twisted.python.failure import Failure
 from chatws.brokers.contract import EVERYONE, Audience, Bounds, Broker, Draft, Event
 from chatws.chat import messages, session
 from chatws.chat.audience import TO_EVERYONE, AudienceTable, conversation_channel, user_channel
-from chatws.chat.contracts import ActivitySink, Authenticator, Authorizer, Credentials, Identity
+from chatws.chat.client import Client
+from chatws.chat.contracts import ActivitySink, Authenticator, Authorizer
 from chatws.chat.delivery import make_runs
+from chatws.chat.gate import Gate
 from chatws.chat.history import History
 from chatws.chat.hub import Hub
 from chatws.chat.journal import Journal
-from chatws.chat.messages import Position
 from chatws.chat.presence import Presence
+from chatws.chat.recovery import Recovery
 from chatws.chat.session import Effect, Session, SessionLimits
 from chatws.chat.stats import Stats
 from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
@@ -33,12 +35,10 @@ from chatws.server.component import Connection
 from chatws.server.fanout import send_all
 from chatws.server.frames import text_frame
 
-__all__ = ["ChatServer", "Client"]
+__all__ = ["ChatServer"]
 
 log = Logger()
 
-#: Frames sent at once in a replay; more are sent as the browser reads.
-REPLAY_CHUNK = 256
 #: Closing with one of these is worth a line in the log. (A refused `auth` has one already, an internal error too.)
 NOTEWORTHY = frozenset(
     {CloseCode.FORBIDDEN, CloseCode.TOO_MANY_ERRORS, CloseCode.TOO_MANY_CONNECTIONS, CloseCode.AUTH_TIMEOUT}
@@ -47,18 +47,6 @@ NOTEWORTHY = frozenset(
 
 #: Sends each run's frames to each of its connections, in the order of the runs.
 SendAll: TypeAlias = Callable[[Sequence[tuple[Sequence[Any], list[bytes]]]], None]
-
-
-class Client:
-    """One connection, as the chat knows it: `connection.session`."""
-
-    __slots__ = ("connection", "deadline", "session")
-
-    def __init__(self, connection: Connection, session: Session) -> None:
-        self.connection = connection
-        self.session = session
-        #: the timer that ends the connection: first for want of an `auth`, then with the ticket
-        self.deadline: Any = None
 
 
 class ChatServer:
@@ -103,23 +91,21 @@ class ChatServer:
         self.limits = limits or SessionLimits()
         self.auth_deadline = auth_deadline
         self.max_connections_per_user = max_connections_per_user
-        self._authenticator = authenticator
-        self._authorizer = authorizer
         self._activity = activity
         self.hub: Hub[Connection] = Hub()
         self.presence = Presence(self._announce, presence_grace, reactor)
         self.history = History(Bounds(), wall_clock) if history is None else history
         self._connections: set[Connection] = set()
-        # clients whose `auth` is being looked up, with the users that a backend sent away meanwhile
-        self._deciding: dict[Client, dict[Id, session.Close]] = {}
         self._node = secrets.token_hex(4)
         self.stats = Stats()
         self._journal = Journal(reactor)
+        self._gate = Gate(authenticator, authorizer, self._journal, self._carry_out)
+        self._recovery = Recovery(self.history, self.hub, self.stats, self._frame)
         self._perform: dict[type, Callable[[Client, Any], list[Effect] | None]] = {
             session.Reply: self._reply,
-            session.Authenticate: self._authenticate,
+            session.Authenticate: self._gate.authenticate,
             session.Enter: self._enter,
-            session.Check: self._check,
+            session.Check: self._gate.check,
             session.Join: self._join,
             session.Leave: self._leave,
             session.Tell: self._tell,
@@ -177,11 +163,11 @@ class ChatServer:
             client.deadline = None
         self.hub.remove(connection)
         effects = client.session.gone()
-        identity = client.session.identity
+        user_id = client.user_id
         if connection.ended:
-            self._journal.ended(connection, _user(client))
-        if identity is not None:
-            self.presence.leave(identity.user_id)
+            self._journal.ended(connection, user_id)
+        if user_id is not None:
+            self.presence.leave(user_id)
             self._carry_out(client, effects)
 
     def on_error(self, connection: Connection, exception: Exception) -> None:
@@ -216,23 +202,17 @@ class ChatServer:
 
     def disconnect(self, user_id: Id, reason: str = "", ban: bool = False) -> int:
         """Close the user's connections, and tell how many they were."""
-        if self._authenticator is not None:
-            self._authenticator.forget(user_id)
-        if self._authorizer is not None:
-            self._authorizer.forget(user_id)
         found = self._clients_of(user_id)
         code = CloseCode.FORBIDDEN if ban else CloseCode.RECONNECT
-        reason = reason or ("not allowed" if ban else "reconnect")
+        close = session.Close(code, reason or ("not allowed" if ban else "reconnect"))
+        self._gate.send_away(user_id, close)
         for client in found:
-            self._carry_out(client, client.session.close(code, reason))
-        for sent_away in self._deciding.values():
-            sent_away[user_id] = session.Close(code, reason)
+            self._carry_out(client, client.session.close(*close))
         return len(found)
 
     def unsubscribe(self, user_id: Id, conversation_id: Id) -> int:
         """Take the conversation away from the user's connections, and tell how many had it."""
-        if self._authorizer is not None:
-            self._authorizer.forget(user_id, conversation_id)
+        self._gate.take_away(user_id, conversation_id)
         had = 0
         for client in self._clients_of(user_id):
             effects = client.session.revoke(conversation_id)
@@ -296,76 +276,15 @@ class ChatServer:
         if code is not None:
             self.stats.errors[code] = self.stats.errors.get(code, 0) + 1
             if code is ErrorCode.RATE_LIMITED:
-                self._journal.rate_limited(client.connection, _user(client))
+                self._journal.rate_limited(client.connection, client.user_id)
         self._send(client.connection, effect.payload)
 
     def _close(self, client: Client, effect: session.Close) -> None:
         self.stats.closes[effect.code] = self.stats.closes.get(effect.code, 0) + 1
         if effect.code in NOTEWORTHY:
-            self._journal.closed(client.connection, _user(client), int(effect.code), effect.reason)
+            self._journal.closed(client.connection, client.user_id, int(effect.code), effect.reason)
         self.hub.remove(client.connection)
         client.connection.close(int(effect.code), effect.reason)
-
-    def _authenticate(self, client: Client, effect: session.Authenticate) -> list[Effect] | None:
-        message = effect.message
-        if self._authenticator is None:
-            if message.user_id is None:
-                return client.session.auth_decided(message, ClientError(ErrorCode.BAD_MESSAGE, "user_id is missing"))
-            return client.session.auth_decided(message, Identity(message.user_id, "trust"))
-        connection = client.connection
-        credentials = Credentials(message.user_id, message.token, connection.http_request, connection.remote_address)
-        authenticate = self._authenticator.authenticate
-
-        def decided(answer: Identity | ClientError) -> list[Effect]:
-            sent_away = self._deciding.pop(client)
-            if isinstance(answer, Identity) and answer.user_id in sent_away:
-                return client.session.close(*sent_away[answer.user_id])
-            if isinstance(answer, ClientError):
-                self._journal.refused(connection, message.user_id, answer.code, answer.message)
-            return client.session.auth_decided(message, answer)
-
-        self._deciding[client] = {}
-        return self._ask(client, lambda: authenticate(credentials), decided)
-
-    def _check(self, client: Client, effect: session.Check) -> list[Effect] | None:
-        if self._authorizer is None:
-            allowed = effect.identity.conversations
-            conversation_id = effect.message.conversation_id
-            return client.session.check_decided(effect, allowed is None or conversation_id in allowed)
-        may_read = self._authorizer.may_read
-        return self._ask(
-            client,
-            lambda: may_read(effect.identity, effect.message.conversation_id),
-            lambda answer: client.session.check_decided(effect, answer),
-        )
-
-    def _ask(
-        self, client: Client, question: Callable[[], Any], decided: Callable[[Any], list[Effect]]
-    ) -> list[Effect] | None:
-        """Put a question whose answer comes at once, or later; a refusal is an answer too."""
-        try:
-            answer = question()
-        except ClientError as refusal:
-            return decided(refusal)
-        if not isinstance(answer, Deferred):
-            return decided(answer)
-
-        def arrived(answer: Any) -> None:
-            self._carry_out(client, decided(answer))
-
-        def failed(failure: Failure) -> None:
-            if isinstance(failure.value, ClientError):
-                arrived(failure.value)
-            else:
-                log.failure("Fault on connection {connection_id}", failure, connection_id=client.connection.resource_id)
-                arrived(Unavailable("internal error"))
-
-        def broken(failure: Failure) -> None:
-            log.failure("Fault on connection {connection_id}", failure, connection_id=client.connection.resource_id)
-            client.connection.close(int(CloseCode.INTERNAL_ERROR), "internal error")
-
-        answer.addCallbacks(arrived, failed).addErrback(broken)
-        return None
 
     def _enter(self, client: Client, effect: session.Enter) -> list[Effect] | None:
         connection, user_id = client.connection, effect.identity.user_id
@@ -384,7 +303,7 @@ class ChatServer:
         def reply(position: str, replayed: int | None, lost: bool) -> bytes:
             return messages.authenticated(user_id, node_connection, position, replayed, lost)
 
-        self._recover(client, (EVERYONE, channel), effect.last_event_id, reply)
+        self._recovery.enter(client, self.broker.epoch, (EVERYONE, channel), effect.last_event_id, reply)
         return None
 
     def _join(self, client: Client, effect: session.Join) -> None:
@@ -393,10 +312,11 @@ class ChatServer:
         def reply(position: str, replayed: int | None, lost: bool) -> bytes:
             return messages.subscribed(conversation_id, position, replayed, lost)
 
-        self._recover(client, (conversation_channel(conversation_id),), effect.last_event_id, reply)
+        channels = (conversation_channel(conversation_id),)
+        self._recovery.enter(client, self.broker.epoch, channels, effect.last_event_id, reply)
 
     def _leave(self, client: Client, effect: session.Leave) -> None:
-        self.hub.discard(conversation_channel(effect.conversation_id), client.connection)
+        self._recovery.leave(client, conversation_channel(effect.conversation_id))
         self._send(client.connection, messages.unsubscribed(effect.conversation_id))
 
     def _tell(self, client: Client, effect: session.Tell) -> None:
@@ -416,53 +336,6 @@ class ChatServer:
             self._activity.heartbeat(effect.user_id, last_activity)
         else:
             self._activity.activity(effect.user_id, message.activity_type)
-
-    # Recovery
-
-    def _recover(
-        self,
-        client: Client,
-        channels: tuple[str, ...],
-        last_event_id: str | None,
-        reply: Callable[[str, int | None, bool], bytes],
-    ) -> None:
-        """The reply, then what was missed, then (by the hub) what is live: in this order, without a gap between."""
-        connection = client.connection
-        head = self.history.last
-        position = f"{self.broker.epoch}:{head}"
-        missed: list[Event] | None = []
-        if last_event_id is not None:
-            missed = self._missed(client, channels, Position.parse(last_event_id))
-            if missed is None:
-                self.stats.recoveries_failed += 1
-            else:
-                self.stats.recoveries += 1
-        lost = missed is None
-        events = missed or []
-        replayed = None if last_event_id is None else len(events)
-        first = text_frame(reply(position, replayed, lost))
-        if len(events) <= REPLAY_CHUNK:
-            connection.send_frames(first + b"".join(self._replay(events)))
-        else:
-            connection.send_frames(first)
-            connection.stream(self._replay(events))
-        for channel in channels:
-            self.hub.add(channel, connection)
-
-    def _missed(self, client: Client, channels: tuple[str, ...], position: Position) -> list[Event] | None:
-        if position.epoch != self.broker.epoch:
-            return None
-        found = self.history.since(channels, position.offset)
-        if found is None:
-            return None
-        identity = client.session.identity
-        assert identity is not None
-        return [event for event in found if event.audience.except_user_id != identity.user_id]
-
-    def _replay(self, events: list[Event]) -> Iterator[bytes]:
-        """The events' frames, a chunk at a time. They are held by the list: trimming the log takes none away."""
-        for start in range(0, len(events), REPLAY_CHUNK):
-            yield b"".join(map(self._frame, events[start : start + REPLAY_CHUNK]))
 
     # Time and presence
 
@@ -512,8 +385,3 @@ class ChatServer:
 
     def _clients_of(self, user_id: Id) -> list[Client]:
         return [connection.session for connection in self.hub.listeners(user_channel(user_id))]
-
-
-def _user(client: Client) -> Id | None:
-    identity = client.session.identity
-    return None if identity is None else identity.user_id
