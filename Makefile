@@ -15,14 +15,15 @@ endif
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-deps bench clean
+.PHONY: help run test check test-deps bench conformance clean
 
 help:
 	@echo 'make run        the demo on http://localhost:8080/ (PORT=8080)'
 	@echo 'make test       the whole suite (PYTHON=python3.13, PYTEST_ARGS="-k push")'
 	@echo 'make test-deps  install what the tests need of Debian (as root)'
 	@echo 'make check      ruff, mypy --strict, the import rules'
-	@echo 'make bench      the benchmarks'
+	@echo 'make bench      the benchmarks: fifteen minutes (BENCH_ARGS=--quick), writes docs/performance.md'
+	@echo 'make conformance  the Autobahn test suite, with a Python 2.7 (PYTHON27=python2.7)'
 	@echo 'make clean      remove everything that was made, environments included'
 
 $(VENV)/bin/python:
@@ -55,8 +56,13 @@ check: $(VENV)/.installed-for-tests
 test-deps:
 	@PYTHON='$(PYTHON)' .ci/test-deps
 
+# BENCH_ARGS=--quick for a look; RATCHET_VENDOR=path/to/vendor to have Ratchet beside it.
+BENCH_ARGS ?=
+
 bench: $(VENV)/.installed-for-tests
-	@if [ -e benchmarks/run.py ]; then exec $(VENV)/bin/python benchmarks/run.py; else echo 'there are no benchmarks yet'; fi
+	$(VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
+	$(VENV)/bin/python benchmarks/storms.py
+	$(VENV)/bin/python benchmarks/report.py
 
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis test-artifacts _trial_temp
