@@ -64,6 +64,9 @@ bench: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python benchmarks/storms.py
 	$(VENV)/bin/python benchmarks/report.py
 
+conformance: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m tests.e2e.conformance --write
+
 clean:
 	rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis test-artifacts _trial_temp
 	rm -f twistd.log* twistd.pid twisted/plugins/dropin.cache
