@@ -11,22 +11,42 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from chatws.chat.chat_server import ChatServer
     from chatws.server.component import Connection, MessageComponent
+    from chatws.server.decorators import IpBlackList, OriginCheck, SessionProvider
     from chatws.server.echo import EchoServer
     from chatws.server.http_server import HttpServer
     from chatws.server.io_server import IoServer
+    from chatws.server.router import App, Router
     from chatws.server.ws_server import WsServer
 
-__all__ = ["ChatServer", "Connection", "EchoServer", "HttpServer", "IoServer", "MessageComponent", "WsServer"]
+__all__ = [
+    "App",
+    "ChatServer",
+    "Connection",
+    "EchoServer",
+    "HttpServer",
+    "IoServer",
+    "IpBlackList",
+    "MessageComponent",
+    "OriginCheck",
+    "Router",
+    "SessionProvider",
+    "WsServer",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "App": "chatws.server.router",
     "ChatServer": "chatws.chat.chat_server",
     "Connection": "chatws.server.component",
     "EchoServer": "chatws.server.echo",
     "HttpServer": "chatws.server.http_server",
     "IoServer": "chatws.server.io_server",
+    "IpBlackList": "chatws.server.decorators",
     "MessageComponent": "chatws.server.component",
+    "OriginCheck": "chatws.server.decorators",
+    "Router": "chatws.server.router",
+    "SessionProvider": "chatws.server.decorators",
     "WsServer": "chatws.server.ws_server",
 }
 

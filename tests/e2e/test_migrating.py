@@ -1,0 +1,122 @@
+"""docs/migrating-from-ratchet.md: its Python runs, its PHP parses and shows what is said of it, its names exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import chatws
+from chatws.server import MessageComponent
+from tests.e2e.conftest import clean_environment, free_port
+from tests.e2e.php import run_php
+from tests.e2e.wire import DEADLINE, Browser, until
+from tests.requirements import needs
+
+TEXT = (Path(__file__).resolve().parents[2] / "docs/migrating-from-ratchet.md").read_text(encoding="utf-8")
+
+
+def block(language: str, mark: str) -> str:
+    (found,) = [one for one in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if mark in one]
+    assert isinstance(found, str)
+    return found
+
+
+@contextmanager
+def script(text: str, directory: Path) -> Iterator[Callable[..., Browser]]:
+    """Runs one of the scripts; gives a function that opens a WebSocket to it."""
+    port = free_port()
+    assert text.count("8080") == 1
+    (directory / "script.py").write_text(text.replace("8080", str(port)))
+    with (directory / "log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "script.py"], cwd=directory, env=clean_environment(), stdout=log, stderr=log
+        )
+
+    def opened(path: str = "/", **options: str) -> Browser:
+        def attempt() -> Browser | None:
+            assert process.poll() is None, (directory / "log").read_text()
+            try:
+                return Browser(f"ws://127.0.0.1:{port}{path}", **options)  # type: ignore[arg-type]
+            except ConnectionRefusedError:
+                return None
+
+        return until(attempt, "the script to listen")  # type: ignore[return-value]
+
+    try:
+        yield opened
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
+    assert "Traceback" not in (directory / "log").read_text()
+
+
+def test_the_port_serves_all_tabs_and_keeps_the_others_when_one_closes(tmp_path: Path) -> None:
+    said = {"type": "message", "conversation_id": 1, "text": "hi"}
+    with script(block("python", "class Chat"), tmp_path) as opened:
+        first, second, other = opened(), opened(), opened()
+        for tab, user in ((first, 5), (second, 5), (other, 6)):
+            tab.send({"type": "auth", "user_id": user})
+            tab.send({"type": "subscribe", "conversation_id": 1})
+            tab.send({"type": "message", "conversation_id": f"only {user}"})
+        until(lambda: other.send(said) or first.receive() == said, "the subscriptions")
+        assert second.receive() == said
+        second.close()
+        other.send({**said, "text": "still there?"})
+        while first.receive() != {**said, "text": "still there?"}:
+            pass
+        first.send_text("no JSON")
+        assert first.expect_close() == (4500, "internal error")
+        other.close()
+    assert "error: " in (tmp_path / "log").read_text()
+
+
+def test_the_app_opens_its_components_on_their_paths(tmp_path: Path) -> None:
+    with script(block("python", "SessionProvider"), tmp_path) as opened:
+        with opened("/greeter", headers={"Cookie": "PHPSESSID=abc"}) as greeter:  # type: ignore[arg-type]
+            assert greeter.socket.recv(timeout=DEADLINE) == "your session is abc"
+        with opened("/echo") as echo:
+            echo.send_text("hello")
+            assert echo.socket.recv(timeout=DEADLINE) == "hello"
+        with opened("/echo", headers={"X-Forwarded-For": "203.0.113.9"}) as blocked:  # type: ignore[arg-type]
+            assert blocked.expect_close()[0] == 4903
+        with opened("/admin", origin="https://admin.shop.example") as admin:
+            admin.send_text("hello")
+            assert admin.socket.recv(timeout=DEADLINE) == "hello"
+        with opened("/greeter", origin="https://admin.shop.example") as elsewhere:
+            elsewhere.socket.recv(timeout=DEADLINE)
+
+
+@needs("php-cli")
+def test_the_old_server_is_php(tmp_path: Path) -> None:
+    (tmp_path / "old.php").write_text(block("php", "MessageComponentInterface"))
+    run_php("-l", str(tmp_path / "old.php"))
+
+
+@needs("php-cli")
+def test_in_php_what_is_appended_to_an_overloaded_property_is_lost(tmp_path: Path) -> None:
+    (tmp_path / "lost.php").write_text(block("php", "__get"))
+    written = run_php("-d", "display_errors=1", str(tmp_path / "lost.php"))
+    assert "Indirect modification of overloaded property" in written
+    said = re.findall(r"echo count.*// (\d)", block("php", "__get"))
+    assert [one for one in written.splitlines() if one.isdigit()] == said == ["0", "1"]
+
+
+def test_each_name_of_the_table_exists() -> None:
+    rows = re.findall(r"^\| `?Ratchet\\.*?\| `(\w+)", TEXT, re.MULTILINE)
+    assert {"IoServer", "OriginCheck", "IpBlackList", "SessionProvider", "Router", "App"} <= set(rows)
+    for name in rows:
+        assert hasattr(chatws, name), name
+    for method in ("on_open", "on_message", "on_close", "on_error"):
+        assert hasattr(MessageComponent, method)
+        assert f"`{method}(" in TEXT
+
+
+def test_the_limits_said_to_be_there_are_the_defaults() -> None:
+    from chatws.config import Config
+
+    config = Config()
+    assert f"gone after {config.ping_interval + config.ping_timeout:g} seconds" in TEXT
