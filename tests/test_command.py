@@ -1,0 +1,182 @@
+"""The command line of `chatws`: what it takes, and what it writes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chatws.command.bench import Measured, percentile
+from chatws.command.main import COMMANDS, main
+from chatws.command.output import Output, compact, count, printable
+from chatws.command.push import describe
+from chatws.command.spool import parse_line
+from chatws.command.tail import one_line, shown
+from chatws.command.who import table
+from chatws.push.client import Agent, AgentConnection, Answer
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def usage(capsys: Any, *words: str) -> str:
+    """The line that a wrong command line is answered with."""
+    with pytest.raises(SystemExit) as left:
+        main(words)
+    assert left.value.code == 2
+    written = capsys.readouterr()
+    assert written.out == ""
+    assert written.err.count("\n") == 1
+    return str(written.err)
+
+
+@pytest.mark.parametrize("name", list(COMMANDS))
+def test_each_command_explains_itself_with_examples(name: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as left:
+        main([name, "--help"])
+    assert left.value.code == 0
+    page = capsys.readouterr().out
+    assert f"usage: chatws {name}" in page
+    assert f"  chatws {name} " in page
+    assert "--json" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("push", "x", "{}", "--to", "nobody"), "'nobody' is none of conversation:5, user:5, users:5,6, everyone"),
+        (("push", "x", "{}", "--to", "users:5,,6"), "an id must have 1 to 128 characters"),
+        (("push", "x", "{}", "--to", "everyone:5"), "is none of"),
+        (("push", "x"), "EVENT and JSON are missing"),
+        (("push", "x", "{}", "--spool", "/tmp"), "neither an event nor its options"),
+        (("ticket", "5", "--ttl", "0"), "0 is not between 1 and"),
+        (("ticket", "5", "--ttl", "soon"), "'soon' is no number"),
+        (("tail", "--user", "5", "--url", "http://x/ws"), "is no WebSocket URL"),
+        (("tail", "--user", "5", "--url", "ws://x:port/"), "is no WebSocket URL"),
+        (("tail",), "required: --user"),
+        (("kick",), "required: USER"),
+        (("shadow", "--new", "ws://x", "--user", "5"), "required: --legacy"),
+        (("who", "--pu", "x"), "unrecognized arguments: --pu"),
+    ],
+)
+def test_a_wrong_command_line_is_answered_with_one_line(words: tuple[str, ...], says: str, capsys: Any) -> None:
+    line = usage(capsys, *words)
+    assert says in line
+    assert line.endswith("--help\n")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:0", "tls://127.0.0.1"])
+def test_a_wrong_push_address_is_told(address: str, capsys: Any) -> None:
+    assert main(["who", "--push", address]) == 1
+    assert capsys.readouterr().err.startswith("chatws who: --push: ")
+
+
+def test_a_secret_that_everybody_can_read_is_no_secret(tmp_path: Path, capsys: Any) -> None:
+    path = tmp_path / "secret"
+    path.write_text("x" * 40)
+    path.chmod(0o644)
+    assert main(["who", "--push-secret-file", str(path)]) == 1
+    assert f"chmod o-r {path}" in capsys.readouterr().err
+
+
+# output
+
+
+def test_what_others_wrote_cannot_steer_the_terminal() -> None:
+    assert printable("a\x1b[2J\x9b\u202eé\u2028") == "a\\u001b[2J\\u009b\\u202eé\\u2028"
+
+
+def test_colours_and_progress_are_for_terminals() -> None:
+    out, err = Terminal(), Terminal()
+    output = Output(stdout=out, stderr=err)
+    assert output.colour("red", "x") == "\x1b[31mx\x1b[0m"
+    output.progress("half")
+    output.line("found")
+    assert err.getvalue() == "\rhalf\r    \r"
+    assert Output(is_json=True, stdout=out, stderr=err).colour("red", "x") == "x"
+    plain, quiet = io.StringIO(), io.StringIO()
+    output = Output(stdout=plain, stderr=quiet)
+    output.progress("half")
+    output.line(output.colour("red", "found"))
+    assert (plain.getvalue(), quiet.getvalue()) == ("found\n", "")
+
+
+def test_half_a_surrogate_pair_can_be_shown() -> None:
+    out = io.TextIOWrapper(io.BytesIO(), "utf-8")
+    Output(stdout=out).line("\ud800")
+    out.seek(0)
+    assert out.read() == "\\ud800\n"
+
+
+def test_words() -> None:
+    assert (count(1, "line"), count(2, "line"), count(0, "line")) == ("1 line", "2 lines", "0 lines")
+    assert compact({"é": [1]}) == '{"é":[1]}'
+    assert describe("x", Answer(True, event_id="E:1", delivered=1)) == "x E:1 went to 1 connection"
+    assert describe("x", Answer(True, delivered=0)) == "x went to 0 connections"
+    assert describe("x", Answer(True, event_id="E:1", duplicate=True)) == "x E:1 had been sent before: nothing was sent"
+
+
+def test_an_agent_without_a_tab_is_listed() -> None:
+    agents = [Agent(5, []), Agent("ana", [AgentConnection("a", "192.0.2.1"), AgentConnection("b", "")])]
+    assert table(agents).splitlines() == [
+        "agent  tabs  addresses",
+        "5         0",
+        "ana       2  192.0.2.1, unix",
+        "2 agents, 2 tabs",
+    ]
+
+
+def test_an_event_is_a_line_even_when_its_text_has_several() -> None:
+    assert one_line('{"event":"x", "data":{}}', {"event": "x", "data": {}}) == '{"event":"x", "data":{}}'
+    assert "\r" not in one_line('{"event":"x",\r"data":{}}', {"event": "x", "data": {}})
+    found = shown({"event": "x", "data": {"conversation_id": "a\n"}}, Output())
+    assert found.endswith(' x [a\\u000a] {"conversation_id":"a\\n"}')
+        ' x [a\\u000a] {"conversation_id":"a\\n"}'
+    )
+
+
+# the spool
+
+
+@pytest.mark.parametrize(
+    ("text", "is_line"),
+    [
+        (b'{"event":"x","id":"a","ack":true,"data":{}}\n', True),
+        (b'{"event":"x","id":7,"ack":true,"data":{}}\r\n', True),
+        (b'{"event":"x","id":"a","ack":true}', True),  # the server's to refuse
+        (b'{"event":"x","id":"a","ack":false}', False),
+        (b'{"event":"x","id":"a"}', False),
+        (b'{"event":"x","ack":true}', False),
+        (b'{"event":"x","id":true,"ack":true}', False),
+        (b'{"event":"x","id":null,"ack":true}', False),
+        (b'{"op":"ping","id":"a","ack":true}', False),
+        (b'{"event":"x","id":"a","ack":true}\n{"event":"x","id":"b","ack":true}\n', False),
+        (b'["event"]', False),
+        (b"", False),
+        (b'{"event":"x","id":"\xff","ack":true}', False),
+        (b'{"event":"x","id":"a","ack":true,"data":' + b"[" * 100_000, False),
+    ],
+)
+def test_a_spooled_line_is_told_from_what_is_none(text: bytes, is_line: bool) -> None:
+    line = parse_line("name", text)
+    assert (line is not None) is is_line
+    if line is not None:
+        assert line.text == text.rstrip(b"\r\n") + b"\n"
+
+
+# bench
+
+
+def test_percentiles() -> None:
+    assert [percentile([1.0, 2.0, 3.0, 4.0], one) for one in (50, 99, 100, 0)] == [2.0, 4.0, 4.0, 1.0]
+    assert percentile([], 50) == 0.0
+
+
+def test_what_was_lost_is_said() -> None:
+    measured = Measured(2, 3, [0.001] * 5, 0.0, 1.0)
+    assert measured.value()["lost"] == 1
+    assert "1 LOST" in measured.text()
