@@ -135,8 +135,6 @@ def test_an_event_is_a_line_even_when_its_text_has_several() -> None:
     assert "\r" not in one_line('{"event":"x",\r"data":{}}', {"event": "x", "data": {}})
     found = shown({"event": "x", "data": {"conversation_id": "a\n"}}, Output())
     assert found.endswith(' x [a\\u000a] {"conversation_id":"a\\n"}')
-        ' x [a\\u000a] {"conversation_id":"a\\n"}'
-    )
 
 
 # the spool
