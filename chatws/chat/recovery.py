@@ -1,7 +1,8 @@
 """Reply, replay, live (docs/protocol.md §4): how a connection enters channels without a gap and without a doublet.
 
 All three happen in one turn of the reactor: the reply is queued, then what was missed, then the hub names the
-connection for what comes. A long replay is made as the peer reads it; what is live waits behind it in the connection's own queue.
+connection for what comes. A long replay is made as the peer reads it; what is live waits behind it in the
+connection's own queue.
 """
 
 from __future__ import annotations
