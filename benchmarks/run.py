@@ -354,7 +354,14 @@ def main() -> None:
         "workloads": {key: workload.title for key, workload in WORKLOADS.items()},
     }
     units = {key: workload.unit for key, workload in WORKLOADS.items()}
-    document = {"versions": versions(), "units": units, "titles": titles, "medians": medians, "runs": results}
+    document = {
+        "versions": versions(),
+        "users": USERS,
+        "units": units,
+        "titles": titles,
+        "medians": medians,
+        "runs": results,
+    }
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
 
 

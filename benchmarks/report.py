@@ -1,0 +1,361 @@
+"""Writes docs/performance.md and docs/images/performance.svg from what was measured.
+
+    python benchmarks/report.py
+
+Every figure, and every sentence that compares figures, is made from benchmarks/results.json and benchmarks/storms.json:
+a new run cannot leave prose behind that it contradicts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+from xml.sax.saxutils import escape
+
+HERE = Path(__file__).resolve().parent
+DOCS = HERE.parent / "docs"
+
+#: Server → {column → figure}; a column is a workload, or what one of them also tells.
+Figures = dict[str, dict[str, float]]
+
+COLUMNS = {
+    "room1": "one room of 500, one message at a time: µs per delivery",
+    "room16": "the same, 16 messages outstanding: µs per delivery",
+    "inbox": "inbox of 9,000 connections, 3 recipients a message, 16 outstanding: µs per message",
+    "connect": "connect + hello: µs per connection",
+    "idle": "KiB per idle connection",
+}
+MESSAGES = ("room1", "room16", "inbox")
+SCALING = {"inbox1000": 1_000, "inbox": 9_000, "inbox19000": 19_000}
+VERSIONS = {
+    "chatws": "chatws",
+    "Twisted": "Twisted",
+    "autobahn": "Autobahn",
+    "msgspec": "msgspec",
+    "python": "Python",
+    "websockets": "websockets",
+    "picows": "picows",
+    "socketify": "socketify",
+    "ws": "ws",
+    "socket.io": "Socket.IO",
+    "node": "Node",
+    "php": "PHP",
+    "kernel": "Linux",
+    "machine": "on",
+}
+
+
+def figures(medians: dict[str, Any]) -> Figures:
+    """What the columns show, from the medians of the runs."""
+    found: Figures = {}
+    for key, by_server in medians.items():
+        for name, one in by_server.items():
+            found.setdefault(name, {})[key] = one["cpu_us"]
+            if key == "inbox":
+                found[name] |= {"connect": one["connect_us"], "idle": max(0.0, one["idle_kib"])}
+    return found
+
+
+def best_peer(found: Figures, column: str) -> tuple[str, float] | None:
+    """The cheapest of the servers that are neither chatws nor the floor."""
+    peers = {
+        name: row[column]
+        for name, row in found.items()
+        if column in row and name != "floor" and not name.startswith("chatws")
+    }
+    return min(peers.items(), key=lambda item: item[1]) if peers else None
+
+
+def number(value: float | None) -> str:
+    """Three digits that count."""
+    if value is None:
+        return ""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first are numbers."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main_table(found: Figures, titles: dict[str, str]) -> str:
+    rows = []
+    for name, title in titles.items():
+        row = found.get(name)
+        if row is None or not set(MESSAGES) & set(row) or name in ("chatws-asyncio", "chatws-uvloop"):
+            continue
+        cells = [number(row.get(column)) for column in COLUMNS]
+        rows.append([f"**{title}**", *[f"**{cell}**" for cell in cells]] if name == "chatws" else [title, *cells])
+    ours, floor = found["chatws"], found.get("floor", {})
+    peers, floors = [], []
+    for column in COLUMNS:
+        peer = best_peer(found, column)
+        known = peer is not None and column in ours and peer[1] > 0
+        peers.append(f"{ours[column] / peer[1]:.2f}" if known and peer else "")
+        floors.append(f"{ours[column] / floor[column]:.2f}" if column in ours and floor.get(column, 0) > 0.05 else "")
+    rows += [["*chatws ÷ best peer*", *peers], ["*chatws ÷ floor*", *floors]]
+    return table(["", *COLUMNS.values()], rows)
+
+
+def verdict(found: Figures, titles: dict[str, str]) -> str:
+    """What the table says of chatws, in sentences."""
+    ours = found["chatws"]
+    sentences = []
+    for column in MESSAGES:
+        peer = best_peer(found, column)
+        if peer is None or column not in ours:
+            continue
+        name, cost = peer
+        ratio = ours[column] / cost
+        unit = COLUMNS[column].rpartition("µs ")[2]
+        how = "as much as" if 0.97 <= ratio <= 1.03 else f"{1 / ratio:.1f} times less than" if ratio < 0.75 else ""
+        how = how or (f"{(1 - ratio) * 100:.0f} % less than" if ratio < 1 else f"{(ratio - 1) * 100:.0f} % more than")
+        sentences.append(
+            f"- {COLUMNS[column].partition(':')[0]}: {number(ours[column])} µs {unit}, {how} the best of the others, "
+            f"{titles[name]} ({number(cost)} µs)."
+        )
+    if "ratchet" in found:
+        old = [f"{found['ratchet'][column] / ours[column]:.1f}" for column in MESSAGES if column in found["ratchet"]]
+        sentences.append(f"- Ratchet costs {', '.join(old)} times as much as chatws in these columns.")
+    if "connect" in ours:
+        sentences.append(
+            f"- To connect, authenticate and subscribe: {number(ours['connect'])} µs of processor time, what is "
+            f"announced about who is online included; then {number(ours['idle'])} KiB of memory."
+        )
+    return "\n".join(sentences)
+
+
+def scaling(found: Figures) -> str:
+    """What a message to three costs, by how many others are connected."""
+    rows = []
+    for name in ("chatws", "floor"):
+        row = found.get(name, {})
+        rows.append(
+            ["chatws" if name == "chatws" else "a C loop of send()", *[number(row.get(key)) for key in SCALING]]
+        )
+    ours, floor = found["chatws"], found.get("floor", {})
+    own = {key: ours[key] - floor[key] for key in SCALING if key in ours and key in floor}
+    rows.append(["difference", *[number(own.get(key)) for key in SCALING]])
+    text = table(["µs per message", *[f"{count:,} connections" for count in SCALING.values()]], rows)
+    if len(own) > 1:
+        first, last = own[min(own, key=SCALING.__getitem__)], own[max(own, key=SCALING.__getitem__)]
+        change = (last - first) / ours[min(own, key=SCALING.__getitem__)] * 100
+        text += (
+            f"\n\nFrom the fewest connections to the most, what chatws adds to the kernel's own cost changes by "
+            f"{change:+.0f} % of a message's whole cost."
+        )
+    return text
+
+
+def storms(document: dict[str, Any]) -> str:
+    """The histograms of the bystander's delays."""
+    phases = document["phases"]
+    bounds = phases[0]["bounds"]
+    names = {
+        "calm": "nothing happens",
+        "disconnect": "all disconnect at once",
+        "reconnect": f"all reconnect at once, each recovering {document['recover']} events",
+    }
+    head = ["delay of a bystander's event", *[names[phase["phase"]] for phase in phases]]
+    edges = [0, *bounds]
+    rows = [
+        [f"{low} to {high} ms", *[str(phase["histogram"][index] or "") for phase in phases]]
+        for index, (low, high) in enumerate(zip(edges, bounds, strict=False))
+        if any(phase["histogram"][index] for phase in phases)
+    ]
+    if any(phase["histogram"][-1] for phase in phases):
+        rows.append([f"over {bounds[-1]} ms", *[str(phase["histogram"][-1] or "") for phase in phases]])
+    rows.append(["*median*", *[f"{phase['p50_ms']:.1f} ms" for phase in phases]])
+    rows.append(["*99 of 100 within*", *[f"{phase['p99_ms']:.0f} ms" for phase in phases]])
+    rows.append(["*longest*", *[f"{phase['max_ms']:.0f} ms" for phase in phases]])
+    rows.append(["*the bystander's own clock was late by up to*", *[f"{phase['late_ms']:.0f} ms" for phase in phases]])
+    rows.append(["*processor time of the client's core*", *[f"{phase['client_cpu'] * 100:.0f} %" for phase in phases]])
+    worst = max(phase["max_ms"] for phase in phases)
+    last = phases[-1]
+    held = "within" if worst <= document["limit_ms"] else "**beyond**"
+    return (
+        f"{last['connections']:,} connections of {document['users']} people. The bystander is sent an event by a "
+        f"backend every 20 ms. The longest delay was {worst:.0f} ms, {held} the {document['limit_ms']} ms aimed "
+        f"at; after {last['storm_s']:.1f} s all {last['recovered']:,} were back and had all that they had missed.\n\n"
+        + table(head, rows)
+    )
+
+
+def reactors(found: Figures, titles: dict[str, str]) -> str:
+    """Which reactor to take."""
+    names = {"chatws": "epoll (the default on Linux)", "chatws-asyncio": "asyncio", "chatws-uvloop": "asyncio, uvloop"}
+    measured = {name: found[name] for name in names if name in found}
+    if len(measured) < 2:
+        return "Not measured in this run."
+    columns = [column for column in ("room1", "inbox", "connect", "idle") if column in measured["chatws"]]
+    rows = [[names[name], *[number(row.get(column)) for column in columns]] for name, row in measured.items()]
+    text = table(["reactor", *[COLUMNS[column] for column in columns]], rows)
+    base = measured["chatws"]
+    gains = {
+        name: min(row[column] / base[column] for column in columns if column in MESSAGES and column in row)
+        for name, row in measured.items()
+        if name != "chatws"
+    }
+    best = min(gains, key=gains.__getitem__)
+    if gains[best] < 0.9:
+        advice = (
+            f"{titles[best]} saves {(1 - gains[best]) * 100:.0f} % at best: take it where that counts "
+            "(`pip install chatws[uvloop]`, and hand the loop to Twisted as benchmarks/servers/chatws_uvloop.py does)."
+        )
+    else:
+        advice = (
+            "No other reactor saves a tenth of a message's cost: **take the default, epoll.** Most of the cost is the "
+            "kernel's `send`, which is called directly whatever the reactor. `--reactor asyncio` is for those who have "
+            "asyncio code to run in the same process. `select` ends at 1,024 open files; chatws warns of it."
+        )
+    return f"{text}\n\n{advice}"
+
+
+def clients(medians: dict[str, Any]) -> str:
+    """What a frame cost the load client, beside what the delivery cost the server."""
+    pairs = [(one["client_us_per_frame"], name) for name, one in medians.get("room16", {}).items() if name != "floor"]
+    if not pairs:
+        return ""
+    cost, _ = max(pairs)
+    return f" Receiving a frame cost it at most {number(cost)} µs in the second column."
+
+
+PAGE = """# Performance
+
+<!-- written by benchmarks/report.py: do not edit -->
+
+Processor time of the server, with everything switched on (authentication, hub, log and recovery ids, limits, budget
+for slow readers), beside other servers under the same load in the same run. Each server ran alone on one core, the load
+client (C, one epoll loop) on another, over the loopback, with events of some 250 bytes. The time is the kernel's own
+count for the server's threads, the median of {repetitions}. The first row is the floor: a loop of `send()` in C
+that knows no rooms.{clients}
+
+![chatws and others: processor time per message](images/performance.svg)
+
+{table}
+
+{verdict}
+
+The 9,000 connections are of {users} people, each with some pages open: chatws tells everybody who comes online, which
+no other server here does; it is part of what connecting costs it, and over before messages are counted.
+
+## Many connections that are not addressed
+
+An event for three, while others are connected.
+
+{scaling}
+
+## Storms
+
+{storms}
+
+## Which reactor
+
+{reactors}
+
+## Compression
+
+Off by default. With `--compression` an event is deflated once for all connections that negotiated the same window,
+which `tests/test_server_compression.py` shows, and not once for each.
+
+## What the tests hold
+
+Timings are left to this page. `tests/test_speed_guard.py` counts instead: one `send` for each connection and batch, no
+`epoll_ctl`, one frame built for each event, and bounds on the objects made per delivery and the memory of an idle
+connection.
+
+## How to repeat it
+
+    make bench
+
+takes about fifteen minutes, needs two cores, a C compiler and Node, and installs the peers into `benchmarks/.peers`.
+`make bench BENCH_ARGS=--quick` is a look. Ratchet takes part where `php` is installed and `RATCHET_VENDOR` names a
+vendor directory with `cboden/ratchet`.
+
+Measured with {versions}.
+"""
+
+
+def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
+    """docs/performance.md."""
+    found = figures(results["medians"])
+    titles = results["titles"]["servers"]
+    repeats = sorted({len(runs) for runs in results["runs"].get("room1", {}).values()} or {1})
+    versions = results["versions"]
+    return PAGE.format(
+        repetitions="one run" if repeats == [1] else f"{repeats[-1]} runs",
+        clients=clients(results["medians"]),
+        table=main_table(found, titles),
+        verdict=verdict(found, titles),
+        users=results["users"],
+        scaling=scaling(found),
+        storms=storms(storm) if storm else "Not measured in this run.",
+        reactors=reactors(found, titles),
+        versions=", ".join(f"{title} {versions[key]}" for key, title in VERSIONS.items() if key in versions),
+    )
+
+
+STYLE = """
+text { font: 13px system-ui, sans-serif; fill: #24292f }
+.head { font-weight: 600 } .value { font-size: 12px; fill: #57606a }
+.bar { fill: #8c959f } .ours { fill: #0969da } .floor { fill: #d0d7de }
+@media (prefers-color-scheme: dark) {
+  text { fill: #e6edf3 } .value { fill: #9198a1 }
+  .bar { fill: #656c76 } .ours { fill: #4493f8 } .floor { fill: #3d444d }
+}
+"""
+
+
+def chart(results: dict[str, Any]) -> str:
+    """Bars for the three message columns: the shorter, the better. A bar too long for the scale is cut, and says so."""
+    found, titles = figures(results["medians"]), results["titles"]["servers"]
+    left, width, row, y = 230, 430, 20, 10
+    parts = []
+    for column in MESSAGES:
+        costs = {name: line[column] for name, line in found.items() if column in line}
+        costs = {name: cost for name, cost in costs.items() if name not in ("chatws-asyncio", "chatws-uvloop")}
+        if not costs:
+            continue
+        ordered = sorted(costs, key=lambda name: (name != "floor", costs[name]))
+        usual = sorted(costs.values())
+        # Ratchet's inbox would leave a hair's breadth to the others
+        scale = min(usual[-1], usual[len(usual) // 2] * 4)
+        y += row
+        parts.append(f'<text class="head" x="10" y="{y}">{escape(COLUMNS[column])}</text>')
+        for name in ordered:
+            y += row
+            length = max(1.0, min(1.0, costs[name] / scale) * width)
+            kind = {"chatws": "ours", "floor": "floor"}.get(name, "bar")
+            cut = " →" if costs[name] > scale else ""
+            head = ' class="head"' if name == "chatws" else ""
+            parts.append(f'<text{head} x="{left - 8}" y="{y}" text-anchor="end">{escape(titles[name])}</text>')
+            parts.append(f'<rect class="{kind}" x="{left}" y="{y - 12}" width="{length:.1f}" height="15" rx="2"/>')
+            parts.append(f'<text class="value" x="{left + length + 6:.1f}" y="{y}">{number(costs[name])}{cut}</text>')
+        y += row // 2
+    size = f'width="760" height="{y + 10}" viewBox="0 0 760 {y + 10}"'
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" '
+        f'aria-label="Processor time per message of chatws and other servers">\n<style>{STYLE}</style>\n'
+        + "\n".join(parts)
+        + "\n</svg>\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=Path, default=HERE / "results.json")
+    parser.add_argument("--storms", type=Path, default=HERE / "storms.json")
+    parser.add_argument("--docs", type=Path, default=DOCS)
+    arguments = parser.parse_args()
+    results = json.loads(arguments.results.read_text())
+    storm = json.loads(arguments.storms.read_text()) if arguments.storms.exists() else None
+    (arguments.docs / "images").mkdir(parents=True, exist_ok=True)
+    (arguments.docs / "performance.md").write_text(page(results, storm))
+    (arguments.docs / "images" / "performance.svg").write_text(chart(results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""What must not creep back into the hot path: counted, not timed (docs/performance.md has the timings)."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.testing import StringTransport
+
+from chatws.chat import chat_server
+from chatws.chat.chat_server import ChatServer
+from chatws.push.listener import PushFactory
+from tests.requirements import needs
+from tests.server_wire import ServerCase, frame, head
+
+#: Blocks of Python memory that may be made, and kept or not, for one more recipient of an event.
+BLOCKS_A_DELIVERY = 0.1
+#: Bytes of Python's memory for an idle connection that is authenticated and subscribed to one conversation.
+BYTES_A_CONNECTION = 6 * 1024
+
+
+class CountingSocket:
+    """Stands before a socket and counts."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.sends: list[bytes] = []
+
+    def send(self, data: bytes) -> int:
+        self.sends.append(data)
+        return len(data)
+
+
+class ChatCase(ServerCase):
+    def start(self) -> None:
+        self.serve()
+        self.chat = ChatServer(reactor=self.reactor, schedule=self.ws.wheel.schedule)
+        self.ws.component = self.chat
+        self.push = PushFactory(self.chat, secret=lambda: None, reactor=self.reactor)
+
+    def enter(self, user_id: int, conversation_id: int) -> Any:
+        """A connection as the server knows it, authenticated and subscribed."""
+        wire = self.wire()
+        known = set(self.ws.connections)
+        wire.send(head())
+        wire.send(frame(json.dumps({"type": "auth", "user_id": user_id})))
+        wire.send(frame(json.dumps({"type": "subscribe", "conversation_id": conversation_id})))
+        (connection,) = self.ws.connections - known
+        assert connection.session.session.conversations == {conversation_id}
+        return connection
+
+    def backend(self) -> Any:
+        protocol = self.push.buildProtocol(None)
+        protocol.makeConnection(StringTransport())
+        self.addCleanup(self.end, protocol)
+        return protocol
+
+    def end(self, protocol: Any) -> None:
+        protocol.connectionLost()
+
+    def tearDown(self) -> None:
+        for wire in self.wires:
+            wire.close()
+        self.reactor.turn()
+        self.chat.presence.stop()
+        super().tearDown()
+
+
+def line(conversation_id: int, text: str = "x" * 200) -> bytes:
+    message = {"event": "new_message", "data": {"conversation_id": conversation_id, "text": text}}
+    return json.dumps(message).encode() + b"\n"
+
+
+class HotPathTests(ChatCase):
+    def count(self, connections: list[Any]) -> list[CountingSocket]:
+        counters = []
+        for connection in connections:
+            counters.append(CountingSocket(connection._socket))
+            connection._socket = counters[-1]
+        return counters
+
+    def test_lines_that_come_together_are_one_send_to_each_and_one_frame_for_all(self) -> None:
+        self.start()
+        counters = self.count([self.enter(user, 1) for user in range(20)])
+        backend = self.backend()
+        frames: list[bytes] = []
+        whole = chat_server.text_frame
+        self.patch(chat_server, "text_frame", lambda payload: frames.append(payload) or whole(payload))
+        writers = len(self.reactor.writers)
+        backend.dataReceived(line(1) * 16)
+        assert [len(counter.sends) for counter in counters] == [1] * 20
+        assert len(frames) == 16
+        assert all(counter.sends[0] is counters[0].sends[0] for counter in counters), "the bytes are shared"
+        assert len(self.reactor.writers) == writers, "the reactor is not asked to write"
+
+    def test_a_connection_that_is_not_addressed_is_not_touched(self) -> None:
+        self.start()
+        counters = self.count([self.enter(9, 1), *(self.enter(user, 2) for user in range(5))])
+        self.backend().dataReceived(line(1) * 3)
+        assert [len(counter.sends) for counter in counters] == [1, 0, 0, 0, 0, 0]
+
+    def test_one_more_recipient_makes_no_more_objects(self) -> None:
+        self.start()
+        for user in range(100):
+            self.enter(user, 1)
+        self.enter(200, 2)
+        for connection in self.ws.connections:
+            connection._socket = Sink()
+        backend = self.backend()
+
+        def blocks(conversation_id: int) -> int:
+            data = line(conversation_id)
+            for _ in range(50):
+                backend.dataReceived(data)
+            gc.disable()
+            try:
+                tracemalloc.start(1)
+                tracemalloc.reset_peak()
+                before, _ = tracemalloc.get_traced_memory()
+                backend.dataReceived(data)
+                _, peak = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+                gc.enable()
+            return peak - before
+
+        many, one = blocks(1), blocks(2)
+        # the list of recipients has one word for each; an object would have forty bytes at least
+        assert (many - one) / 99 < 16, (many, one)
+
+    def test_what_a_delivery_leaves_behind_does_not_grow_with_its_recipients(self) -> None:
+        self.start()
+        for user in range(100):
+            self.enter(user, 1)
+        for connection in self.ws.connections:
+            connection._socket = Sink()
+        backend = self.backend()
+        data = line(1)
+        backend.dataReceived(data * 50)
+        before = sys.getallocatedblocks()
+        backend.dataReceived(data * 50)
+        kept = sys.getallocatedblocks() - before
+        assert kept / (50 * 100) < BLOCKS_A_DELIVERY, kept
+
+    def test_an_idle_connection_is_small(self) -> None:
+        self.start()
+        for user in range(20):
+            self.enter(user, user)
+        gc.collect()
+        tracemalloc.start(1)
+        try:
+            before = tracemalloc.take_snapshot()
+            for user in range(100, 200):
+                self.enter(user, user)
+            gc.collect()
+            after = tracemalloc.take_snapshot()
+        finally:
+            tracemalloc.stop()
+        # what the test's own side of the socket holds is not counted
+        own = [tracemalloc.Filter(False, "*/tests/*"), tracemalloc.Filter(False, tracemalloc.__file__)]
+        grown = after.filter_traces(own).compare_to(before.filter_traces(own), "filename")
+        size = sum(one.size_diff for one in grown) / 100
+        assert size < BYTES_A_CONNECTION, size
+
+
+class Sink:
+    """A socket that takes everything."""
+
+    def send(self, data: bytes) -> int:
+        return len(data)
+
+
+SERVER = """
+import os
+from twisted.internet import reactor
+from chatws.chat.chat_server import ChatServer
+from chatws.push.listener import PushFactory
+from chatws.server import HttpServer, WsServer
+chat = ChatServer()
+browsers = reactor.listenTCP(0, HttpServer(WsServer(chat)), interface="127.0.0.1")
+backends = reactor.listenTCP(0, PushFactory(chat, secret=lambda: None, reactor=reactor), interface="127.0.0.1")
+reactor.callWhenRunning(print, os.getpid(), browsers.getHost().port, backends.getHost().port, flush=True)
+reactor.run()
+"""
+
+
+@needs("strace")
+def test_the_kernel_is_asked_for_nothing_but_one_send_per_connection(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    server = subprocess.Popen(
+        ["strace", "-f", "-qq", "-e", "trace=network,epoll_ctl", "-o", trace, sys.executable, "-c", SERVER],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(chat_server.__file__).parents[2])},
+    )
+    sockets: list[socket.socket] = []
+    pid = 0
+    try:
+        assert server.stdout is not None
+        pid, browsers, backends = map(int, server.stdout.readline().split())
+
+        def dial(port: int) -> socket.socket:
+            sockets.append(socket.create_connection(("127.0.0.1", port), 10))
+            sockets[-1].settimeout(10)
+            return sockets[-1]
+
+        def until(one: socket.socket, what: bytes) -> None:
+            data = b""
+            while what not in data:
+                data += one.recv(65536)
+
+        pages = [dial(browsers) for _ in range(10)]
+        for number, page in enumerate(pages):
+            page.sendall(head())
+            until(page, b"\r\n\r\n")
+            page.sendall(frame(f'{{"type":"auth","user_id":{number}}}'))
+            page.sendall(frame('{"type":"subscribe","conversation_id":1}'))
+            until(page, b'"subscribed"')
+        backend = dial(backends)
+        backend.sendall(b'{"op":"ping"}\n')
+        until(backend, b"true")
+        backend.sendall(line(1, "begin"))
+        for page in pages:
+            until(page, b'"begin"')
+        backend.sendall(line(1, "counted") + line(1, "counted too"))
+        for page in pages:
+            until(page, b'"counted too"')
+        backend.sendall(line(1, "finish"))
+        for page in pages:
+            until(page, b'"finish"')
+    finally:
+        for one in sockets:
+            one.close()
+        # strace goes when what it looks at has gone
+        os.kill(pid or server.pid, signal.SIGKILL)
+        server.wait(10)
+        if server.stdout is not None:
+            server.stdout.close()
+    calls = trace.read_text().splitlines()
+    reads = [index for index, call in enumerate(calls) if "recv" in call and "event" in call and "new_message" in call]
+    begin, counted, finish = reads[-3:]
+    assert "begin" in calls[begin] or begin < counted
+    between = [call.split("(")[0].split()[-1] for call in calls[counted + 1 : finish]]
+    assert between == ["sendto"] * 10, calls[counted + 1 : finish]
