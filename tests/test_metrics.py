@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import generate_latest
@@ -12,6 +14,7 @@ from twisted.internet.task import Clock
 from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
+import chatws
 from chatws.brokers.contract import Audience, Event
 from chatws.chat.stats import MAX_NAMES, OTHER, Stats
 from chatws.config import Config
@@ -120,6 +123,16 @@ class ExporterTests(SynchronousTestCase):
         self.assertTrue(all(name.startswith("chatws_") for name in families))
         self.assertEqual(families["chatws_connections"].samples[0].value, 0)
         self.assertEqual(families["chatws_database_up"].samples, [])
+
+    def test_the_document_names_every_series_and_no_other(self) -> None:
+        service = ChatwsService(Config(port=0, push_port=0), MemoryReactorClock())
+        exposed = {
+            one.name + ("_total" if one.type == "counter" else "") for one in Exporter(service, service.lag).collect()
+        }
+        document = Path(chatws.__file__).parents[1] / "docs" / "operations.md"
+        table = [line for line in document.read_text(encoding="utf-8").splitlines() if line.startswith("| `chatws_")]
+        named = {name for line in table for name in re.findall(r"`(chatws_\w+)", line)}
+        self.assertEqual(named, exposed)
 
 
 class ReadinessTests(SynchronousTestCase):
