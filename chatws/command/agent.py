@@ -10,7 +10,6 @@ from typing import Any, Protocol
 
 from chatws.errors import OperatorError
 from chatws.ids import Id
-from chatws.server.client import WebSocketClient
 
 __all__ = ["Agent", "AgentSettings", "auth_message", "closed_because", "parse_message", "subscribe_message"]
 
@@ -228,6 +227,9 @@ class Agent:
 
 
 def _web_socket(agent: Agent) -> Transport:
+    # takes its time, and most commands need none
+    from chatws.server.client import WebSocketClient
+
     return WebSocketClient(
         agent.settings.url,
         reactor=agent.reactor,

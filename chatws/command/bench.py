@@ -8,7 +8,7 @@ import secrets
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from twisted.internet.defer import Deferred, DeferredSemaphore, gatherResults
@@ -22,7 +22,9 @@ from chatws.command.running import run_in_reactor
 from chatws.command.ticket import make_ticket, ticket_secret
 from chatws.errors import OperatorError
 from chatws.push.client import PushClient
-from chatws.server.client import WebSocketClient
+
+if TYPE_CHECKING:
+    from chatws.server.client import WebSocketClient
 
 __all__ = ["Measured", "percentile"]
 
@@ -203,6 +205,8 @@ class _Bench:
                 ready.errback(error)
             elif not self._is_ending and not self._over.called:
                 self._over.errback(error)
+
+        from chatws.server.client import WebSocketClient  # takes its time, and most commands need none
 
         client = WebSocketClient(
             settings.url, reactor=self._reactor, on_open=opened, on_message=received, on_close=closed

@@ -5,11 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from chatws import service, startup
-from chatws.auth.build import default_methods
 from chatws.command.output import Output
-from chatws.configure import load
-from chatws.tap import describe, without_secrets
 
 HELP = "say what would run with a configuration, or what is wrong with it"
 DESCRIPTION = """\
@@ -28,7 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
+    # the whole server: no other command needs it
     from twisted.internet import reactor
+
+    from chatws import service, startup
+    from chatws.auth.build import default_methods
+    from chatws.configure import load
+    from chatws.tap import describe, without_secrets
 
     loaded = load({}, os.environ, arguments.config)
     config = loaded.config

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
+from chatws.auth.secrets import read_secret_file
 from chatws.errors import ClientError, OperatorError
 from chatws.ids import Id, parse_id
 from chatws.push.client import BlockingPushClient
-from chatws.startup import read_secret_file
 
 __all__ = [
     "add_push_options",
@@ -99,7 +99,12 @@ def push_secret(arguments: argparse.Namespace) -> str | None:
     if not arguments.push_secret_file and os.environ.get("CHATWS_PUSH_SECRET"):
         return os.environ["CHATWS_PUSH_SECRET"].strip()
     path = arguments.push_secret_file or os.environ.get("CHATWS_PUSH_SECRET_FILE")
-    return read_secret_file(path, "--push-secret-file") if path else None
+    if not path:
+        return None
+    try:
+        return read_secret_file(path, "--push-secret-file").decode()
+    except UnicodeDecodeError:
+        raise OperatorError(f"--push-secret-file: {path} is not UTF-8") from None
 
 
 def push_client(arguments: argparse.Namespace) -> BlockingPushClient:

@@ -15,7 +15,6 @@ from chatws.command.output import Output, compact, count, printable
 from chatws.command.running import run_in_reactor
 from chatws.command.tail import add_agent_options
 from chatws.errors import OperatorError
-from chatws.server.client import WebSocketClient
 
 __all__ = ["ANSWERS", "Watcher", "shown"]
 
@@ -79,6 +78,8 @@ class Watcher:
         self._settle: Any = None
         self._pings = LoopingCall(lambda: self._client.send('{"type":"ping"}'))
         self._pings.clock = reactor
+        from chatws.server.client import WebSocketClient  # takes its time, and most commands need none
+
         self._client = WebSocketClient(
             settings.url, reactor=reactor, on_open=self._opened, on_message=self._received, on_close=self._closed
         )
