@@ -208,6 +208,17 @@ def test_slow_down_is_said_to_the_log_too(chatws_server: Start) -> None:
     server.expect_log("connection 1, user 7, from 127.0.0.1: rate limited")
 
 
+def test_a_connection_that_ends_abnormally_is_written_down_and_a_banned_user_too(chatws_server: Start) -> None:
+    server = chatws_server()
+    broken, banned = server.agent(7), server.agent(8)
+    broken.socket.socket.sendall(b"\x81\x02hi")  # not masked
+    server.expect_log("connection 1, user 7, from 127.0.0.1: ended abnormally: protocol error, ")
+    with server.backend() as backend:
+        backend.request({"op": "disconnect", "user_id": 8, "ban": True, "reason": "{0}\nlogged out"})
+    assert banned.expect_close()[0] == 4903
+    server.expect_log("connection 2, user 8, from 127.0.0.1: closed with 4903: {0}?logged out")
+
+
 # --- SIGHUP ---------------------------------------------------------------------------------------------------------
 
 
