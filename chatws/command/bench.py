@@ -146,6 +146,7 @@ class _Bench:
         self._over: Deferred[None] = Deferred()
         self._clients: list[WebSocketClient] = []
         self._is_ending = False
+        self._ready = 0
 
     async def run(self) -> Measured:
         """:raises OperatorError: a connection cannot be had, or is lost."""
@@ -194,7 +195,8 @@ class _Bench:
             if message.event == _EVENT and message.data is not None:
                 self._delivered(message.data.n, now)
             elif message.event == "subscribed" and not ready.called:
-                self._output.progress(f"{len(self._clients)} of {self._measured.connections} connections")
+                self._ready += 1
+                self._output.progress(f"{self._ready} of {self._measured.connections} connections")
                 ready.callback(None)
             elif message.event == "error":
                 refusal = refusal or text
