@@ -9,7 +9,6 @@ a batch of n of them costs its recipients once and not n times.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import groupby
 from typing import TypeVar
 
 from chatws.brokers.contract import Audience, Event
@@ -21,10 +20,6 @@ __all__ = ["make_runs"]
 T = TypeVar("T")
 
 
-def _channels(event: Event) -> tuple[str, ...]:
-    return event.audience.channels
-
-
 def make_runs(
     events: Sequence[Event], hub: Hub[T], make_frame: Callable[[Event], bytes]
 ) -> list[tuple[list[T], list[bytes]]]:
@@ -32,17 +27,28 @@ def make_runs(
 
     :param make_frame: called once for each event that anybody gets.
     """
-    if len(events) == 1:
-        event = events[0]
-        recipients = hub.recipients(event.audience)
-        event.delivered = len(recipients)
-        return [(recipients, [make_frame(event)])] if recipients else []
     runs: list[tuple[list[T], list[bytes]]] = []
-    for channels, group in groupby(events, _channels):
-        batch = list(group)
-        left_out = {event.audience.except_user_id for event in batch}
-        if len(left_out) == 1:
-            _run(batch, hub.recipients(batch[0].audience), make_frame, runs)
+    position, end = 0, len(events)
+    while position < end:
+        event = events[position]
+        position += 1
+        channels, except_user_id = event.audience
+        if position == end or events[position].audience.channels != channels:
+            # the usual case, without the lists that a longer batch needs
+            recipients = hub.recipients(event.audience)
+            event.delivered = len(recipients)
+            if recipients:
+                runs.append((recipients, [make_frame(event)]))
+            continue
+        batch = [event]
+        alike = True
+        while position < end and events[position].audience.channels == channels:
+            event = events[position]
+            alike = alike and event.audience.except_user_id == except_user_id
+            batch.append(event)
+            position += 1
+        if alike:
+            _run(batch, hub.recipients(event.audience), make_frame, runs)
         else:
             _runs_with_gaps(batch, channels, hub, make_frame, runs)
     return runs

@@ -52,6 +52,14 @@ def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
         recipients, frames = runs[0]
         _send(recipients, frames[0] if len(frames) == 1 else b"".join(frames))
         return
+    everybody: set[Writer] = set()
+    for recipients, _ in runs:
+        everybody.update(recipients)
+    if len(everybody) == sum(len(recipients) for recipients, _ in runs):
+        # nobody is in two of them: the usual case where many conversations have few subscribers each
+        for recipients, frames in runs:
+            _send(recipients, frames[0] if len(frames) == 1 else b"".join(frames))
+        return
     pending: dict[Writer, list[bytes]] = {}
     for recipients, frames in runs:
         blob = frames[0] if len(frames) == 1 else b"".join(frames)
