@@ -298,3 +298,26 @@ def test_sighup_leaves_the_log_locked_against_a_second_server(chatws_server: Sta
     )  # fmt: skip
     assert second.returncode == 1, second.stdout
     assert "log.db" in second.stderr
+
+
+def test_sighup_reloads_in_a_terminal_and_ends_the_server_when_the_terminal_has_gone(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    words = ["-n", "--pidfile=", "chatws", "--port", str(free_port()), "--push-port", str(free_port())]
+    process = subprocess.Popen(
+        ["setsid", "--ctty", *twistd_command(), *words, "--drain-seconds", "0"],
+        cwd=tmp_path, env=clean_environment(), stdin=theirs, stdout=theirs, stderr=theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    said = b""
+    try:
+        while b"listening for browsers" not in said:
+            said += os.read(ours, 4096)
+        process.send_signal(signal.SIGHUP)
+        while b"nothing has changed" not in said:
+            said += os.read(ours, 4096)
+        os.close(ours)  # the kernel sends SIGHUP
+        assert process.wait(20) == 0
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
