@@ -165,8 +165,11 @@ class Postgres:
 
     def silence(self) -> None:
         """Freeze every process: connections stay open, new ones are taken by the kernel, nothing answers."""
+        for process in self._processes()[:1]:
+            # first, so that it makes no more of them
+            process.suspend()
         self._stopped = self._processes()
-        for process in self._stopped:
+        for process in self._stopped[1:]:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
 
