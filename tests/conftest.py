@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes says more of the machine than of the code, and is never a reason to fail.
+settings.register_profile("chatws", deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("chatws")
 
 
 def pytest_configure(config: pytest.Config) -> None:
