@@ -12,6 +12,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -300,6 +301,18 @@ def test_a_restart_under_systemd_s_sockets_refuses_nobody(activated: Activated) 
     assert problems == []
     with activated.agent(1):
         pass
+    assert "Traceback" not in activated.log
+
+
+def test_a_reload_under_systemd_s_sockets_drops_nobody(activated: Activated) -> None:
+    assert unit(SERVICE)["Service"]["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
+    activated.start()
+    with activated.agent(1) as agent:
+        assert activated.process is not None
+        (activated.directory / "chatws.toml").write_text("drain_seconds = 0.2\nmax_subscriptions = 1\n")
+        activated.process.send_signal(signal.SIGHUP)
+        until(lambda: "max_subscriptions" in activated.log, "the log to say what has changed")
+        assert agent.settle() == []
     assert "Traceback" not in activated.log
 
 
