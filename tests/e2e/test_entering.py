@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -16,7 +17,7 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.e2e.conftest import Server
+from tests.e2e.conftest import Server, free_port
 from tests.e2e.wire import Browser
 
 Start = Callable[..., Server]
@@ -136,13 +137,23 @@ def test_a_ticket_is_not_enough_where_the_database_says_the_user_is_gone(chatws_
 
 
 def test_tickets_first_and_trust_behind_let_old_pages_in_and_count_them(chatws_server: Start) -> None:
-    server = chatws_server("--auth", "ticket", "--auth", "trust", CHATWS_SECRET=SECRET)
+    port = free_port()
+    server = chatws_server("--auth", "ticket", "--auth", "trust", "--metrics-port", str(port), CHATWS_SECRET=SECRET)
     for _ in range(3):
         with server.browser() as new, server.browser() as old:
             new.auth(5, token=ticket())
             old.auth(7)
+    with server.browser() as bad:
+        refusal(bad, {"user_id": 7, "token": ticket(secret=OLD_SECRET)})
     assert server.log.count("user 7 enters without a proof, by --auth trust") == 1
     assert "user 5 enters" not in server.log
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
+        counts = [line for line in page.read().decode().splitlines() if line.startswith("chatws_authentications")]
+    assert sorted(counts) == [
+        'chatws_authentications_total{method="ticket",proved="yes",result="accepted"} 3.0',
+        'chatws_authentications_total{method="ticket",proved="yes",result="refused"} 1.0',
+        'chatws_authentications_total{method="trust",proved="no",result="accepted"} 3.0',
+    ]
 
 
 # --- the application's own session ----------------------------------------------------------------------------------
