@@ -11,7 +11,7 @@ from pathlib import Path
 
 import chatws
 from chatws.server import MessageComponent
-from tests.e2e.conftest import clean_environment, free_port
+from tests.e2e.conftest import Server, clean_environment, free_port
 from tests.e2e.php import run_php
 from tests.e2e.wire import DEADLINE, Browser, until
 from tests.requirements import needs
@@ -103,6 +103,21 @@ def test_in_php_what_is_appended_to_an_overloaded_property_is_lost(tmp_path: Pat
     assert "Indirect modification of overloaded property" in written
     said = re.findall(r"echo count.*// (\d)", block("php", "__get"))
     assert [one for one in written.splitlines() if one.isdigit()] == said == ["0", "1"]
+
+
+def test_both_servers_can_be_compared_with_the_command(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
+    old, new = chatws_server(), chatws_server()
+    line = block("sh", "chatws shadow").replace("old:8080", f"127.0.0.1:{old.port}")
+    words = line.replace("new:8080", f"127.0.0.1:{new.port}").replace("--seconds 600", "--seconds 1").split()
+    done = subprocess.run(
+        [sys.executable, "-m", "chatws.command", *words[1:]],
+        cwd=tmp_path,
+        env=clean_environment(),
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_each_name_of_the_table_exists() -> None:
