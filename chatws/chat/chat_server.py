@@ -30,7 +30,7 @@ from chatws.chat.recovery import Recovery
 from chatws.chat.session import Effect, Session, SessionLimits
 from chatws.chat.stats import Stats
 from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
-from chatws.ids import Id, sort_ids
+from chatws.ids import Id
 from chatws.server.component import Connection
 from chatws.server.fanout import send_all
 from chatws.server.frames import text_frame
@@ -191,7 +191,7 @@ class ChatServer:
 
     def online(self) -> list[Id]:
         """The agents online now, sorted."""
-        return sort_ids(self.presence.online())
+        return self.presence.online()
 
     def connections_of(self, user_id: Id) -> list[tuple[str, str]]:
         """The user's connections: the id that each was told, and its address."""

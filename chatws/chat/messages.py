@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 from typing import Any
 
 import msgspec
 
 from chatws.brokers.contract import Event
 from chatws.errors import ClientError, ErrorCode
-from chatws.ids import Id, parse_id, sort_ids
+from chatws.ids import Id, parse_id
 
 __all__ = [
     "PONG",
@@ -190,9 +189,9 @@ def unsubscribed(conversation_id: Id) -> bytes:
     return _encode({"event": "unsubscribed", "data": {"conversation_id": conversation_id}})
 
 
-def presence(online: Iterable[Id]) -> bytes:
-    """The answer to `presence`."""
-    return _encode({"event": "presence", "data": {"online": sort_ids(list(online))}})
+def presence(online: list[Id]) -> bytes:
+    """The answer to `presence`. `online`: sorted."""
+    return _encode({"event": "presence", "data": {"online": online}})
 
 
 def error(problem: ClientError, text: str | bytes = b"", message: Message | None = None) -> bytes:

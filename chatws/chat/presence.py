@@ -13,7 +13,7 @@ from typing import Any
 
 from twisted.internet.base import DelayedCall
 
-from chatws.ids import Id
+from chatws.ids import Id, sort_ids
 
 __all__ = ["Presence"]
 
@@ -40,6 +40,8 @@ class Presence:
         self._news: dict[Id, bool] = {}
         self._next: DelayedCall | None = None
         self._resting_until = 0.0
+        #: what `online` says, until somebody comes or goes: every page that opens asks for it
+        self._sorted: list[Id] | None = None
 
     def __len__(self) -> int:
         return len(self._tabs) + len(self._leaving)
@@ -48,8 +50,10 @@ class Presence:
         return user_id in self._tabs or user_id in self._leaving
 
     def online(self) -> list[Id]:
-        """The agents online now, those within their grace included."""
-        return [*self._tabs, *self._leaving]
+        """The agents online now, those within their grace included, sorted. Not to be changed: it is kept."""
+        if self._sorted is None:
+            self._sorted = sort_ids([*self._tabs, *self._leaving])
+        return self._sorted
 
     def enter(self, user_id: Id) -> None:
         """One more tab of this user."""
@@ -61,6 +65,7 @@ class Presence:
         if leaving is not None:
             leaving.cancel()
         else:
+            self._sorted = None
             self._tell(user_id, True)
 
     def leave(self, user_id: Id) -> None:
@@ -76,6 +81,7 @@ class Presence:
         """These were online before a restart: they are taken to be so still, for long enough to come back."""
         for user_id in user_ids:
             if user_id not in self:
+                self._sorted = None
                 grace = max(self.grace, RESTART_GRACE)
                 self._leaving[user_id] = self._clock.callLater(grace, self._left, user_id)
 
@@ -84,12 +90,14 @@ class Presence:
         for call in self._leaving.values():
             call.cancel()
         self._leaving.clear()
+        self._sorted = None
         if self._next is not None:
             self._next.cancel()
             self._next = None
 
     def _left(self, user_id: Id) -> None:
         del self._leaving[user_id]
+        self._sorted = None
         self._tell(user_id, False)
 
     def _tell(self, user_id: Id, is_online: bool) -> None:
