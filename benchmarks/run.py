@@ -93,9 +93,7 @@ SERVERS = {
     "floor": Server("a C loop of send()", (str(BUILD / "floor"), "{port}", "{push}")),
     "chatws": Server("chatws", (*_TWISTD, *_CHATWS), "/ws"),
     "chatws-asyncio": Server("chatws on asyncio", (*_TWISTD, "--reactor=asyncio", *_CHATWS), "/ws"),
-    "chatws-uvloop": Server(
-        "chatws on asyncio with uvloop", (sys.executable, "chatws_uvloop.py", "{port}", "{push}"), "/ws"
-    ),
+    "chatws-uvloop": Server("chatws on asyncio with uvloop", (*_TWISTD, "--reactor=uvloop", *_CHATWS), "/ws"),
     "uwebsockets": Server(
         "uWebSockets (socketify)", (PEER_PYTHON, "uwebsockets_server.py", "{port}", "{push}"), publisher="ws"
     ),

@@ -56,6 +56,7 @@ MAY_IMPORT = {
     ],
     "chatws.reload": ["chatws.auth", "chatws.config", "chatws.configure", "chatws.errors", "chatws.startup"],
     "chatws.startup": ["chatws.auth", "chatws.config", "chatws.configure", "chatws.endpoints", "chatws.errors"],
+    "chatws.uvloop_reactor": [],
 }
 
 #: Libraries that one room keeps from all the others.
