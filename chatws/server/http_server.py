@@ -165,6 +165,8 @@ class _Visitor(Protocol):
             return
         if self._waits:
             self._head += data
+            self._paused = True
+            self.transport.pauseProducing()
             return
         self._head = head = self._head + data if self._head else data
         if head.startswith(b"\r\n"):
@@ -183,9 +185,6 @@ class _Visitor(Protocol):
             return
         self._waits = end
         server.app.when_there_is_time(self._decide)
-        if self._waits:
-            self.transport.pauseProducing()
-            self._paused = True
 
     def _decide(self) -> None:
         """The head is complete."""
