@@ -1,9 +1,9 @@
 """Which agents are online: several tabs of one user are one agent.
 
 An agent is online with the first tab, and offline a grace period after the last, so that a reload or a short loss of
-the network is no news. News goes out in batches: at once while it is quiet, and no more often than a tenth of the
-time that a batch takes to send when a whole shop arrives at the same moment (each arrival is news for everybody, so
-the work would grow with the square of the agents). An agent that came and went between two batches is in neither.
+the network is no news. News goes out in batches: at once while it is quiet, and seldom enough to take a twentieth of
+the time when a whole shop arrives at the same moment (each arrival is news for everybody, so the work would grow with
+the square of the agents). An agent that came and went between two batches is in neither.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from chatws.ids import Id, sort_ids
 __all__ = ["Presence"]
 
 #: Announcements in one batch: small enough for any socket's buffer to take at once.
-BATCH = 250
+BATCH = 500
 #: Seconds for which agents are waited for after a restart, at least: browsers come back one after the other.
 RESTART_GRACE = 10.0
-#: The part of the time that announcing may take: one tenth.
-SHARE = 10
+#: The part of the time that announcing may take: one twentieth.
+SHARE = 20
 
 
 class Presence:
