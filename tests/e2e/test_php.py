@@ -323,8 +323,10 @@ def test_a_batch_with_one_bad_line_sends_the_others(server: Server, php: Php) ->
     good = {"method": "notifyUser", "arguments": [1, "note", []]}
     with server.agent(1) as browser:
         assert php.batch([good, bad, good]) is False
+        assert php.lastError() == "note not sent: Inf and NaN cannot be JSON encoded"
         assert php.batch([good, refused, good]) is False
         assert php.batch([good, good]) is True
+        assert php.lastError() is None
         assert [one["event"] for one in events(browser)] == ["note"] * 6
 
 

@@ -269,6 +269,23 @@ def test_a_log_that_throws_does_not_throw_at_the_caller() -> None:
         assert php.notifyAgentStatus(5, "away") is False
 
 
+def test_failures_go_to_a_psr_3_logger_or_to_php_s_own_log(tmp_path: Path) -> None:
+    code = f"""
+        require '{SCRIPTS.parents[1]}/php/autoload.php';
+        $logger = new class {{
+            public function warning(string $message, array $context): void {{ echo "$message\n", key($context), "\n"; }}
+        }};
+        $settings = ['address' => '127.0.0.1:{free_port()}', 'pause_ms' => 0];
+        (new Chatws\\Client(Chatws\\Config::fromArray(['logger' => $logger] + $settings)))->notifyUser(5, 'note', []);
+        (new Chatws\\Client(Chatws\\Config::fromArray($settings)))->notifyUser(5, 'note', []);
+    """
+    log = tmp_path / "php.log"
+    out = run_php("-d", f"error_log={log}", "-r", code).splitlines()
+    assert out[0].startswith("chatws: note not delivered: Connection refused")
+    assert out[1] == "ids"
+    assert "chatws: note not delivered: Connection refused" in log.read_text()
+
+
 def test_settings_that_are_none_are_logged_and_the_defaults_taken() -> None:
     environment = {"CHATWS_PUSH_BUDGET_MS": "soon", "CHATWS_PUSH_SECRET_FILE": "/nowhere/secret"}
     with FakePushPort() as port, Php(environment=environment, address=port.address, answer_timeout_ms=0) as php:

@@ -119,6 +119,27 @@ def test_a_tls_handshake_that_stalls_costs_the_connect_time_out() -> None:
         assert php.milliseconds < 2000
 
 
+@needs("php-cli")
+def test_a_ticket_opens_the_door_for_whom_it_names(chatws_server: Callable[..., Server]) -> None:
+    environment = {"CHATWS_SECRET": "a secret of at least 32 bytes, this"}
+    server = chatws_server("--auth", "ticket", **environment)
+    with Php(helper=True, environment=environment) as php:
+        with server.browser() as browser:
+            assert browser.auth(123, token=php.ticket(123))["user_id"] == 123
+            browser.subscribe(456)
+        with server.browser() as browser:
+            browser.auth(123, token=php.ticket(123, 60, [457]))
+            browser.subscribe(457)
+            browser.send({"type": "subscribe", "conversation_id": 456})
+            assert browser.expect("error")["data"]["code"] == "forbidden"
+        browser = server.browser()
+        browser.send({"type": "auth", "user_id": 124, "token": php.ticket(123)})
+        assert browser.expect_close()[0] == 4901
+        browser = server.browser()
+        browser.send({"type": "auth", "token": php.ticket(123, -600)})
+        assert browser.expect_close()[0] == 4901
+
+
 # --- the code as it stands
 
 

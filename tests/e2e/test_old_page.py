@@ -1,0 +1,290 @@
+"""A page written for the Ratchet server (tests/pages/old_page.js), unchanged, in a real Chromium.
+
+Its WebSocket goes straight to the server's port, as in the days before, or to `/ws` of nginx. The backend is the PHP
+helper by its old name.
+"""
+
+from __future__ import annotations
+
+import http.client
+import signal
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import Page, expect
+
+from tests.e2e.browser import open_browser, open_page
+from tests.e2e.conftest import Server, clean_environment, free_port
+from tests.e2e.nginx import Nginx
+from tests.e2e.php import SCRIPTS, Php
+from tests.e2e.wire import DEADLINE, until
+from tests.requirements import find_program, needs
+
+pytestmark = needs("chromium")
+
+PAGES = Path(__file__).resolve().parents[1] / "pages"
+#: What Chromium says of a WebSocket that cannot be opened, or breaks.
+LOST = r"WebSocket connection to .* failed"
+#: For the page's own clock-driven waits of 3 seconds, on a busy machine.
+PATIENCE = 20.0
+
+
+class _Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chromium]:
+    with open_browser() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[str]:
+    """The shop's web server, on another port of the same host."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(PAGES)))
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@contextmanager
+def nginx_before(server: Server, directory: Path) -> Iterator[Nginx]:
+    (directory / "nginx").mkdir()
+    one = Nginx(directory / "nginx", f"127.0.0.1:{server.port}", PAGES)
+    one.start()
+    try:
+        yield one
+    finally:
+        one.stop()
+
+
+@pytest.fixture(params=["direct", pytest.param("nginx", marks=needs("nginx"))])
+def address(
+    request: pytest.FixtureRequest, chatws_server: Callable[..., Server], tmp_path: Path, site: str
+) -> Iterator[tuple[Server, str]]:
+    """A server, and the URL of the page before it, without the user and the conversation."""
+    server = chatws_server("--auth", "trust", "--presence-grace", "0")
+    if request.param == "direct":
+        yield server, f"{site}/old_page.html?url=ws://127.0.0.1:{server.port}&"
+    else:
+        with nginx_before(server, tmp_path) as nginx:
+            yield server, f"{nginx.url}/old_page.html?"
+
+
+def php_backend(server: Server) -> Php:
+    return Php(helper=True, address=f"127.0.0.1:{server.push_port}", pause_ms=0)
+
+
+def wire(page: Page, what: str) -> Any:
+    """A list or number that the page keeps for tests."""
+    return page.evaluate(f"wire.{what}")
+
+
+def events(page: Page) -> list[str]:
+    return [one.get("event") or one["type"] for one in wire(page, "received")]
+
+
+def wait_for_events(page: Page, *names: str) -> None:
+    """Until each of them has come."""
+    page.wait_for_function(
+        "names => names.every(name => wire.received.some(one => (one.event || one.type) === name))", arg=names
+    )
+
+
+def is_ready(page: Page) -> None:
+    wait_for_events(page, "authenticated", "subscribed")
+
+
+@needs("php-cli")
+def test_the_page_shows_all_that_the_old_helper_notifies_of(address: tuple[Server, str], chromium: Chromium) -> None:
+    server, url = address
+    with open_page(chromium, f"{url}user=1&conversation=456") as page, php_backend(server) as php:
+        is_ready(page)
+        assert [one["type"] for one in wire(page, "sent")][:2] == ["auth", "subscribe"]
+        assert php.notifyNewMessage(456, {"id": 9, "content": "Olá ✓ <b>", "sender_type": "contact", "sender_id": 7})
+        expect(page.locator("#messages-9")).to_have_text("Olá ✓ <b>")
+        assert php.notifyTyping(456, 7, True)
+        expect(page.locator("#typing")).to_have_text("7 is typing…")
+        assert php.notifyTyping(456, 7, False)
+        expect(page.locator("#typing")).to_have_text("")
+        assert php.notifyMessageRead(456, 9, 7)
+        expect(page.locator("#messages-9")).to_have_attribute("data-read-by", "7")
+        assert php.notifyNewConversation({"id": 457, "contact_name": "Zoë", "status": "open"})
+        expect(page.locator("#conversations-457")).to_have_text("Zoë")
+        assert php.notifyConversationUpdated(457, {"id": 457, "status": "closed"})
+        expect(page.locator("#conversations-457")).to_have_text("closed")
+        assert php.notifyAgentStatus(5, "away")
+        expect(page.locator("#agents-5")).to_have_text("away")
+        assert php.onlineAgents() == [1]
+        assert "error" not in events(page)
+
+
+def test_two_pages_see_each_other_come_type_and_go(address: tuple[Server, str], chromium: Chromium) -> None:
+    _, url = address
+    with open_page(chromium, f"{url}user=1&conversation=456") as ana:
+        is_ready(ana)
+        with open_page(chromium, f"{url}user=2&conversation=456") as bia:
+            is_ready(bia)
+            expect(ana.locator("#agents-2")).to_have_text("online")
+            bia.locator("#answer").fill("Bom")
+            expect(ana.locator("#typing")).to_have_text("2 is typing…")
+            expect(bia.locator("#typing")).to_have_text("")
+            expect(ana.locator("#typing")).to_have_text("", timeout=PATIENCE * 1000)
+        expect(ana.locator("#agents-2")).to_have_text("offline")
+
+
+def test_pings_and_activity_keep_it_alive_and_do_no_harm(address: tuple[Server, str], chromium: Chromium) -> None:
+    _, url = address
+    with open_page(chromium) as page:
+        page.clock.install()
+        page.goto(f"{url}user=1&conversation=456")
+        is_ready(page)
+        for number in range(1, 11):
+            page.clock.run_for(30_000)
+            page.mouse.move(10 * number, 20)
+            page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+            page.wait_for_function(
+                "count => wire.received.filter(one => one.type === 'pong').length === count", arg=number
+            )
+        sent = [one.get("activity_type", one["type"]) for one in wire(page, "sent")]
+        assert sent.count("ping") == 10
+        assert sent.count("visibility_change") == 10
+        assert sent.count("mouse_move") >= 9
+        assert set(events(page)) <= {"authenticated", "subscribed", "pong", "agent_status"}
+        assert wire(page, "closes") == []
+
+
+def test_switching_conversations_without_ever_unsubscribing(address: tuple[Server, str], chromium: Chromium) -> None:
+    server, url = address
+    with open_page(chromium, f"{url}user=1&conversation=456") as page, server.backend() as backend:
+        is_ready(page)
+        page.evaluate("openConversation(457); openConversation(458); openConversation(457)")
+        page.wait_for_function("wire.received.filter(one => one.event === 'subscribed').length === 4")
+        for conversation in (456, 457, 458):
+            message = {"id": conversation, "content": f"in {conversation}", "sender_type": "contact"}
+            backend.push("new_message", {"conversation_id": conversation, "message": message})
+        expect(page.locator("#messages-457")).to_have_text("in 457")
+        expect(page.locator("#conversations-456")).to_have_class("unread")
+        expect(page.locator("#conversations-458")).to_have_class("unread")
+        assert page.locator("#messages li").count() == 1
+        assert "unsubscribe" not in [one["type"] for one in wire(page, "sent")]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_it_comes_back_after_a_restart(address: tuple[Server, str], chromium: Chromium, number: int) -> None:
+    server, url = address
+    with open_page(chromium, f"{url}user=1&conversation=456", forgive=LOST, timeout=PATIENCE) as page:
+        is_ready(page)
+        page.evaluate("wire.received.length = 0")
+        server.restart(number)
+        is_ready(page)
+        assert wire(page, "closes")[0] == (4012 if number == signal.SIGTERM else 1006)
+        assert wire(page, "sockets") <= 6
+        with server.backend() as backend:
+            message = {"id": 1, "content": "again", "sender_type": "contact"}
+            assert backend.push("new_message", {"conversation_id": 456, "message": message})["delivered"] == 1
+        expect(page.locator("#messages-1")).to_have_text("again")
+
+
+def test_it_tries_five_times_three_seconds_apart_and_gives_up(address: tuple[Server, str], chromium: Chromium) -> None:
+    server, url = address
+    with open_page(chromium, forgive=LOST) as page:
+        page.clock.install()
+        page.goto(f"{url}user=1&conversation=456")
+        is_ready(page)
+        server.stop()
+        for number in range(1, 6):
+            expect(page.locator("#status")).to_have_text(f"reconnect {number}")
+            page.clock.run_for(3_000)
+        expect(page.locator("#status")).to_have_text("lost")
+        page.clock.run_for(60_000)
+        assert wire(page, "sockets") == 6
+
+
+def test_a_banned_user_is_told_and_the_page_s_five_tries_do_no_harm(
+    address: tuple[Server, str], chromium: Chromium
+) -> None:
+    server, url = address
+    with open_page(chromium, f"{url}user=1&conversation=456") as page, server.backend() as backend:
+        is_ready(page)
+        assert backend.request({"op": "disconnect", "user_id": 1, "ban": True})["connections"] == 1
+        page.wait_for_function("wire.closes.length === 1")
+        assert wire(page, "closes") == [4903]
+        expect(page.locator("#status")).to_have_text("reconnect 1")
+
+
+# --- who it is, by the application's session
+
+
+@contextmanager
+def application(directory: Path) -> Iterator[str]:
+    """The shop in PHP: its URL. Sessions are kept in files, as usual."""
+    port = free_port()
+    program = find_program("php-cli")
+    assert program is not None
+    process = subprocess.Popen(
+        [program, "-d", f"session.save_path={directory}", "-S", f"127.0.0.1:{port}", str(SCRIPTS / "application.php")],
+        env=clean_environment(),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    url = f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: _answers(url), "php -S to answer")
+        yield url
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
+
+
+def _answers(url: str) -> bool:
+    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=DEADLINE)
+    try:
+        connection.request("GET", "/whoami")
+        return connection.getresponse().status == 401
+    except OSError:
+        return False
+    finally:
+        connection.close()
+
+
+@needs("php-cli")
+@pytest.mark.parametrize("way", ["direct", pytest.param("nginx", marks=needs("nginx"))])
+def test_the_application_s_session_says_who_it_is(
+    way: str, chatws_server: Callable[..., Server], tmp_path: Path, site: str, chromium: Chromium
+) -> None:
+    with ExitStack() as running:
+        shop = running.enter_context(application(tmp_path))
+        server = chatws_server("--auth", "callback", "--auth-url", f"{shop}/whoami")
+        if way == "nginx":
+            url = f"{running.enter_context(nginx_before(server, tmp_path)).url}/old_page.html?"
+        else:
+            url = f"{site}/old_page.html?url=ws://127.0.0.1:{server.port}&"
+        backend = running.enter_context(server.backend())
+        with open_page(chromium, f"{shop}/login?user=5") as page:
+            page.goto(f"{url}user=5&conversation=456")
+            is_ready(page)
+            assert wire(page, "received")[0]["data"]["user_id"] == 5
+            backend.push("new_message", {"conversation_id": 456, "message": {"id": 1, "content": "oi"}})
+            expect(page.locator("#messages-1")).to_have_text("oi")
+            page.goto(f"{url}user=6&conversation=456")
+            page.wait_for_function("wire.closes.length === 1")
+            assert wire(page, "closes") == [4901], "the session is another user's"
+        with open_page(chromium, f"{url}user=5&conversation=456") as page:
+            page.wait_for_function("wire.closes.length === 1")
+            assert wire(page, "closes") == [4901], "nobody is logged in"
+            assert "subscribed" not in events(page)
