@@ -28,8 +28,8 @@ final class Client
     private readonly Courier $courier;
     /** @var list<Line>|null the lines of the batch under way */
     private ?array $batch = null;
-    /** Whether everything in the batch under way could be made into lines. */
-    private bool $batchOk = true;
+    /** Why not everything in the batch under way could be made into lines. */
+    private ?string $batchProblem = null;
 
     /** @param Config|null $config null: from the environment */
     public function __construct(?Config $config = null)
@@ -202,7 +202,7 @@ final class Client
             return true;
         }
         $this->batch = [];
-        $this->batchOk = true;
+        $this->batchProblem = null;
         $sent = false;
         try {
             $do($this);
@@ -212,7 +212,9 @@ final class Client
             $sent = $this->guard('batch', fn (): bool => $this->deliver($lines), false);
         }
 
-        return $sent && $this->batchOk;
+        $this->log->last ??= $this->batchProblem;
+
+        return $sent && $this->batchProblem === null;
     }
 
     /**
@@ -319,7 +321,7 @@ final class Client
                     $this->log->warning(
                         "{$what} not sent: its line has {$size} bytes, more than {$this->config->maxLineSize}",
                     );
-                    $this->batchOk = false;
+                    $this->batchProblem = $this->log->last;
 
                     return false;
                 }
@@ -377,8 +379,8 @@ final class Client
         try {
             return $do();
         } catch (\Throwable $error) {
-            $this->batchOk = false;
             $this->log->warning("{$what} not sent: {$error->getMessage()}");
+            $this->batchProblem = $this->log->last;
 
             return $otherwise;
         }
