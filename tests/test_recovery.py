@@ -270,5 +270,5 @@ def test_the_model_notices_a_lost_event(monkeypatch: pytest.MonkeyPatch) -> None
     machine.subscribe(page=0, conversation_id=10)
     machine.lose(page=0, handled=100)
     machine.publish(to=conversation_channel(10), left_out=None, count=2)
-    with pytest.raises(AssertionError, match="conversation:10|assert"):
+    with pytest.raises(AssertionError, match=r"^\(10, "):
         machine.teardown()
