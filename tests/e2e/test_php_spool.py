@@ -6,12 +6,14 @@ import fcntl
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.conftest import Server, free_port
+from tests.e2e.conftest import Server, clean_environment, free_port
 from tests.e2e.php import FakePushPort, Php
 from tests.e2e.wire import until
 from tests.requirements import needs
@@ -121,6 +123,31 @@ def test_processes_at_once_send_each_line_once(tmp_path: Path) -> None:
             for worker in workers:
                 worker.close()
         assert sorted(one for one in port.ids if str(one).startswith("key-")) == sorted(keys)
+
+
+def test_the_command_sends_what_php_has_kept(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    server = chatws_server(start=False)
+    address = f"127.0.0.1:{server.push_port}"
+    with Php(address=address, spool_dir=str(spool)) as php:
+        for number in range(3):
+            assert php.notifyUser(1, "note", {"n": number}) is False
+        assert php.publish("never_heard_of", {}) is False
+        server.start()
+        with server.agent(1) as browser:
+            done = subprocess.run(
+                [sys.executable, "-m", "chatws.command", "push", "--spool", str(spool), "--push", address],
+                env=clean_environment(),
+                capture_output=True,
+                text=True,
+                timeout=60,
+                check=False,
+            )
+            assert done.returncode == 1, "one was refused"
+            assert [one["data"]["n"] for one in browser.settle()] == [0, 1, 2]
+        assert spooled(spool) == []
+        assert len(spooled(spool / "refused")) == 1
+        assert php.flushSpool() == 0
 
 
 def test_the_lock_of_another_program_is_respected(tmp_path: Path) -> None:
