@@ -22,7 +22,13 @@ from chatws.errors import OperatorError
 __all__ = ["Loaded", "Origin", "environment_name", "expected", "flag_name", "load", "suggestion"]
 
 #: In the environment, and no settings.
-_OTHER_VARIABLES = frozenset({"CHATWS_CONFIG", "CHATWS_SECRET_OLD"})
+#: Variables that are no settings: two of the server's own, and those of the PHP helper and the command `chatws`, which
+#: may be in the same environment.
+_OTHER_VARIABLES = frozenset(
+    {"CHATWS_CONFIG", "CHATWS_SECRET_OLD", "CHATWS_PUSH_ADDRESS", "CHATWS_PUSH_SECRET", "CHATWS_PUSH_SECRET_FILE"}
+    | {f"CHATWS_PUSH_{name}" for name in ("ANSWER_TIMEOUT_MS", "BUDGET_MS", "CONNECT_TIMEOUT_MS", "PAUSE_MS")}
+    | {"CHATWS_PUSH_TLS_CA", "CHATWS_PUSH_TLS_NAME", "CHATWS_SPOOL_DIR", "CHATWS_SPOOL_MAX_FILES", "CHATWS_TOKEN"}
+)
 _TRUE = frozenset({"1", "true", "yes", "on"})
 _FALSE = frozenset({"0", "false", "no", "off"})
 _EVENT_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")

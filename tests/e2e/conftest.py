@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,12 +24,13 @@ __all__ = ["Server", "chatws_server", "clean_environment", "free_port", "twistd_
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago."""
-    with socket.socket() as one:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
+    """A TCP port on 127.0.0.1 that was free a moment ago, and is none that the kernel gives to outgoing connections
+    (32768 and above on Linux): one of those might have it before the server."""
+    while True:
+        port = random.randrange(20000, 32000)
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", port))
+            return port
 
 
 def twistd_command() -> list[str]:
