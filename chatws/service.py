@@ -261,6 +261,7 @@ class ChatwsService(Service):
         if self.demo:
             await self.demo.stopService()
         await self.push.drain()
+        self.chat.hold_presence()
         await self._send_away()
         await self.browsers.stopService()
         await self.chat.stop()

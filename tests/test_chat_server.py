@@ -313,6 +313,17 @@ class PresenceOverRestartTests(ChatTestCase):
         events = [one for one in connection.take() if one["event"] == "agent_status"]
         return [(one["data"]["agent_id"], one["data"]["status"]) for one in events]
 
+    def test_who_is_sent_away_by_the_server_is_not_noted_offline_however_long_that_takes(self) -> None:
+        leaving = self.connect(1)
+        connection = FakeConnection()
+        self.chat.on_open(connection)
+        self.say(connection, type="auth", user_id=2)  # and nothing is announced before the end begins
+        self.chat.hold_presence()
+        self.leave(leaving)
+        self.clock.advance(60)
+        self.restart()
+        self.assertEqual(self.chat.online(), [1, 2])
+
     def test_agents_who_come_back_are_no_news_and_one_who_does_not_goes_offline_once(self) -> None:
         for user_id in (1, 2, "ana"):
             self.connect(user_id)

@@ -129,9 +129,13 @@ class ChatServer:
         await self.history.load(self.broker)
         self.presence.expect(await self.broker.online())
 
+    def hold_presence(self) -> None:
+        """Before the browsers are sent away: who leaves now is expected back, and stays online for the next process."""
+        self.broker.note_presence(self.presence.stop())
+
     async def stop(self) -> None:
         """Announce nothing more, and close the log."""
-        self.presence.stop()
+        self.hold_presence()
         await self.broker.stop()
 
     # The browsers' side: MessageComponent

@@ -40,6 +40,7 @@ class Presence:
         self._news: dict[Id, bool] = {}
         self._next: DelayedCall | None = None
         self._resting_until = 0.0
+        self._stopped = False
         #: what `online` says, until somebody comes or goes: every page that opens asks for it
         self._sorted: list[Id] | None = None
 
@@ -70,6 +71,8 @@ class Presence:
 
     def leave(self, user_id: Id) -> None:
         """One tab less."""
+        if self._stopped:
+            return
         tabs = self._tabs[user_id] - 1
         if tabs:
             self._tabs[user_id] = tabs
@@ -85,8 +88,13 @@ class Presence:
                 grace = max(self.grace, RESTART_GRACE)
                 self._leaving[user_id] = self._clock.callLater(grace, self._left, user_id)
 
-    def stop(self) -> None:
-        """Announce nothing more."""
+    def stop(self) -> list[tuple[Id, bool]]:
+        """Announce nothing more: who leaves from now on leaves because the server does.
+
+        :returns: what was still to be announced.
+        """
+        self._stopped = True
+        news, self._news = list(self._news.items()), {}
         for call in self._leaving.values():
             call.cancel()
         self._leaving.clear()
@@ -94,6 +102,7 @@ class Presence:
         if self._next is not None:
             self._next.cancel()
             self._next = None
+        return news
 
     def _left(self, user_id: Id) -> None:
         del self._leaving[user_id]
@@ -101,6 +110,8 @@ class Presence:
         self._tell(user_id, False)
 
     def _tell(self, user_id: Id, is_online: bool) -> None:
+        if self._stopped:
+            return
         if self._news.get(user_id) is (not is_online):
             del self._news[user_id]
             return

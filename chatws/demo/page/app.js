@@ -194,6 +194,8 @@ function reload(id) {
 async function returned() {
   outbox.flush();
   markRead();
+  // what was being asked for when the connection went is asked for again: a recovery brings what is new, not what is old
+  if (state.open !== null && !state.thread(state.open).loaded) loadThread(state.open);
   try {
     const { instance } = await api.agents();
     if (instance !== state.instance) location.reload();
