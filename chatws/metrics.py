@@ -190,7 +190,7 @@ class Exporter(Collector):
         stats = chat.stats
         entered = chat.hub.count(EVERYONE)
         yield _gauge("chatws_connections_authenticated", "Open WebSockets of known users.", entered)
-        yield _gauge("chatws_users", "Users online, those in their grace included.", len(chat.presence))
+        yield _gauge("chatws_users", "Users online, those in their grace included.", len(chat.agents.online()))
         # each connection that is in listens to everyone's channel and to its user's besides
         subscriptions = chat.hub.subscriptions - 2 * entered
         yield _gauge("chatws_subscriptions", "Subscriptions to conversations.", subscriptions)

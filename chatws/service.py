@@ -261,7 +261,7 @@ class ChatwsService(Service):
         if self.demo:
             await self.demo.stopService()
         await self.push.drain()
-        self.chat.hold_presence()
+        self.chat.hold_presence(self.config.drain_seconds)
         await self._send_away()
         await self.browsers.stopService()
         await self.chat.stop()

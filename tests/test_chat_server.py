@@ -306,7 +306,7 @@ class PresenceOverRestartTests(ChatTestCase):
         self.successResultOf(Deferred.fromCoroutine(self.chat.stop()))
         for connection in connections:
             self.chat.on_close(connection)
-        self.chat.presence.stop()
+        self.chat.hold_presence()
         self.chat = self.make_chat()
 
     def statuses(self, connection: FakeConnection) -> list[tuple[Id, str]]:
@@ -345,7 +345,7 @@ class PresenceOverRestartTests(ChatTestCase):
 class BackendOperationTests(ChatTestCase):
     def test_disconnect_closes_every_tab_and_says_whether_to_come_back(self) -> None:
         tabs, other = [self.enter(5), self.enter(5)], self.enter(6)
-        self.assertEqual(self.chat.disconnect(5, "logged out"), 2)
+        self.assertEqual(self.successResultOf(self.chat.disconnect(5, "logged out")), 2)
         self.assertEqual([tab.closed for tab in tabs], [(4000, "logged out")] * 2)
         self.assertIsNone(other.closed)
         self.chat.disconnect(6, "", ban=True)
@@ -355,7 +355,7 @@ class BackendOperationTests(ChatTestCase):
 
     def test_unsubscribe_takes_the_conversation_away_and_tells_the_page(self) -> None:
         connection = self.enter(5, 456)
-        self.assertEqual(self.chat.unsubscribe(5, 456), 1)
+        self.assertEqual(self.successResultOf(self.chat.unsubscribe(5, 456)), 1)
         self.assertEqual(connection.take(), [{"event": "unsubscribed", "data": {"conversation_id": 456}}])
         self.assertEqual(self.push("new_message", {"conversation_id": 456}).delivered, 0)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from chatws.brokers.contract import Bounds, Draft, Event, Listener
+from chatws.brokers.contract import Bounds, Draft, Event, Leased, Listener
 from chatws.brokers.delivery import Delivery
 from chatws.brokers.keys import Keys, accept
+from chatws.brokers.leases import Leases
 from chatws.brokers.window import Window
 from chatws.errors import Unavailable
 from chatws.ids import Id
@@ -29,12 +30,15 @@ class MemoryBroker:
     :param now: seconds since 1970, for the events' times and the age of events and keys.
     """
 
+    shared = False
+
     def __init__(self, bounds: Bounds | None = None, now: Callable[[], float] = time.time) -> None:
         self.epoch = secrets.token_urlsafe(8)
         self._now = now
         self._window = Window(bounds or Bounds())
         self._keys = Keys()
         self._delivery = Delivery()
+        self._leases = Leases()
         self._open = False
 
     def start(self, listener: Listener) -> Deferred[None]:
@@ -72,12 +76,17 @@ class MemoryBroker:
             return fail(Unavailable("the log is closed"))
         return succeed((self._window.first, self._window.last))
 
-    def note_presence(self, news: Sequence[tuple[Id, bool]]) -> None:
-        """See `Broker.note_presence`. Nobody comes after this process who could ask."""
+    def lease(self, node: str, tabs: Mapping[Id, int | None], seconds: float) -> Deferred[Leased]:
+        """See `Broker.lease`."""
+        if not self._open:
+            return fail(Unavailable("the log is closed"))
+        return succeed(self._leases.lease(node, tabs, seconds, self._now()))
 
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return succeed([])
+        if not self._open:
+            return fail(Unavailable("the log is closed"))
+        return succeed(self._leases.online(self._now()))
 
     def stop(self) -> Deferred[None]:
         """See `Broker.stop`. Nothing can be read after it."""

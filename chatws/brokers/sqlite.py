@@ -17,17 +17,18 @@ One process at a time: the file stays locked until `stop`, or until the kernel h
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.defer import Deferred, fail, maybeDeferred, succeed
 from twisted.internet.threads import deferToThreadPool
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.brokers.contract import Bounds, Draft, Event, Listener
+from chatws.brokers.contract import Bounds, Draft, Event, Leased, Listener
 from chatws.brokers.delivery import Delivery
 from chatws.brokers.keys import Batch
+from chatws.brokers.leases import Leases
 from chatws.brokers.sqlite_store import SqliteStore, boot_id
 from chatws.errors import Unavailable
 from chatws.ids import Id
@@ -51,6 +52,7 @@ class SqliteBroker:
 
     _log = Logger()
     epoch: str
+    shared = False
 
     def __init__(
         self,
@@ -67,6 +69,7 @@ class SqliteBroker:
         self._reactor = reactor
         self._store = SqliteStore(path, bounds, durable=durable, boot=boot())
         self._delivery = Delivery()
+        self._leases = Leases()
         self._open = False
         self._failing = False
         # Of `durable`: publishes that wait for the thread, whether it has the store, and who else waits for that.
@@ -81,6 +84,7 @@ class SqliteBroker:
     def _start(self, listener: Listener) -> None:
         self._store.open(self._now())
         self.epoch = self._store.epoch
+        self._leases.expect(self._store.online(), self._now())
         self._delivery.start(listener)
         self._open = True
 
@@ -148,14 +152,21 @@ class SqliteBroker:
         """See `Broker.bounds`."""
         return Deferred.fromCoroutine(self._ask(self._store.bounds))
 
-    def note_presence(self, news: Sequence[tuple[Id, bool]]) -> None:
-        """See `Broker.note_presence`."""
-        noted = Deferred.fromCoroutine(self._ask(lambda: self._store.note_presence(news)))
-        noted.addErrback(lambda failure: None)  # told to the log already, and to be done without
+    def lease(self, node: str, tabs: Mapping[Id, int | None], seconds: float) -> Deferred[Leased]:
+        """See `Broker.lease`. That the file cannot be written now does not matter: it is for the next process only."""
+        if not self._open:
+            return fail(Unavailable("the log is closed"))
+        leased = self._leases.lease(node, tabs, seconds, self._now())
+        if leased.changed:
+            noted = Deferred.fromCoroutine(self._ask(lambda: self._store.note_presence(leased.changed)))
+            noted.addErrback(lambda failure: None)  # told to the log already, and to be done without
+        return succeed(leased)
 
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return Deferred.fromCoroutine(self._ask(self._store.online))
+        if not self._open:
+            return fail(Unavailable("the log is closed"))
+        return succeed(self._leases.online(self._now()))
 
     async def _ask(self, question: Callable[[], T]) -> T:
         """Ask the store, once no thread has it."""

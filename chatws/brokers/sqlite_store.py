@@ -285,7 +285,7 @@ class SqliteStore:
         return self._first, self.last
 
     def note_presence(self, news: Sequence[tuple[Id, bool]]) -> None:
-        """See `Broker.note_presence`.
+        """Remember who is online (True) and who no longer is, for the process that starts when this one has ended.
 
         :raises sqlite3.Error: the disk is full, say; then nothing of `news` is kept.
         """
@@ -305,7 +305,7 @@ class SqliteStore:
             raise
 
     def online(self) -> list[Id]:
-        """See `Broker.online`."""
+        """Whom `note_presence` left online."""
         return [_decode_id(row[0]) for row in self._db.execute("SELECT user_id FROM online")]
 
     def close(self) -> None:

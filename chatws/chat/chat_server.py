@@ -15,9 +15,11 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.brokers.contract import EVERYONE, Audience, Bounds, Broker, Draft, Event
-from chatws.chat import messages, session
+from chatws.brokers.contract import EVERYONE, NODES, Audience, Bounds, Broker, Draft, Event
+from chatws.chat import messages, nodes, session
+from chatws.chat.agents import Agents
 from chatws.chat.audience import TO_EVERYONE, AudienceTable, conversation_channel, user_channel
+from chatws.chat.catching_up import CatchingUp
 from chatws.chat.client import Client
 from chatws.chat.contracts import ActivitySink, Authenticator, Authorizer
 from chatws.chat.delivery import make_runs
@@ -25,10 +27,10 @@ from chatws.chat.gate import Gate
 from chatws.chat.history import History
 from chatws.chat.hub import Hub
 from chatws.chat.journal import Journal
-from chatws.chat.presence import Presence
 from chatws.chat.recovery import Recovery
 from chatws.chat.session import Effect, Session, SessionLimits
 from chatws.chat.stats import Stats
+from chatws.chat.steering import Steering
 from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id
 from chatws.server.component import Connection
@@ -59,6 +61,8 @@ class ChatServer:
     :param auth_deadline: seconds that a connection may stay without `auth`; 0 is for ever.
     :param max_connections_per_user: 0 is no limit.
     :param presence_grace: seconds between an agent's last tab and `offline`.
+    :param presence_lease: seconds after which another node takes our agents offline when we say no more.
+    :param node: this process's name among those that share the log; by default a random one.
     :param wall_clock: seconds since 1970, for tickets that expire.
     :param schedule: `(seconds, callable) -> handle with cancel()`; by default the reactor's `callLater`.
     """
@@ -76,6 +80,8 @@ class ChatServer:
         auth_deadline: float = 10.0,
         max_connections_per_user: int = 50,
         presence_grace: float = 3.0,
+        presence_lease: float = 15.0,
+        node: str = "",
         send_all: SendAll = send_all,
         reactor: Any = None,
         wall_clock: Callable[[], float] = time.time,
@@ -93,19 +99,23 @@ class ChatServer:
         self.max_connections_per_user = max_connections_per_user
         self._activity = activity
         self.hub: Hub[Connection] = Hub()
-        self.presence = Presence(self._announce, presence_grace, reactor)
         self.history = History(Bounds(), wall_clock) if history is None else history
         self._connections: set[Connection] = set()
-        self._node = secrets.token_hex(4)
+        self.node = node or secrets.token_hex(4)
+        self.agents = Agents(self.node, self._announce, presence_grace, presence_lease, reactor)
         self.stats = Stats()
         self._journal = Journal(reactor)
         self._gate = Gate(authenticator, authorizer, self._journal, self._carry_out)
         self._recovery = Recovery(self.history, self.hub, self.stats, self._frame)
+        self._catching_up = CatchingUp(self.history, self._carry_out, self._schedule)
+        self._steering = Steering(self.node, self.hub, self._gate, self._carry_out, reactor)
+        self.disconnect = self._steering.disconnect
+        self.unsubscribe = self._steering.unsubscribe
         self._perform: dict[type, Callable[[Client, Any], list[Effect] | None]] = {
             session.Reply: self._reply,
-            session.Authenticate: self._gate.authenticate,
+            session.Authenticate: self._authenticate,
             session.Enter: self._enter,
-            session.Check: self._gate.check,
+            session.Check: self._check,
             session.Join: self._join,
             session.Leave: self._leave,
             session.Tell: self._tell,
@@ -118,7 +128,8 @@ class ChatServer:
 
             broker = MemoryBroker(Bounds(), wall_clock)
             broker.start(self)
-        self.broker = broker
+        self.broker = self.agents.broker = self._steering.broker = broker
+        self._catching_up.shared = broker.shared
 
     async def start(self) -> None:
         """Open the log, and take over what is in it.
@@ -127,15 +138,17 @@ class ChatServer:
         """
         await self.broker.start(self)
         await self.history.load(self.broker)
-        self.presence.expect(await self.broker.online())
+        await self.agents.start()
 
-    def hold_presence(self) -> None:
-        """Before the browsers are sent away: who leaves now is expected back, and stays online for the next process."""
-        self.broker.note_presence(self.presence.stop())
+    def hold_presence(self, seconds: float = 0.0) -> None:
+        """Before the browsers are sent away, which takes so many seconds: who leaves now is expected back, and stays
+        online for the next process and for the other nodes."""
+        self.agents.hold(seconds)
 
     async def stop(self) -> None:
         """Announce nothing more, and close the log."""
         self.hold_presence()
+        self._steering.stop()
         await self.broker.stop()
 
     # The browsers' side: MessageComponent
@@ -170,8 +183,10 @@ class ChatServer:
         user_id = client.user_id
         if connection.ended:
             self._journal.ended(connection, user_id)
+        if self._catching_up:
+            self._catching_up.forget(client)
         if user_id is not None:
-            self.presence.leave(user_id)
+            self.agents.local.leave(user_id)
             self._carry_out(client, effects)
 
     def on_error(self, connection: Connection, exception: Exception) -> None:
@@ -194,54 +209,57 @@ class ChatServer:
         return f"{self.broker.epoch}:{event.offset}" if event.offset else None
 
     def online(self) -> list[Id]:
-        """The agents online now, sorted."""
-        return self.presence.online()
+        """The agents online now, on any node, sorted."""
+        return self.agents.online()
 
     def connections_of(self, user_id: Id) -> list[tuple[str, str]]:
-        """The user's connections: the id that each was told, and its address."""
-        return [
-            (self._connection_id(one), one.remote_address)
-            for one in sorted(self.hub.listeners(user_channel(user_id)), key=lambda one: one.resource_id)
-        ]
-
-    def disconnect(self, user_id: Id, reason: str = "", ban: bool = False) -> int:
-        """Close the user's connections, and tell how many they were."""
-        found = self._clients_of(user_id)
-        code = CloseCode.FORBIDDEN if ban else CloseCode.RECONNECT
-        close = session.Close(code, reason or ("not allowed" if ban else "reconnect"))
-        self._gate.send_away(user_id, close)
-        for client in found:
-            self._carry_out(client, client.session.close(*close))
-        return len(found)
-
-    def unsubscribe(self, user_id: Id, conversation_id: Id) -> int:
-        """Take the conversation away from the user's connections, and tell how many had it."""
-        self._gate.take_away(user_id, conversation_id)
-        had = 0
-        for client in self._clients_of(user_id):
-            effects = client.session.revoke(conversation_id)
-            had += any(isinstance(effect, session.Leave) for effect in effects)
-            self._carry_out(client, effects)
-        return had
+        """The user's connections on this node: the id that each was told, and its address."""
+        return [(self._connection_id(one), one.remote_address) for one in self._steering.connections_of(user_id)]
 
     # The log's side: brokers.contract.Listener
 
     def deliver(self, events: Sequence[Event]) -> None:
-        """New events: into the history, and to whoever listens."""
-        for event in events:
+        """New events: into the history, and to whoever listens. Orders among nodes are carried out in between."""
+        history, gaps = self.history, self.history.gaps
+        start = 0
+        for index, event in enumerate(events):
             if event.offset:
-                self.history.append(event)
+                history.append(event)
+            if event.audience.channels[0] == NODES:
+                self._hand_out(events[start:index])
+                start = index + 1
+                self._obey(event)
+        if history.gaps != gaps:
+            self._start_over("events are missing")
+        self._hand_out(events[start:] if start else events)
+        if self._catching_up:
+            self._catching_up.moved()
+
+    def _hand_out(self, events: Sequence[Event]) -> None:
         runs = make_runs(events, self.hub, self._frame)
         self.stats.count(events)
         if runs:
             self._send_all(runs)
 
+    def _obey(self, event: Event) -> None:
+        order = nodes.order_of(event)
+        if isinstance(order, nodes.Status):
+            self.agents.heard(order.online, order.offline)
+        elif order is not None:
+            self._steering.obey(order)
+
     def _frame(self, event: Event) -> bytes:
         return text_frame(messages.event_payload(event, self.broker.epoch))
 
     def reset(self, epoch: str) -> None:
-        """The log started anew: nobody can recover from the old one."""
+        """The log started anew: nobody can recover from the old one, and whoever is here has to begin again."""
         self.history.reset(epoch)
+        self._start_over("the event log started anew")
+
+    def _start_over(self, reason: str) -> None:
+        log.warn("{reason}: {count} browsers are told to reload", reason=reason, count=len(self._connections))
+        self.stats.started_over += len(self._connections)
+        self._steering.part_with(self._connections, reason)
 
     # The operator's side
 
@@ -290,6 +308,15 @@ class ChatServer:
         self.hub.remove(client.connection)
         client.connection.close(int(effect.code), effect.reason)
 
+    def _authenticate(self, client: Client, effect: session.Authenticate) -> list[Effect] | None:
+        last_event_id = effect.message.last_event_id
+        return self._catching_up.ask(client, last_event_id, lambda: self._gate.authenticate(client, effect))
+
+    def _check(self, client: Client, effect: session.Check) -> list[Effect] | None:
+        message = effect.message
+        last_event_id = message.last_event_id if isinstance(message, messages.Subscribe) else None
+        return self._catching_up.ask(client, last_event_id, lambda: self._gate.check(client, effect))
+
     def _enter(self, client: Client, effect: session.Enter) -> list[Effect] | None:
         connection, user_id = client.connection, effect.identity.user_id
         channel = user_channel(user_id)
@@ -300,7 +327,7 @@ class ChatServer:
                 return client.session.close(
                     CloseCode.TOO_MANY_CONNECTIONS, f"more than {limit} connections of one user"
                 )
-            self.presence.enter(user_id)
+            self.agents.local.enter(user_id)
         self._keep_until(client, effect.identity.expires_at)
         node_connection = self._connection_id(connection)
 
@@ -329,7 +356,7 @@ class ChatServer:
         self._publish_own([Draft("typing", audience, data, transient=True)])
 
     def _list_presence(self, client: Client, effect: session.ListPresence) -> None:
-        self._send(client.connection, messages.presence(self.presence.online()))
+        self._send(client.connection, messages.presence(self.agents.online()))
 
     def _record(self, client: Client, effect: session.Record) -> None:
         if self._activity is None:
@@ -362,7 +389,6 @@ class ChatServer:
         self._carry_out(client, client.session.close(CloseCode.AUTH_TIMEOUT, "no auth in time"))
 
     def _announce(self, news: list[tuple[Id, bool]]) -> None:
-        self.broker.note_presence(news)
         drafts = [
             Draft(
                 "agent_status",
@@ -372,7 +398,9 @@ class ChatServer:
             )
             for user_id, is_online in news
         ]
-        self._publish_own(drafts)
+        online = [user_id for user_id, is_online in news if is_online]
+        offline = [user_id for user_id, is_online in news if not is_online]
+        self._publish_own([nodes.to_draft(nodes.Status(online, offline)), *drafts])
 
     def _publish_own(self, drafts: Sequence[Draft]) -> None:
         """Publish what no backend waits for: a failure is counted and forgotten, these events are passing news."""
@@ -385,7 +413,4 @@ class ChatServer:
         self.broker.publish(drafts).addErrback(failed)
 
     def _connection_id(self, connection: Connection) -> str:
-        return f"{self._node}-{connection.resource_id}"
-
-    def _clients_of(self, user_id: Id) -> list[Client]:
-        return [connection.session for connection in self.hub.listeners(user_channel(user_id))]
+        return f"{self.node}-{connection.resource_id}"

@@ -36,10 +36,12 @@ class History:
     :param bounds: how much is kept; trimmed as in chatws.brokers.window.
     :param now: the clock that the events' times are of.
     :ivar epoch: the epoch of the log that this is a copy of; empty before there is one.
+    :ivar gaps: how often events were missing between two that the broker told of.
     """
 
     def __init__(self, bounds: Bounds | None = None, now: Callable[[], float] = time.time) -> None:
         self.epoch = ""
+        self.gaps = 0
         self._now = now
         self._window = Window(bounds or Bounds())
         # Offsets in each channel, ascending. The first of them may be of events that have been dropped: see _forget.
@@ -84,6 +86,7 @@ class History:
         if offset != window.last + 1:
             if offset <= window.last:
                 return
+            self.gaps += 1
             self._clear(offset - 1)
         window.append(event)
         for channel in event.audience.channels:

@@ -21,6 +21,7 @@ class Stats:
     :ivar events: accepted, :ivar deliveries: and to how many connections they were handed.
     :ivar names: by an event's name: [accepted, delivered]; with more than `MAX_NAMES` of them the rest is `OTHER`.
     :ivar errors: `error` replies to browsers, by code.
+    :ivar started_over: connections that were told to reload, because events were gone before they could be read.
     :ivar closes: connections that the chat has closed, by close code.
     """
 
@@ -33,6 +34,7 @@ class Stats:
         "own_events_lost",
         "recoveries",
         "recoveries_failed",
+        "started_over",
     )
 
     def __init__(self) -> None:
@@ -44,6 +46,7 @@ class Stats:
         self.recoveries = 0
         self.recoveries_failed = 0
         self.own_events_lost = 0
+        self.started_over = 0
 
     def count(self, events: Sequence[Event]) -> None:
         """Count events that have been handed out."""

@@ -463,20 +463,75 @@ async def test_a_restart_keeps_the_log_or_says_that_it_is_another(world: World) 
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_was_online_is_known_after_a_restart_or_nobody_is(world: World) -> None:
+async def test_leases_say_for_whom_it_makes_a_difference(world: World) -> None:
     broker, _ = await world.open()
-    broker.note_presence([(1, True), (2, True), ("ana", True), (1, True)])
-    broker.note_presence([(2, False), (3, False)])
-    broker, _ = await world.reopen()
-    expected = {1, "ana"} if world.engine.persistent else set()
-    assert set(await broker.online()) == expected
+    leased = await broker.lease("a", {1: 1, 2: 3, "ana": 1}, 15)
+    assert set(leased.changed) == {(1, True), (2, True), ("ana", True)}
+    assert leased[1:] == (3, 3)
+    leased = await broker.lease("b", {2: 1, 3: 1}, 15)
+    assert (leased.changed, leased.held, leased.online) == ([(3, True)], 2, 4)
+    leased = await broker.lease("a", {2: None, 1: None, 9: None}, 15)
+    assert (leased.changed, leased.held, leased.online) == ([(1, False)], 1, 3)
+    assert set(await broker.online()) == {2, 3, "ana"}
+    leased = await broker.lease("b", {2: None, 3: 0}, 15)
+    assert (leased.changed, leased.held, leased.online) == ([(2, False)], 1, 2)
 
 
 @pytest_twisted.ensureDeferred
-async def test_noting_presence_in_a_closed_log_does_no_harm(world: World) -> None:
+async def test_saying_it_again_changes_nothing(world: World) -> None:
     broker, _ = await world.open()
-    await broker.stop()
-    broker.note_presence([(1, True)])
+    await broker.lease("a", {1: 1}, 15)
+    assert await broker.lease("a", {1: 2}, 15) == ([], 1, 1)
+    assert await broker.lease("a", {2: None}, 15) == ([], 1, 1)
+    assert await broker.lease("a", {}, 15) == ([], 1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_says_no_more_loses_its_users_once(world: World) -> None:
+    broker, _ = await world.open()
+    await broker.lease("a", {1: 1, 2: 1}, 15)
+    await broker.lease("b", {2: 1, 3: 1}, 30)
+    world.clock.advance(14)
+    assert await broker.lease("b", {}, 30) == ([], 2, 3)
+    world.clock.advance(2)
+    assert set(await broker.online()) == {2, 3}
+    assert await broker.lease("b", {}, 30) == ([(1, False)], 2, 2)
+    assert await broker.lease("b", {}, 30) == ([], 2, 2)
+    assert await broker.lease("a", {}, 15) == ([], 0, 2), "it can see that it lost them"
+    assert await broker.lease("a", {1: 1, 2: 1}, 15) == ([(1, True)], 2, 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_who_moves_from_a_dead_node_to_another_is_no_news(world: World) -> None:
+    broker, _ = await world.open()
+    await broker.lease("a", {1: 1}, 15)
+    world.clock.advance(10)
+    assert await broker.lease("b", {1: 1}, 15) == ([], 1, 1)
+    world.clock.advance(10)
+    assert await broker.lease("b", {}, 15) == ([], 1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_ids_of_leases_come_back_as_they_were(world: World) -> None:
+    broker, _ = await world.open()
+    ids = {0: 1, 2**53 - 1: 1, "x" * 128: 1, "é:'\"\\ %s": 1, "007": 1, "#nodes": 1}
+    assert set((await broker.lease("a", ids, 15)).changed) == {(one, True) for one in ids}
+    assert set(await broker.online()) == set(ids)
+
+
+@pytest_twisted.ensureDeferred
+async def test_who_was_online_is_known_after_a_restart_or_nobody_is(world: World) -> None:
+    broker, _ = await world.open()
+    await broker.lease("a", {1: 1, 2: 1, "ana": 1}, 60)
+    await broker.lease("a", {2: None, 3: None}, 60)
+    broker, _ = await world.reopen()
+    if not world.engine.persistent:
+        assert await broker.online() == []
+        return
+    assert set(await broker.online()) == {1, "ana"}
+    assert (await broker.lease("b", {1: 1}, 60)).changed == []
+    world.clock.advance(61)
+    assert (await broker.lease("b", {}, 60)).changed == [("ana", False)]
 
 
 @pytest_twisted.ensureDeferred
