@@ -159,6 +159,9 @@ class Config:
     presence_grace: float = _set(
         3.0, "chat", "time between the end of an agent's last tab and `offline`", unit="seconds", zero="at once"
     )
+    presence_lease: float = _set(
+        15.0, "chat", "time after which a node that says nothing more has its agents taken offline", unit="seconds"
+    )
     audience: tuple[str, ...] = _set(
         (), "chat", "EVENT=conversation, user, everyone or none: an event's default audience", value="EVENT=WHO"
     )
@@ -168,9 +171,22 @@ class Config:
         "", "push", "file with the secret that backends must send first", value="FILE", zero="no secret", path=True
     )
     max_line_size: int = _set(1048576, "push", "longest line of a backend", unit="bytes")
+    push_queue: int = _set(
+        0, "push", "events held while the event log cannot be reached", unit="events", zero="they are refused"
+    )
 
     # the log
-    broker: str = _set("memory", "log", "memory, or sqlite:///path", value="BROKER")
+    broker: str = _set("memory", "log", "memory, sqlite:///path, postgresql://… or redis://…", value="BROKER")
+    broker_timeout: float = _set(
+        5.0, "log", "how long PostgreSQL or Redis may take to answer until it counts as unreachable", unit="seconds"
+    )
+    broker_listen: str = _set(
+        "", "log", "PostgreSQL: another URL for LISTEN, past a connection pooler", value="URL", zero="the broker's",
+    )  # fmt: skip
+    broker_poll: float = _set(
+        0.0, "log", "PostgreSQL: time between two looks for new events, instead of LISTEN", unit="seconds",
+        zero="LISTEN",
+    )  # fmt: skip
     durable: bool = _set(False, "log", "sqlite: write through to the disk with every batch")
     history_events: int = _set(100_000, "log", "events kept for recovery", unit="events", zero="no limit")
     history_seconds: float = _set(3600.0, "log", "age of events kept for recovery", unit="seconds", zero="no limit")

@@ -40,6 +40,7 @@ from chatws.health import Readiness
 from chatws.logs import observer_for
 from chatws.metrics import Exporter, Lag, MeasuredDatabase, make_site
 from chatws.push.listener import PushFactory
+from chatws.push.queue import PushQueue
 from chatws.reload import compare, push_secret
 from chatws.server.admission import Admission
 from chatws.server.http_server import HttpServer
@@ -89,7 +90,15 @@ class ChatwsService(Service):
         self.authenticator = build_authenticator(config, self.database, reactor)
         self.activity = build_activity(config, self.database, reactor)
         self.chat = ChatServer(
-            open_broker(config.broker, bounds, durable=config.durable, reactor=reactor, now=time.time),
+            open_broker(
+                config.broker,
+                bounds,
+                durable=config.durable,
+                reactor=reactor,
+                timeout=config.broker_timeout,
+                listen_url=config.broker_listen,
+                poll=config.broker_poll,
+            ),
             authenticator=self.authenticator,
             authorizer=build_authorizer(config, self.database, reactor),
             activity=self.activity,
@@ -99,6 +108,7 @@ class ChatwsService(Service):
             auth_deadline=config.auth_deadline,
             max_connections_per_user=config.max_connections_per_user,
             presence_grace=config.presence_grace,
+            presence_lease=config.presence_lease,
             reactor=reactor,
             schedule=wheel.schedule,
         )
@@ -131,8 +141,9 @@ class ChatwsService(Service):
         source = "--listen" if config.listen else "--port"
         endpoints = [make_endpoint(reactor, one, source) for one in startup.browser_endpoints(config)]
         self.browsers = IoServer(http, endpoints, reactor)
+        self.push_queue = PushQueue(self.chat, config.push_queue, reactor) if config.push_queue else None
         self.push = PushFactory(
-            self.chat, secret=self._push_secret, max_line_size=config.max_line_size, reactor=reactor
+            self.push_queue or self.chat, secret=self._push_secret, max_line_size=config.max_line_size, reactor=reactor
         )
         source = "--push-listen" if config.push_listen else "--push-port"
         endpoints = [make_endpoint(reactor, one, source) for one in startup.push_endpoints(config)]
@@ -261,6 +272,8 @@ class ChatwsService(Service):
         if self.demo:
             await self.demo.stopService()
         await self.push.drain()
+        if self.push_queue:
+            self.push_queue.stop()
         self.chat.hold_presence(self.config.drain_seconds)
         await self._send_away()
         await self.browsers.stopService()

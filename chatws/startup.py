@@ -44,6 +44,7 @@ log = Logger()
 
 AUTH_METHODS = ("ticket", "callback", "database", "trust")
 LOG_FORMATS = ("text", "json")
+BROKER_SCHEMES = ("sqlite", "postgresql", "postgres", "redis", "rediss", "redis+sentinel")
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -185,10 +186,14 @@ def _check_stores(config: Config, look_inside: bool) -> None:
         raise OperatorError(f"{source}: the URL must begin with postgresql:// or sqlite:///")
     if config.broker.startswith("sqlite:"):
         _check_sqlite(config.broker, "--broker", look_inside)
-    elif config.broker != "memory":
-        raise OperatorError(f'--broker must be memory or sqlite:///path, not "{config.broker}"')
+    elif config.broker != "memory" and config.broker.partition(":")[0] not in BROKER_SCHEMES:
+        raise OperatorError("--broker must be memory, sqlite:///path, postgresql://… or redis://…")
     elif config.durable:
-        raise OperatorError("--durable needs --broker sqlite:///path: memory cannot be written through")
+        raise OperatorError("--durable needs --broker sqlite:///path: nothing else is written through")
+    if config.broker_listen and config.broker_poll:
+        raise OperatorError("--broker-listen and --broker-poll exclude each other: leave one out")
+    if (config.broker_listen or config.broker_poll) and not config.broker.startswith(("postgresql:", "postgres:")):
+        raise OperatorError("--broker-listen and --broker-poll go with --broker postgresql://… only")
     if config.demo_database:
         if not config.demo:
             raise OperatorError("--demo-database needs --demo")

@@ -164,7 +164,12 @@ def test_a_unix_push_door_needs_none(tmp_path: Path) -> None:
         ({"database": "sqlite:///"}, "--database must be sqlite:///path"),
         ({"database": "sqlite:////nowhere/at/all.db"}, "--database: there is no directory /nowhere/at"),
         ({"database": "sqlite:///a", "database_file": "b"}, "--database and --database-file exclude each other"),
-        ({"broker": "kafka"}, '--broker must be memory or sqlite:///path, not "kafka"'),
+        ({"broker": "kafka"}, "--broker must be memory, sqlite:///path, postgresql://… or redis://…"),
+        ({"broker_poll": 1.0}, "--broker-listen and --broker-poll go with --broker postgresql://… only"),
+        (
+            {"broker": "postgresql:///x", "broker_poll": 1.0, "broker_listen": "postgresql:///y"},
+            "--broker-listen and --broker-poll exclude each other: leave one out",
+        ),
         ({"broker": "sqlite:///:memory:"}, "--broker must be sqlite:///path"),
         ({"broker": "sqlite:////nowhere/log.db"}, "--broker: there is no directory /nowhere"),
         ({"durable": True}, "--durable needs --broker sqlite:///path"),

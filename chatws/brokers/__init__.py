@@ -16,7 +16,15 @@ __all__ = ["open_broker"]
 
 
 def open_broker(
-    url: str, bounds: Bounds, *, durable: bool = False, reactor: Any, now: Callable[[], float] | None = None
+    url: str,
+    bounds: Bounds,
+    *,
+    durable: bool = False,
+    reactor: Any,
+    now: Callable[[], float] | None = None,
+    timeout: float = 5.0,
+    listen_url: str = "",
+    poll: float = 0.0,
 ) -> Broker:
     """The engine for `url`, not started yet: nothing is opened or locked before `Broker.start`.
 
@@ -24,7 +32,10 @@ def open_broker(
     :param bounds: how much is kept for recovery.
     :param durable: with sqlite, an acknowledged event survives a power cut too.
     :param reactor: for threads, and for its clock: a real reactor's `seconds()` is seconds since 1970.
-    :param now: the clock, where it is to be another one.
+    :param now: the clock, where it is to be another one. A shared engine uses its own.
+    :param timeout: seconds that a shared engine may take to answer.
+    :param listen_url: PostgreSQL: where to LISTEN, if elsewhere.
+    :param poll: PostgreSQL: seconds between two looks for new events, instead of LISTEN.
     :raises OperatorError: no engine is called that, or the URL does not suit it. The message shows no more of the
         URL than its scheme, for the rest may hold a password.
     """

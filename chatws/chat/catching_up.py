@@ -22,6 +22,18 @@ __all__ = ["CatchingUp"]
 PATIENCE = 5.0
 
 
+class _Waiting:
+    """:ivar offset: how far the log has to have been read for `question` to be asked."""
+
+    __slots__ = ("client", "offset", "question", "timer")
+
+    def __init__(self, offset: int, client: Client, question: Callable[[], list[Effect] | None]) -> None:
+        self.offset = offset
+        self.client = client
+        self.question = question
+        self.timer: Any = None
+
+
 class CatchingUp:
     """
     :param carry_out: called with a client and the effects of what it waited for.
@@ -39,7 +51,7 @@ class CatchingUp:
         self._history = history
         self._carry_out = carry_out
         self._schedule = schedule
-        self._waiting: list[tuple[int, Client, Callable[[], list[Effect] | None], Any]] = []
+        self._waiting: list[_Waiting] = []
 
     def __len__(self) -> int:
         return len(self._waiting)
@@ -56,31 +68,33 @@ class CatchingUp:
         position = Position.parse(last_event_id)
         if position.epoch != self._history.epoch or position.offset <= self._history.last:
             return question()
-        timer = self._schedule(PATIENCE, lambda: self._give_up(client))
-        self._waiting.append((position.offset, client, question, timer))
+        one = _Waiting(position.offset, client, question)
+        one.timer = self._schedule(PATIENCE, lambda: self._give_up(one))
+        self._waiting.append(one)
         return None
 
     def moved(self) -> None:
         """More of the log has been read."""
         last = self._history.last
-        ready = [one for one in self._waiting if one[0] <= last]
+        ready = [one for one in self._waiting if one.offset <= last]
         if not ready:
             return
-        self._waiting = [one for one in self._waiting if one[0] > last]
-        for _, client, question, timer in ready:
-            timer.cancel()
-            if client.connection.is_open:
-                effects = question()
-                if effects:
-                    self._carry_out(client, effects)
+        self._waiting = [one for one in self._waiting if one.offset > last]
+        for one in ready:
+            one.timer.cancel()
+        for one in ready:
+            effects = one.question() if one.client.connection.is_open else None
+            if effects:
+                self._carry_out(one.client, effects)
 
     def forget(self, client: Client) -> None:
         """The client has gone."""
         for one in self._waiting:
-            if one[1] is client:
-                one[3].cancel()
-        self._waiting = [one for one in self._waiting if one[1] is not client]
+            if one.client is client:
+                one.timer.cancel()
+        self._waiting = [one for one in self._waiting if one.client is not client]
 
-    def _give_up(self, client: Client) -> None:
-        self.forget(client)
-        self._carry_out(client, client.session.close(CloseCode.UNAVAILABLE, "this node is behind, try again"))
+    def _give_up(self, one: _Waiting) -> None:
+        self._waiting.remove(one)
+        effects = one.client.session.close(CloseCode.UNAVAILABLE, "this node is behind, try again")
+        self._carry_out(one.client, effects)

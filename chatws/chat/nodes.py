@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import msgspec
+from msgspec.structs import replace
 from twisted.logger import Logger
 
 from chatws.brokers.contract import NODES, Audience, Draft, Event
-from chatws.ids import Id
+from chatws.errors import ClientError
+from chatws.ids import Id, parse_id
 
 __all__ = ["Disconnect", "Order", "Status", "Unsubscribe", "order_of", "to_draft"]
 
@@ -68,7 +70,13 @@ def order_of(event: Event) -> Order | None:
     if decoder is None:
         return None
     try:
-        return decoder.decode(event.data)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+        order = decoder.decode(event.data)
+        # what comes out of a database may spell ids otherwise
+        if not isinstance(order, Status):
+            order = replace(order, user_id=parse_id(order.user_id, "user_id"))
+        if isinstance(order, Unsubscribe):
+            order = replace(order, conversation_id=parse_id(order.conversation_id, "conversation_id"))
+        return order
+    except (msgspec.ValidationError, msgspec.DecodeError, ClientError) as error:
         log.error("an order in the log cannot be understood: {reason}", reason=str(error))
         return None

@@ -20,6 +20,7 @@ from twisted.logger import globalLogPublisher
 from chatws.brokers import open_broker
 from chatws.brokers.contract import EVERYONE, KEY_SECONDS, Audience, Bounds, Broker, Draft, Event
 from chatws.errors import Unavailable
+from tests.fakes_brokers import SharedBroker, SharedLog
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,12 @@ def open_durable_sqlite(place: Path, bounds: Bounds, now: Callable[[], float]) -
     return open_broker(f"sqlite:///{place}/log.db", bounds, durable=True, reactor=reactor, now=now)
 
 
+def open_fake(place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+    return SharedBroker(SharedLog(now, bounds))
+
+
 ENGINES = [
+    Engine("fake", open_fake, persistent=False),
     Engine("memory", open_memory, persistent=False),
     Engine("sqlite", open_sqlite, persistent=True),
     Engine("sqlite-durable", open_durable_sqlite, persistent=True),
