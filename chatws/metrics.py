@@ -190,7 +190,8 @@ class Exporter(Collector):
         stats = chat.stats
         entered = chat.hub.count(EVERYONE)
         yield _gauge("chatws_connections_authenticated", "Open WebSockets of known users.", entered)
-        yield _gauge("chatws_users", "Users online, those in their grace included.", len(chat.agents.online()))
+        yield _gauge("chatws_users", "Users online here, those in their grace included.", len(chat.agents.local))
+        yield _gauge("chatws_agents", "Agents online on any node.", len(chat.agents.online()))
         # each connection that is in listens to everyone's channel and to its user's besides
         subscriptions = chat.hub.subscriptions - 2 * entered
         yield _gauge("chatws_subscriptions", "Subscriptions to conversations.", subscriptions)
@@ -212,6 +213,8 @@ class Exporter(Collector):
         yield _counter("chatws_own_events_lost", "The server's own news not published.", stats.own_events_lost)
         recoveries = {"complete": stats.recoveries, "failed": stats.recoveries_failed}
         yield _counters("chatws_recoveries", "Recoveries asked for.", ["result"], recoveries)
+        yield _gauge("chatws_catching_up", "Browsers that have seen more of the log than this node.", chat.waiting)
+        yield _counter("chatws_started_over", "Browsers told to reload, for events were gone.", stats.started_over)
         errors = {"rate_limited": 0, **{code.value: count for code, count in stats.errors.items()}}
         yield _counters("chatws_errors", "Errors answered to browsers.", ["code"], errors)
         closes = {str(int(code)): count for code, count in stats.closes.items()}
@@ -225,6 +228,8 @@ class Exporter(Collector):
         yield _counter("chatws_push_lines", "Lines of backends.", stats.lines)
         yield _counter("chatws_push_received_bytes", "Bytes of backends.", stats.bytes)
         yield _counter("chatws_push_published", "Events of backends, duplicates left out.", stats.published)
+        queue = self._server.push_queue
+        yield _gauge("chatws_push_held", "Events held until the log can be reached.", queue.held if queue else 0)
         yield _counters("chatws_push_errors", "Negative answers to backends.", ["code"], stats.errors)
 
     def _log(self) -> Iterator[Metric]:

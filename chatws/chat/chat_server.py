@@ -268,6 +268,11 @@ class ChatServer:
         """Open connections, authenticated or not."""
         return len(self._connections)
 
+    @property
+    def waiting(self) -> int:
+        """Browsers that have seen more of the log than this node, and wait for it."""
+        return len(self._catching_up)
+
     def send_away(self, code: CloseCode, reason: str, count: int | None = None) -> int:
         """Close up to `count` connections (all by default), and tell how many are left."""
         for number, connection in enumerate(tuple(self._connections)):
