@@ -149,6 +149,8 @@ def _check_auth(config: Config, warnings: list[str]) -> None:
     warnings += [
         f"{what} is given, but --auth does not name {one}" for what, one, has in unused if has and one not in methods
     ]
+    if config.demo and not {"trust", "database"}.intersection(methods):
+        raise OperatorError("--demo has neither tickets nor cookies to show: it needs --auth trust")
     if "trust" in methods:
         _check_trust(config, warnings)
     elif "database" in methods:

@@ -165,6 +165,10 @@ def test_a_unix_push_door_needs_none(tmp_path: Path) -> None:
         ({"database": "sqlite:////nowhere/at/all.db"}, "--database: there is no directory /nowhere/at"),
         ({"database": "sqlite:///a", "database_file": "b"}, "--database and --database-file exclude each other"),
         ({"broker": "kafka"}, "--broker must be memory, sqlite:///path, postgresql://… or redis://…"),
+        (
+            {"demo": True, "auth": ("ticket",), "secret": ("x" * 32,)},
+            "--demo has neither tickets nor cookies to show: it needs --auth trust",
+        ),
         ({"broker_poll": 1.0}, "--broker-listen and --broker-poll go with --broker postgresql://… only"),
         (
             {"broker": "postgresql:///x", "broker_poll": 1.0, "broker_listen": "postgresql:///y"},
