@@ -44,7 +44,8 @@ log = Logger()
 
 AUTH_METHODS = ("ticket", "callback", "database", "trust")
 LOG_FORMATS = ("text", "json")
-BROKER_SCHEMES = ("sqlite", "postgresql", "postgres", "redis", "rediss", "redis+sentinel")
+REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel")
+BROKER_SCHEMES = ("sqlite", "postgresql", "postgres", *REDIS_SCHEMES)
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 

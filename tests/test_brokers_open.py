@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from twisted.internet.task import Clock
 from chatws.brokers import open_broker
 from chatws.brokers.contract import Bounds
 from chatws.brokers.memory import MemoryBroker
+from chatws.brokers.redis.broker import RedisBroker
+from chatws.brokers.redis.location import Location
 from chatws.brokers.sqlite import SqliteBroker
 from chatws.errors import OperatorError
 
@@ -57,6 +60,21 @@ def test_a_relative_path_is_one_of_the_directory_in_which_it_was_given(
         "Memory",
         "/var/lib/chatws/log.db",
         "mysql://chat:hunter2@db/chat",
+        "redis",
+        "redis:",
+        "redis://",
+        "redis://hunter2@host",
+        "redis://chat:hunter2@host:port",
+        "redis://chat:hunter2@host:0",
+        "redis://:hunter2@one,two",
+        "redis://:hunter2@host/chat",
+        "redis://:hunter2@host?hunger=hunter2",
+        "redis://:hunter2@host?replicas=hunter2",
+        "redis://:hunter2@host?prefix=a{b}hunter2",
+        "redis+unix://host/path?sentinel_password=hunter2",
+        "redis+unix://",
+        "redis+sentinel://:hunter2@one,two:26379",
+        "redis+sentinel://:hunter2@one,two:26379/name/x",
         "mysql://chat:hunter2\n@db/chat",
     ],
 )
@@ -67,6 +85,52 @@ def test_a_bad_url_is_told_in_one_line_that_holds_no_password(url: str) -> None:
     assert line.startswith("broker: ")
     assert "\n" not in line
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://localhost", Location(hosts=(("localhost", 6379),))),
+        ("redis://[::1]:7000/3", Location(hosts=(("::1", 7000),), db=3)),
+        ("rediss://h?ca=/etc/ca.pem&db=2", Location(hosts=(("h", 6379),), tls=True, ca="/etc/ca.pem", db=2)),
+        ("redis://:p%40ss@h", Location(hosts=(("h", 6379),), password="p@ss")),
+        ("redis://me:p:w@h?prefix=shop", Location(hosts=(("h", 6379),), user="me", password="p:w", prefix="shop")),
+        ("redis+unix:///run/redis.sock?db=1", Location(path="/run/redis.sock", db=1)),
+        (
+            "redis+sentinel://:pw@a,b:7/main/4?replicas=1&sentinel_user=u&sentinel_password=s",
+            Location(
+                hosts=(("a", 26379), ("b", 7)),
+                service="main",
+                db=4,
+                password="pw",
+                replicas=1,
+                sentinel_user="u",
+                sentinel_password="s",
+            ),
+        ),
+    ],
+)
+def test_redis_is_found_by_its_url(url: str, expected: Location) -> None:
+    assert Location.parse(url) == expected
+    assert isinstance(open_broker(url, Bounds(), reactor=Clock()), RedisBroker)
+
+
+@pytest.mark.parametrize("url", ["redis://me:hunter2@h", "redis+sentinel://:hunter2@h/m?sentinel_password=hunter2"])
+def test_the_name_of_a_redis_in_messages_holds_no_password(url: str) -> None:
+    assert "hunter2" not in Location.parse(url).name
+
+
+def test_without_its_packages_redis_is_named_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hiredis", None)
+    for name in ("broker", "connection", "sentinel", "session"):
+        monkeypatch.delitem(sys.modules, f"chatws.brokers.redis.{name}", raising=False)
+    with pytest.raises(OperatorError, match=r"pip install chatws\[redis\]"):
+        open_broker("redis://localhost", Bounds(), reactor=Clock())
+
+
+def test_redis_is_durable_by_its_own_settings() -> None:
+    with pytest.raises(OperatorError, match="appendfsync"):
+        open_broker("redis://localhost", Bounds(), durable=True, reactor=Clock())
 
 
 def test_memory_cannot_be_durable() -> None:

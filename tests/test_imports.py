@@ -64,6 +64,8 @@ SOLE_IMPORTERS = {
     "autobahn": "chatws.server",
     "txpostgres": "chatws.database",
     "psycopg2": "chatws.database",
+    "txredisapi": "chatws.brokers.redis",
+    "hiredis": "chatws.brokers.redis",
 }
 
 #: What may go without an import rule: here everything meets.

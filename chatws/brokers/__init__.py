@@ -1,6 +1,7 @@
 """The ordered log behind the chat: one contract (chatws.brokers.contract) and the engines that keep it.
 
-An engine is picked by its URL: `memory`, or `sqlite:///relative/path` and `sqlite:////absolute/path`.
+An engine is picked by its URL: `memory`; `sqlite:///relative/path` and `sqlite:////absolute/path`; `redis://host` and
+its relatives (chatws.brokers.redis.location).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from chatws.brokers.contract import Bounds, Broker
 from chatws.errors import OperatorError
 
 __all__ = ["open_broker"]
+
+_REDIS = ("redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel")
 
 
 def open_broker(
@@ -54,10 +57,29 @@ def open_broker(
         from chatws.brokers.sqlite import SqliteBroker
 
         return SqliteBroker(path, bounds, clock, durable=durable, reactor=reactor)
-    known = "memory, sqlite:///path"
+    if scheme in _REDIS:
+        return _open_redis(url, bounds, durable=durable, reactor=reactor, now=now, timeout=timeout)
+    known = "memory, sqlite:///path, redis://host"
     if not rest:
         raise OperatorError(f"broker: no URL; one of {known}" if not url else f"broker: no such engine; one of {known}")
     raise OperatorError(f"broker: no engine for {scheme[:20]!r} URLs; one of {known}")
+
+
+def _open_redis(
+    url: str, bounds: Bounds, *, durable: bool, reactor: Any, now: Callable[[], float] | None, timeout: float
+) -> Broker:
+    from chatws.brokers.redis.location import Location
+
+    location = Location.parse(url)
+    if durable:
+        raise OperatorError("broker: with Redis it is Redis that is durable, or not; see appendfsync in its redis.conf")
+    try:
+        from chatws.brokers.redis.broker import RedisBroker
+    except ImportError as error:
+        if error.name not in ("txredisapi", "hiredis"):
+            raise
+        raise OperatorError("broker: Redis needs two more packages: pip install chatws[redis]") from None
+    return RedisBroker(location, bounds, reactor=reactor, now=now, timeout=timeout)
 
 
 def _sqlite_path(rest: str) -> str:

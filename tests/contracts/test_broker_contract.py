@@ -10,6 +10,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -20,6 +21,9 @@ from twisted.logger import globalLogPublisher
 from chatws.brokers import open_broker
 from chatws.brokers.contract import EVERYONE, KEY_SECONDS, Audience, Bounds, Broker, Draft, Event
 from chatws.errors import Unavailable
+from tests.redis import RedisServer, redis
+
+__all__ = ["redis"]
 from tests.fakes_brokers import SharedBroker, SharedLog
 
 
@@ -27,31 +31,40 @@ from tests.fakes_brokers import SharedBroker, SharedLog
 class Engine:
     """How to get a broker.
 
-    :ivar open: a new broker, not started, on the log that belongs to a directory, with bounds and a clock.
+    :ivar open: a new broker, not started, on the log that belongs to a directory, with bounds and a clock; the first
+        argument is what `fixture` gave.
     :ivar persistent: whether that log outlives the broker.
+    :ivar fixture: the name of a fixture that has to be there: the server behind the engine.
     """
 
     name: str
-    open: Callable[[Path, Bounds, Callable[[], float]], Broker]
+    open: Callable[[Any, Path, Bounds, Callable[[], float]], Broker]
     persistent: bool
+    fixture: str = ""
 
 
-def open_memory(place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+def open_memory(_: None, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
     return open_broker("memory", bounds, reactor=None, now=now)
 
 
-def open_sqlite(place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+def open_sqlite(_: None, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
     return open_broker(f"sqlite:///{place}/log.db", bounds, reactor=None, now=now)
 
 
-def open_durable_sqlite(place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+def open_durable_sqlite(_: None, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
     from twisted.internet import reactor
 
     return open_broker(f"sqlite:///{place}/log.db", bounds, durable=True, reactor=reactor, now=now)
 
 
-def open_fake(place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+def open_fake(_: None, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
     return SharedBroker(SharedLog(now, bounds))
+
+
+def open_redis(server: RedisServer, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+    from twisted.internet import reactor
+
+    return open_broker(server.url_for(str(place)), bounds, reactor=reactor, now=now)
 
 
 ENGINES = [
@@ -59,6 +72,7 @@ ENGINES = [
     Engine("memory", open_memory, persistent=False),
     Engine("sqlite", open_sqlite, persistent=True),
     Engine("sqlite-durable", open_durable_sqlite, persistent=True),
+    Engine("redis", open_redis, persistent=True, fixture="redis"),
 ]
 
 
@@ -92,15 +106,19 @@ class Recorder:
 class World:
     """One log, the clock, and whichever broker has it open."""
 
-    def __init__(self, engine: Engine, place: Path) -> None:
-        self.engine = engine
+    def __init__(self, request: pytest.FixtureRequest, place: Path) -> None:
+        self.engine: Engine = request.param
+        self.service = request.getfixturevalue(self.engine.fixture) if self.engine.fixture else None
         self.place = place
         self.clock = Clock()
         self.clock.advance(1_800_000_000)
         self.brokers: list[Broker] = []
 
+    def make(self, bounds: Bounds, elsewhere: str = "") -> Broker:
+        return self.engine.open(self.service, self.place / elsewhere, bounds, self.clock.seconds)
+
     async def open(self, bounds: Bounds | None = None) -> tuple[Broker, Recorder]:
-        broker = self.engine.open(self.place, bounds or Bounds(), self.clock.seconds)
+        broker = self.make(bounds or Bounds())
         self.brokers.append(broker)
         recorder = Recorder()
         await broker.start(recorder)
@@ -114,7 +132,7 @@ class World:
 @pytest_twisted.async_yield_fixture(params=ENGINES, ids=[engine.name for engine in ENGINES])
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """A log of each engine."""
-    world = World(request.param, tmp_path)
+    world = World(request, tmp_path)
     yield world
     for broker in world.brokers:
         await broker.stop()
@@ -126,7 +144,7 @@ PERSISTENT = [engine for engine in ENGINES if engine.persistent]
 @pytest_twisted.async_yield_fixture(params=PERSISTENT, ids=[engine.name for engine in PERSISTENT])
 async def lasting_world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     """A log of each engine that keeps it when the broker is gone."""
-    world = World(request.param, tmp_path)
+    world = World(request, tmp_path)
     yield world
     for broker in world.brokers:
         await broker.stop()
@@ -591,12 +609,12 @@ async def test_stopping_twice_or_without_a_start_is_fine(world: World) -> None:
     stops = [broker.stop(), broker.stop()]
     await gatherResults(stops)
     await broker.stop()
-    await world.engine.open(world.place / "elsewhere", Bounds(), world.clock.seconds).stop()
+    await world.make(Bounds(), "elsewhere").stop()
 
 
 @pytest_twisted.ensureDeferred
 async def test_before_start_nothing_is_to_be_had(world: World) -> None:
-    broker = world.engine.open(world.place, Bounds(), world.clock.seconds)
+    broker = world.make(Bounds())
     for attempt in (broker.publish([draft()]), broker.read(0, 1), broker.bounds()):
         with pytest.raises(Unavailable):
             await attempt

@@ -1,0 +1,123 @@
+-- Takes a batch of drafts into the log, all of it or none, and sends it to every node.
+--
+-- KEYS  1 the log's head (hash), 2 its events (stream), then the idempotency key of each draft that has one, in order
+-- ARGV  1 epoch, 2 last offset and 3 tip (or "") that the caller knows; 4 the batch's name, which becomes the tip;
+--       5 the time, or "" for Redis' own; 6 events, 7 seconds and 8 bytes to keep (0: no limit);
+--       9 the channel; 10 seconds for which a key counts; 11 bytes up to which a batch travels whole;
+--       12 "KIND:BYTES …", one for each draft (kind: 1 if transient, plus 2 if it has a key); then their bodies
+--
+-- Returns JSON: null when this is not the log that the caller knows, else
+-- [sequence number, last offset before, time, whether there is more to trim, [index, offset, time of each duplicate …]]
+--
+-- What may be refused for lack of memory comes before anything else is written: Redis asks with the first write only.
+
+local HEADER = 12
+local time, now = clock(ARGV[5])
+local events, seconds, size_limit = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'last', 'tip', 'size', 'oldest')
+local epoch = head[1]
+if epoch ~= ARGV[1] then return 'null' end
+local seq, last, tip, size, oldest = tonumber(head[2]), tonumber(head[3]), head[4], tonumber(head[5]), head[6]
+local known = tonumber(ARGV[2])
+if last < known or (last == known and ARGV[3] ~= '' and tip ~= ARGV[3]) then return 'null' end
+
+local before = last
+local offsets, lengths, bodies, kinds, duplicates = {}, {}, {}, {}, {}
+local index, key, bytes, stored = 0, 2, 0, 0
+for kind, data_size in string.gmatch(ARGV[HEADER], '(%d):(%d+)') do
+  index = index + 1
+  local transient = kind == '1' or kind == '3'
+  local duplicate = false
+  if kind == '2' or kind == '3' then
+    key = key + 1
+    local first = redis.call('GET', KEYS[key])
+    if first then
+      local offset, first_time, first_epoch = string.match(first, '^(%d+) (%S+) (%S+)$')
+      if offset and now - tonumber(first_time) < tonumber(ARGV[10]) then
+        duplicate = true
+        if first_epoch ~= epoch then offset = '0' end
+        duplicates[#duplicates + 1] = (index - 1) .. ',' .. offset .. ',' .. first_time
+      end
+    end
+    if not duplicate then
+      local offset = transient and '0' or text(last + 1)
+      redis.call('SET', KEYS[key], offset .. ' ' .. time .. ' ' .. epoch, 'EX', ARGV[10])
+    end
+  end
+  if not duplicate then
+    local body = ARGV[HEADER + index]
+    local offset = '0'
+    if not transient then
+      last = last + 1
+      offset = text(last)
+      stored = stored + 1
+      size = size + tonumber(data_size)
+      redis.call('XADD', KEYS[2], offset .. '-0', 'h', time .. ' ' .. data_size .. ' ' .. ARGV[4], 'e', body)
+    end
+    bytes = bytes + #body
+    offsets[#offsets + 1] = offset
+    lengths[#offsets] = #body
+    bodies[#offsets] = body
+  end
+end
+
+if #offsets > 0 then
+  seq = seq + 1
+  local whole = bytes <= tonumber(ARGV[11])
+  local places = {}
+  for i = 1, #offsets do
+    if whole or offsets[i] == '0' then
+      places[i] = offsets[i] .. ',' .. lengths[i]
+    else
+      places[i] = offsets[i] .. ',-1'
+      bodies[i] = ''
+    end
+  end
+  if stored > 0 then
+    tip = ARGV[4]
+    if oldest == '' then oldest = time end
+  end
+  redis.call('HSET', KEYS[1], 'seq', text(seq), 'last', text(last), 'tip', tip, 'size', text(size), 'oldest', oldest)
+  redis.call('PUBLISH', ARGV[9], '["' .. epoch .. '",' .. text(seq) .. ',' .. text(before) .. ',' .. time .. ',"'
+    .. ARGV[4] .. '",[' .. table.concat(places, ',') .. ']]\n' .. table.concat(bodies))
+end
+
+-- Trimming. Each event is read once, when it goes; 64 at most go for their age alone, so that nobody pays for many.
+local more = false
+if stored > 0 or index == 0 then
+  local count = redis.call('XLEN', KEYS[2])
+  local length, allowance, aged, page = count, 1000 + 2 * stored, 64, 2
+  local done = count == 0
+  local from = '-'
+  local function over() return (events > 0 and count > events) or (size_limit > 0 and size > size_limit) end
+  local function old(t) return seconds > 0 and t ~= '' and tonumber(t) < now - seconds end
+  if not over() and not old(oldest) then done = true end
+  while not done do
+    local entries = redis.call('XRANGE', KEYS[2], from, '+', 'COUNT', page)
+    for _, entry in ipairs(entries) do
+      local entry_time, entry_size = string.match(entry[2][2], '^(%S+) (%d+)')
+      oldest = entry_time
+      if over() then
+        if allowance == 0 then more, done = true, true break end
+        allowance = allowance - 1
+      elseif aged > 0 and old(entry_time) then
+        aged = aged - 1
+      else
+        done = true
+        break
+      end
+      count = count - 1
+      size = size - tonumber(entry_size)
+      oldest = ''
+      from = text(tonumber(string.match(entry[1], '^%d+')) + 1) .. '-0'
+    end
+    if count == 0 then done = true end
+    if page < 128 then page = page * 2 end
+  end
+  if count < length then
+    redis.call('XTRIM', KEYS[2], 'MAXLEN', text(count))
+    redis.call('HSET', KEYS[1], 'size', text(size), 'oldest', oldest)
+  end
+end
+return '[' .. text(seq) .. ',' .. text(before) .. ',' .. time .. ',' .. (more and 'true' or 'false') .. ',['
+  .. table.concat(duplicates, ',') .. ']]'
