@@ -74,7 +74,8 @@ class SharedBroker:
         if problem is not None:
             return fail(problem)
         log = self.log
-        self.read_on()
+        for node in list(log.nodes):
+            node.read_on()  # also what a node has stored without learning of it
         batch = accept(drafts, log.window.last, log.keys, log.now())
         for event in batch.fresh:
             if event.offset:

@@ -97,7 +97,8 @@ class RecoveringClient:
         channel.live = True
         self._advance(channel.head)
         if all(one.live for one in self.channels.values()):
-            self._seen.clear()
+            # What is beyond may still come: this node of several may be behind the one whose replay broke off.
+            self._seen = {one for one in self._seen if _is_beyond(one, self._position)}
 
     def _advance(self, position: str) -> None:
         if (
@@ -121,7 +122,14 @@ class RecoveringClient:
                 self._establish(replaying)
             return
         self._advance(position)
-        self.handled.append((message["event"], message["data"], position))
+        if position in self._seen:
+            self.duplicates += 1
+        else:
+            self.handled.append((message["event"], message["data"], position))
+
+
+def _is_beyond(one: str, position: str | None) -> bool:
+    return position is not None and _epoch(one) == _epoch(position) and _offset(one) > _offset(position)
 
 
 def _epoch(position: str) -> str:

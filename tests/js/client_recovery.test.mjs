@@ -171,6 +171,17 @@ describe('a replay', () => {
     assert.deepEqual(seen.at(-1), ['recovered', { conversation_id: 5, count: 4 }]);
   });
 
+  test('cut in the middle is not given again by a node that has not read as far, and sends it live', () => {
+    let socket = auth(cut(), { recovered: true, replayed: 0, last_event_id: 'E:10' });
+    subscribed(socket, 5, { recovered: true, replayed: 3, last_event_id: 'E:13' });
+    news(socket, 'E:11', 'E:12');
+    socket = auth(again(), { recovered: true, replayed: 0, last_event_id: 'E:10' });
+    assert.equal(socket.of('subscribe')[0].last_event_id, 'E:10');
+    subscribed(socket, 5, { recovered: true, replayed: 0, last_event_id: 'E:10' });
+    news(socket, 'E:11', 'E:12', 'E:13');
+    assert.deepEqual(ids, ['E:11', 'E:12', 'E:13']);
+  });
+
   test('that was complete moves the place, also when live events of others came between', () => {
     let socket = auth(cut(), { recovered: true, replayed: 0, last_event_id: 'E:15' });
     subscribed(socket, 5, { recovered: true, replayed: 2, last_event_id: 'E:15' });
