@@ -35,12 +35,14 @@ class Engine:
         argument is what `fixture` gave.
     :ivar persistent: whether that log outlives the broker.
     :ivar fixture: the name of a fixture that has to be there: the server behind the engine.
+    :ivar nodes: whether several brokers may have the log open at once; test_shared_broker_contract is about those.
     """
 
     name: str
     open: Callable[[Any, Path, Bounds, Callable[[], float]], Broker]
     persistent: bool
     fixture: str = ""
+    nodes: bool = False
 
 
 def open_memory(_: None, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
@@ -72,7 +74,7 @@ ENGINES = [
     Engine("memory", open_memory, persistent=False),
     Engine("sqlite", open_sqlite, persistent=True),
     Engine("sqlite-durable", open_durable_sqlite, persistent=True),
-    Engine("redis", open_redis, persistent=True, fixture="redis"),
+    Engine("redis", open_redis, persistent=True, fixture="redis", nodes=True),
 ]
 
 

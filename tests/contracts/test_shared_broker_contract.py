@@ -1,0 +1,217 @@
+"""What every engine does that several nodes may use at once (chatws.brokers.contract), whatever it is.
+
+Engines come from `ENGINES` of test_broker_contract, those with `nodes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import deferLater
+
+from chatws.brokers.contract import Audience, Bounds, Broker, Draft, Event
+from chatws.errors import Unavailable
+from tests.contracts.test_broker_contract import ENGINES, Recorder, World, draft, redis
+
+__all__ = ["redis"]
+
+SHARED = [engine for engine in ENGINES if engine.nodes]
+
+#: Seconds after which a wait has failed.
+DEADLINE = 20.0
+
+
+@pytest_twisted.async_yield_fixture(params=SHARED, ids=[engine.name for engine in SHARED])
+async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
+    world = World(request, tmp_path)
+    yield world
+    for broker in world.brokers:
+        await broker.stop()
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Let the reactor turn until it is true."""
+    from twisted.internet import reactor
+
+    end = reactor.seconds() + DEADLINE
+    while not condition():
+        assert reactor.seconds() < end, f"waited {DEADLINE:g} s in vain for {what}"
+        await deferLater(reactor, 0.005)
+
+
+async def until_told(recorder: Recorder, last: int) -> None:
+    await until(lambda: max(recorder.offsets, default=0) >= last, f"offset {last}")
+
+
+def facts(events: list[Event]) -> list[tuple[object, ...]]:
+    return [(event.offset, event.name, event.audience, event.data, event.time) for event in events]
+
+
+@pytest_twisted.ensureDeferred
+async def test_it_says_that_it_is_shared_and_all_nodes_name_the_same_log(world: World) -> None:
+    one, _ = await world.open()
+    other, _ = await world.open()
+    assert one.shared
+    assert other.shared
+    assert one.epoch == other.epoch
+
+
+@pytest_twisted.ensureDeferred
+async def test_nodes_that_begin_at_once_on_a_new_log_agree_on_its_epoch(world: World) -> None:
+    opened = await gatherResults([Deferred.fromCoroutine(world.open()) for _ in range(3)])
+    assert len({broker.epoch for broker, _ in opened}) == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_every_node_is_told_of_everything_once_and_in_the_same_order(world: World) -> None:
+    nodes = [await world.open() for _ in range(3)]
+    publishing = [
+        broker.publish([draft(f"n{number}.{step}.a"), draft(f"n{number}.{step}.b", transient=True)])
+        for step in range(30)
+        for number, (broker, _) in enumerate(nodes)
+    ]
+    receipts = await gatherResults(publishing)
+    offsets = sorted(event.offset for batch in receipts for event in batch if event.offset)
+    assert offsets == list(range(1, 91))
+    for _, recorder in nodes:
+        await until(lambda recorder=recorder: len(recorder.events) >= 180, "all events")  # type: ignore[misc]
+        assert [offset for offset in recorder.offsets if offset] == list(range(1, 91))
+        assert len(set(recorder.names)) == len(recorder.names) == 180
+    stored = [[facts([event])[0] for event in recorder.events if event.offset] for _, recorder in nodes]
+    assert stored[0] == stored[1] == stored[2] == facts(await nodes[0][0].read(0, 1000))
+    for _, recorder in nodes:
+        for sender in range(3):
+            of_one = [name for name in recorder.names if name.startswith(f"n{sender}.")]
+            assert of_one == [f"n{sender}.{step}.{letter}" for step in range(30) for letter in "ab"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_event_comes_out_on_other_nodes_as_it_went_in(world: World) -> None:
+    one, _ = await world.open()
+    _, other = await world.open()
+    drafts = [
+        Draft("new_message", Audience(("conversation:5",)), b'{"b":1,"a":1.0,"text":"\xc3\xa9\\u0000"}'),
+        Draft("note", Audience(("user:7", "user:abc", "*"), except_user_id=7), b"{}", transient=True),
+        Draft("x" * 64, Audience((f"user:{'é' * 128}",), except_user_id="7é"), b"{}" + b" " * 100_000),
+    ]
+    receipts = await one.publish(drafts)
+    await until(lambda: len(other.events) == 3, "three events")
+    assert facts(other.events) == facts(receipts)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_publisher_hears_only_after_its_node_was_told_of_all_that_came_before(world: World) -> None:
+    one, first = await world.open()
+    other, second = await world.open()
+    behind: list[str] = []
+
+    def check(events: list[Event], recorder: Recorder) -> None:
+        for event in events:
+            told = [offset for offset in recorder.offsets if offset]
+            if told[: event.offset] != list(range(1, event.offset + 1)):
+                behind.append(f"{event.offset}: {told[-3:]}")
+
+    await gatherResults(
+        [
+            broker.publish([draft()]).addCallback(check, recorder)
+            for _ in range(50)
+            for broker, recorder in ((one, first), (other, second))
+        ]
+    )
+    assert behind == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_counts_once_over_all_nodes(world: World) -> None:
+    one, first = await world.open()
+    other, second = await world.open()
+    receipts = await gatherResults([broker.publish([draft(key="k")]) for broker in (one, other) * 5])
+    assert sorted(event.duplicate for [event] in receipts) == [False] + [True] * 9
+    assert {event.offset for [event] in receipts} == {1}
+    await until_told(first, 1)
+    await until_told(second, 1)
+    assert first.offsets == second.offsets == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_comes_later_is_told_of_what_follows_and_can_read_the_rest(world: World) -> None:
+    one, _ = await world.open()
+    await one.publish([draft("a"), draft("b")])
+    other, recorder = await world.open()
+    await one.publish([draft("c")])
+    await until_told(recorder, 3)
+    assert recorder.names == ["c"]
+    assert [event.name for event in await other.read(0, 10)] == ["a", "b", "c"]
+    assert await other.bounds() == (1, 3)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_stops_is_not_missed(world: World) -> None:
+    one, first = await world.open()
+    other, second = await world.open()
+    await one.publish([draft("a")])
+    await until_told(second, 1)
+    await other.stop()
+    await one.publish([draft("b")])
+    assert first.names == ["a", "b"]
+    assert second.names == ["a"]
+    with pytest.raises(Unavailable):
+        await other.publish([draft()])
+
+
+@pytest_twisted.ensureDeferred
+async def test_large_events_reach_other_nodes_too(world: World) -> None:
+    one, _ = await world.open(Bounds(size=0))
+    _, other = await world.open(Bounds(size=0))
+    large = b'"' + b"x" * (1024 * 1024 - 2) + b'"'
+    await one.publish([draft(f"e{n}", large, transient=n == 2) for n in range(6)])
+    await one.publish([draft("last")])
+    await until(lambda: "last" in other.names, "the last event")
+    assert other.names == [f"e{n}" for n in range(6)] + ["last"]
+    assert {event.data for event in other.events[:-1]} == {large}
+
+
+@pytest_twisted.ensureDeferred
+async def test_more_than_the_log_keeps_is_told_nevertheless_while_one_listens(world: World) -> None:
+    one, _ = await world.open(Bounds(events=3))
+    _, other = await world.open(Bounds(events=3))
+    await one.publish([draft() for _ in range(700)])
+    await until_told(other, 700)
+    assert other.offsets == sorted(other.offsets)
+    await one.publish([draft()])
+    await until_told(other, 701)
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_a_listener_publishes_goes_to_all_nodes(world: World) -> None:
+    one, first = await world.open()
+    other, second = await world.open()
+
+    def react(broker: Broker, recorder: Recorder) -> None:
+        recorder.react = lambda events: [
+            broker.publish([draft(f"{event.name}.re")]) for event in events if event.name.count(".") == 0
+        ]
+
+    react(one, first)
+    react(other, second)
+    await one.publish([draft("a")])
+    await until_told(first, 3)
+    await until_told(second, 3)
+    assert first.names == second.names == ["a", "a.re", "a.re"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_leases_are_those_of_all_nodes(world: World) -> None:
+    one, _ = await world.open()
+    other, _ = await world.open()
+    assert (await one.lease("a", {1: 1, 2: 1}, 15)).changed in ([(1, True), (2, True)], [(2, True), (1, True)])
+    assert await other.lease("b", {2: 1}, 30) == ([], 1, 2)
+    assert set(await other.online()) == {1, 2}
+    world.clock.advance(16)
+    assert set(await other.online()) == {2}
+    assert await other.lease("b", {}, 30) == ([(1, False)], 1, 1)
+    assert await one.lease("a", {}, 15) == ([], 0, 1)
