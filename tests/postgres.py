@@ -252,6 +252,11 @@ class ForgetfulFirewall:
         for link in self._links:
             link.swallows = True
 
+    def forget_answers(self) -> None:
+        """Swallow what comes back over the connections of before; what is sent still arrives."""
+        for link in self._links:
+            link.swallows = isinstance(link, _Outside)
+
     async def stop(self) -> None:
         await self._listening.stopListening()
         for link in self._links:

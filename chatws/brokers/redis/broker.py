@@ -97,7 +97,12 @@ class RedisBroker:
     def start(self, listener: Listener) -> Deferred[None]:
         """See `Broker.start`. Tries for the time-out to reach Redis."""
         self._starting = Deferred.fromCoroutine(self._start(listener))
-        return self._starting
+        return self._starting.addErrback(self._not_started)
+
+    def _not_started(self, failure: Failure) -> None:
+        if isinstance(failure.value, CancelledError):
+            raise OperatorError("--broker: stopped before Redis was reached")
+        failure.raiseException()
 
     async def _start(self, listener: Listener) -> None:
         self._listener = listener
@@ -190,7 +195,12 @@ class RedisBroker:
 
     async def _connect(self) -> Session:
         """A session in which everything has been told that was published meanwhile."""
-        session = await open_session(self._location, timeout=self._timeout, reactor=self._reactor)
+        try:
+            session = await open_session(self._location, timeout=self._timeout, reactor=self._reactor)
+        except Lost:
+            if self._stopping is not None:
+                raise CancelledError from None  # not every endpoint says it so
+            raise
         self._session = session
         try:
             await self._begin(session)

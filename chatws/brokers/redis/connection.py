@@ -15,9 +15,17 @@ import hiredis
 import txredisapi
 from OpenSSL import SSL
 from twisted.internet import ssl
-from twisted.internet.defer import Deferred
+from twisted.internet.abstract import isIPAddress, isIPv6Address
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint, wrapClientTLS
+from twisted.internet.endpoints import (
+    HostnameEndpoint,
+    TCP4ClientEndpoint,
+    TCP6ClientEndpoint,
+    UNIXClientEndpoint,
+    wrapClientTLS,
+)
+from twisted.internet.error import ConnectingCancelledError
 from twisted.internet.interfaces import ITCPTransport
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
@@ -161,7 +169,13 @@ def one_line(error: BaseException | None) -> str:
 def _endpoint(location: Location, host: str, port: int, timeout: float, reactor: Any) -> Any:
     if location.path:
         return UNIXClientEndpoint(reactor, location.path, timeout)  # type: ignore[no-untyped-call]
-    endpoint: Any = HostnameEndpoint(reactor, host, port, timeout)
+    endpoint: Any
+    if isIPAddress(host):
+        endpoint = TCP4ClientEndpoint(reactor, host, port, timeout)
+    elif isIPv6Address(host):
+        endpoint = TCP6ClientEndpoint(reactor, host, port, timeout)  # type: ignore[no-untyped-call]
+    else:
+        endpoint = HostnameEndpoint(reactor, host, port, timeout)
     if not location.tls:
         return endpoint
     trust = None
@@ -200,7 +214,9 @@ async def open_connection(
     connecting.addTimeout(timeout, reactor)
     try:
         connection: Connection = await connecting
-    except DeferredTimeout:
+    except CancelledError:
+        raise
+    except (DeferredTimeout, ConnectingCancelledError):
         raise Lost(f"no connection within {timeout:g} s") from None
     except Exception as error:
         raise Lost(one_line(error)) from None

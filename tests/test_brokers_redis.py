@@ -1,0 +1,615 @@
+"""The log in Redis: what lies there, how it is trimmed, and what happens when it is slow, full, gone, forgetful."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import Clock, deferLater
+from twisted.logger import globalLogPublisher
+
+from chatws.brokers import open_broker
+from chatws.brokers.contract import Bounds, Broker, Event
+from chatws.errors import OperatorError, Unavailable
+from tests.contracts.test_broker_contract import Recorder, draft
+from tests.contracts.test_shared_broker_contract import DEADLINE, until, until_told
+from tests.postgres import ForgetfulFirewall
+from tests.redis import RedisServer, redis
+from tests.requirements import needs
+
+__all__ = ["redis"]
+
+pytestmark = needs("redis-server")
+
+#: Seconds that Redis may take to answer here: long for a machine that is busy, short for a test that waits for it.
+TIMEOUT = 0.6
+
+
+class Nodes:
+    """Opens brokers, and stops them when the test ends."""
+
+    def __init__(self) -> None:
+        self.brokers: list[Broker] = []
+
+    def make(self, url: str, bounds: Bounds | None = None, **options: Any) -> Broker:
+        from twisted.internet import reactor
+
+        options.setdefault("timeout", TIMEOUT)
+        broker = open_broker(url, bounds or Bounds(), reactor=reactor, **options)
+        self.brokers.append(broker)
+        return broker
+
+    async def open(self, url: str, bounds: Bounds | None = None, **options: Any) -> tuple[Broker, Recorder]:
+        broker, recorder = self.make(url, bounds, **options), Recorder()
+        await broker.start(recorder)
+        return broker, recorder
+
+
+@pytest_twisted.async_yield_fixture
+async def nodes() -> AsyncIterator[Nodes]:
+    from twisted.internet import reactor
+
+    before = set(reactor.getDelayedCalls())
+    nodes = Nodes()
+    yield nodes
+    for broker in nodes.brokers:
+        await broker.stop()
+    left = [call for call in reactor.getDelayedCalls() if call not in before and "redis" in str(call)]
+    assert left == []
+
+
+@pytest.fixture
+def server() -> Iterator[Callable[..., RedisServer]]:
+    """Makes servers of the test's own, started."""
+    made: list[RedisServer] = []
+
+    def make(*options: str, **more: bool) -> RedisServer:
+        one = RedisServer(*options, **more)
+        made.append(one)
+        return one.start()
+
+    yield make
+    for one in made:
+        one.close()
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """The messages that were logged, as formats."""
+    lines: list[str] = []
+
+    def observe(event: dict[str, Any]) -> None:
+        lines.append(str(event.get("log_format")))
+
+    globalLogPublisher.addObserver(observe)
+    yield lines
+    globalLogPublisher.removeObserver(observe)
+
+
+async def publish_when_possible(broker: Broker, name: str, key: str | None = None) -> Event:
+    """Try until it is taken."""
+    from twisted.internet import reactor
+
+    end = reactor.seconds() + DEADLINE
+    while True:
+        try:
+            [event] = await broker.publish([draft(name, key=key)])
+            return event
+        except Unavailable:
+            assert reactor.seconds() < end, f"waited {DEADLINE:g} s in vain for {name} to be taken"
+            await deferLater(reactor, 0.01)
+
+
+async def unavailable(*attempts: Deferred[Any]) -> None:
+    for attempt in attempts:
+        with pytest.raises(Unavailable):
+            await attempt
+
+
+# What lies in Redis
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_keys_are_in_one_slot_and_those_of_idempotency_expire(redis: RedisServer, nodes: Nodes) -> None:
+    broker, _ = await nodes.open(f"{redis.url}?prefix=shop.1")
+    await broker.publish([draft(key="order 7"), draft(key="é")])
+    await broker.lease("a", {1: 1}, 5)
+    names = sorted(redis.run("KEYS", "*shop.1*"))
+    assert names == sorted(
+        f"{{shop.1}}:{name}".encode() for name in ("head", "log", "nodes", "users", "node:a", "key:order 7", "key:é")
+    )
+    assert 590 <= redis.run("TTL", "{shop.1}:key:order 7") <= 600
+
+
+@pytest_twisted.ensureDeferred
+async def test_logs_with_other_prefixes_or_databases_do_not_meet(redis: RedisServer, nodes: Nodes) -> None:
+    logs = [await nodes.open(f"{redis.url}{rest}") for rest in ("?prefix=m1", "?prefix=m2", "/3?prefix=m3")]
+    for broker, _ in logs:
+        await broker.publish([draft(key="same")])
+        await broker.lease("same", {1: 1}, 5)
+    assert [recorder.offsets for _, recorder in logs] == [[1], [1], [1]]
+    assert redis.run("EXISTS", "{m3}:log") == 0
+
+
+@pytest_twisted.ensureDeferred
+async def test_redis_own_clock_counts_unless_told_otherwise(redis: RedisServer, nodes: Nodes) -> None:
+    broker, _ = await nodes.open(redis.url_for("clock"))
+    before = _time(redis)
+    [event] = await broker.publish([draft()])
+    assert before <= event.time <= _time(redis)
+    [again] = await broker.read(0, 1)
+    assert again.time == event.time
+
+
+def _time(redis: RedisServer) -> float:
+    seconds, microseconds = redis.run("TIME")
+    return int(seconds) + int(microseconds) / 1e6
+
+
+@pytest_twisted.ensureDeferred
+async def test_scripts_that_redis_has_forgotten_are_sent_again(redis: RedisServer, nodes: Nodes) -> None:
+    broker, recorder = await nodes.open(redis.url_for("scripts"))
+    for _ in range(2):
+        redis.run("SCRIPT", "FLUSH")
+        await gatherResults([broker.publish([draft()]), broker.bounds(), broker.online()])
+    assert recorder.offsets == [1, 2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_others_say_on_the_channel_disturbs_nobody(redis: RedisServer, nodes: Nodes) -> None:
+    broker, recorder = await nodes.open(f"{redis.url}?prefix=noise")
+    for noise in (b"", b"hello", b'{"a":1}\n', b"\xff\n", b'["e",1]\n', b"[]"):
+        redis.run("PUBLISH", "{noise}:events", noise)
+    await broker.publish([draft("heard")])
+    other, _ = await nodes.open(f"{redis.url}?prefix=noise")
+    await other.publish([draft("also")])
+    await until_told(recorder, 2)
+    assert recorder.names == ["heard", "also"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_batch_whose_copy_comes_first_is_told_once(redis: RedisServer, nodes: Nodes) -> None:
+    broker, recorder = await nodes.open(redis.url_for("copies"))
+    follower = broker._follower  # type: ignore[attr-defined]
+    answered, arrivals = follower.answered, []
+
+    def later(*arguments: Any) -> None:
+        """Let the answer wait until the copy is here."""
+        arrivals.append(Deferred.fromCoroutine(until(lambda: len(recorder.events) >= 3, "the copy")))
+        arrivals[-1].addCallback(lambda _: answered(*arguments))
+
+    follower.answered = later
+    receipts = await broker.publish([draft("a", key="k"), draft("b", key="k"), draft("t", transient=True), draft("c")])
+    assert [(event.offset, event.duplicate, event.delivered) for event in receipts] == [
+        (1, False, 7),
+        (1, True, 0),
+        (0, False, 7),
+        (2, False, 7),
+    ]
+    assert recorder.names == ["a", "t", "c"]
+
+
+# Trimming
+
+
+@pytest_twisted.ensureDeferred
+async def test_much_that_is_due_goes_in_portions_without_another_publish(redis: RedisServer, nodes: Nodes) -> None:
+    url = redis.url_for("portions")
+    broker, _ = await nodes.open(url, Bounds(events=0, seconds=0, size=0))
+    await broker.publish([draft(data=b"12345") for _ in range(5000)])
+    narrow, _ = await nodes.open(url, Bounds(events=10))
+    await narrow.publish([draft(data=b"123")])
+    found: list[tuple[int, int]] = []
+
+    def look() -> bool:
+        narrow.bounds().addCallback(found.append)
+        return bool(found) and found[-1] == (4992, 5001)
+
+    await until(look, "the rest to be trimmed")
+    head = redis.run("HGETALL", f"{{{_prefix(url)}}}:head")
+    facts = dict(zip(head[::2], head[1::2], strict=True))
+    assert int(facts[b"size"]) == 9 * 5 + 3
+
+
+def _prefix(url: str) -> str:
+    return url.partition("prefix=")[2]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_is_too_old_goes_a_few_at_a_time(redis: RedisServer, nodes: Nodes) -> None:
+    clock = Clock()
+    clock.advance(1_800_000_000)
+    broker, _ = await nodes.open(redis.url_for("old"), Bounds(seconds=60.0), now=clock.seconds)
+    await broker.publish([draft() for _ in range(100)])
+    clock.advance(61)
+    await broker.publish([draft()])
+    assert await broker.bounds() == (65, 101)
+    await broker.publish([draft()])
+    assert await broker.bounds() == (101, 102)
+
+
+# A Redis that has lost data
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_restart_without_data_begins_one_new_epoch_for_all(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    opened = [await nodes.open(one.url) for _ in range(2)]
+    epoch = opened[0][0].epoch
+    await opened[0][0].publish([draft("before")])
+    await until_told(opened[1][1], 1)
+    one.kill()
+    one.start()
+    event = await publish_when_possible(opened[0][0], "after")
+    assert event.offset == 1
+    for broker, recorder in opened:
+        await until(lambda recorder=recorder: "after" in recorder.names, "the event")  # type: ignore[misc]
+        assert recorder.names == ["before", "after"]
+        assert recorder.epochs == [broker.epoch] != [epoch]
+    assert opened[0][0].epoch == opened[1][0].epoch
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_log_that_was_flushed_is_noticed_though_nobody_publishes(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    opened = [await nodes.open(one.url) for _ in range(2)]
+    await opened[0][0].publish([draft()])
+    one.run("FLUSHALL")
+    for broker, recorder in opened:
+        await until(lambda recorder=recorder: recorder.epochs, "a new epoch")  # type: ignore[misc]
+        assert recorder.epochs == [broker.epoch]
+    await until(lambda: opened[0][0].epoch == opened[1][0].epoch, "one epoch")
+    assert (await publish_when_possible(opened[1][0], "after")).offset == 1
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_log_that_was_flushed_takes_no_event_of_the_old_epoch(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    broker, recorder = await nodes.open(one.url, timeout=60)  # so that the publish is the first to notice
+    await broker.publish([draft()])
+    one.run("FLUSHALL")
+    await unavailable(broker.publish([draft("refused")]))
+    await until(lambda: recorder.epochs, "a new epoch")
+    assert (await publish_when_possible(broker, "taken")).offset == 1
+    assert recorder.names == ["new_message", "taken"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_went_back_in_time_begins_a_new_epoch_and_reuses_no_offset(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    broker, recorder = await nodes.open(one.url, timeout=60)
+    await broker.publish([draft("a"), draft("b")])
+    past = _snapshot(one)
+    await broker.publish([draft("lost")])
+    epoch = broker.epoch
+    _restore(one, past)
+    await unavailable(broker.publish([draft("refused")]))
+    await until(lambda: recorder.epochs, "a new epoch")
+    assert broker.epoch != epoch
+    assert (await publish_when_possible(broker, "taken")).offset == 1
+    assert await broker.bounds() == (1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_went_back_and_on_with_others_is_recognised(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    broker, recorder = await nodes.open(one.url)
+    await broker.publish([draft("a"), draft("b")])
+    past = _snapshot(one)
+    await broker.publish([draft("lost")])
+    one.silence()
+    await until(lambda: not broker._ready, "the node to notice")  # type: ignore[attr-defined]
+    one.resume()
+    # a node that knows nothing of the lost event is quicker, and its events take the lost one's place and more
+    _restore(one, past)
+    quicker = nodes.make(one.url, timeout=60)
+    await quicker.start(Recorder())
+    for name in "xyz":
+        await publish_when_possible(quicker, name)
+    await until(lambda: recorder.epochs, "a new epoch")
+    await until(lambda: quicker.epoch == broker.epoch, "one epoch")
+
+
+def _snapshot(server: RedisServer) -> dict[bytes, bytes]:
+    return {name: server.run("DUMP", name) for name in server.run("KEYS", "*")}
+
+
+def _restore(server: RedisServer, past: dict[bytes, bytes]) -> None:
+    for name in server.run("KEYS", "*"):
+        server.run("DEL", name)
+    for name, value in past.items():
+        server.run("RESTORE", name, 0, value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_key_of_an_epoch_that_is_over_is_still_a_duplicate(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    broker, recorder = await nodes.open(one.url, timeout=60)
+    await broker.publish([draft("a"), draft("b", key="k")])
+    one.run("DEL", "{chatws}:head")
+    await unavailable(broker.publish([draft("refused")]))
+    await until(lambda: recorder.epochs, "a new epoch")
+    again = await publish_when_possible(broker, "b", key="k")
+    assert (again.offset, again.duplicate) == (0, True)
+
+
+# Faults
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_restart_that_keeps_its_data_is_no_new_epoch(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+    one = server(persistent=True)
+    broker, recorder = await nodes.open(one.url)
+    other, heard = await nodes.open(one.url)
+    await broker.publish([draft("a", key="k")])
+    one.kill()
+    await unavailable(broker.publish([draft("refused")]), broker.bounds(), broker.read(0, 1), broker.online())
+    one.start()
+    again = await publish_when_possible(other, "a", key="k")
+    assert (again.offset, again.duplicate) == (1, True)
+    await publish_when_possible(other, "b")
+    await until_told(recorder, 2)
+    assert recorder.names == heard.names == ["a", "b"]
+    assert recorder.epochs == heard.epochs == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_node_that_is_cut_off_without_a_word_notices_and_catches_up(redis: RedisServer, nodes: Nodes) -> None:
+    from twisted.internet import reactor
+
+    firewall = ForgetfulFirewall(reactor, redis.port)
+    url = redis.url_for("cut off")
+    far, recorder = await nodes.open(url.replace(str(redis.port), str(firewall.port)))
+    near, _ = await nodes.open(url)
+    await near.publish([draft("a")])
+    await until_told(recorder, 1)
+    firewall.closed = True
+    firewall.forget()
+    began = reactor.seconds()
+    await unavailable(far.publish([draft("unheard", key="k")]))
+    assert reactor.seconds() - began < 3 * TIMEOUT
+    for number in range(20):
+        await near.publish([draft(f"b{number}"), draft("passing", transient=True)])
+    assert recorder.names == ["a"]
+    firewall.closed = False
+    await until_told(recorder, 21)
+    assert recorder.offsets == list(range(1, 22))
+    assert (await publish_when_possible(far, "unheard", key="k")).offset == 22
+    await far.stop()
+    await firewall.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_event_whose_answer_was_lost_is_told_once_and_its_key_is_known(
+    redis: RedisServer, nodes: Nodes
+) -> None:
+    from twisted.internet import reactor
+
+    firewall = ForgetfulFirewall(reactor, redis.port)
+    url = redis.url_for("lost answer")
+    far, recorder = await nodes.open(url.replace(str(redis.port), str(firewall.port)))
+    _, heard = await nodes.open(url)
+    firewall.forget_answers()
+    await unavailable(far.publish([draft("stored", key="k")]))
+    await until_told(heard, 1)
+    again = await publish_when_possible(far, "stored", key="k")
+    assert (again.offset, again.duplicate) == (1, True)
+    assert recorder.names == heard.names == ["stored"]
+    await far.stop()
+    await firewall.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_stands_still_is_given_up_in_time_and_taken_up_again(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    broker, recorder = await nodes.open(one.url)
+    one.silence()
+    publishing = [broker.publish([draft(f"e{n}", key=f"k{n}")]) for n in range(3)]
+    await unavailable(*publishing)
+    await unavailable(broker.publish([draft()]), broker.bounds())
+    one.resume()
+    for number in range(3):
+        await publish_when_possible(broker, f"e{number}", key=f"k{number}")
+    assert recorder.names == ["e0", "e1", "e2"]
+    assert recorder.epochs == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_idle_node_notices_that_redis_stands_still(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+    one = server()
+    broker, _ = await nodes.open(one.url)
+    one.silence()
+    await until(lambda: not broker._ready, "the node to notice")  # type: ignore[attr-defined]
+    one.resume()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_full_redis_refuses_and_goes_on_when_there_is_room(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    broker, recorder = await nodes.open(one.url)
+    await broker.publish([draft("a")])
+    one.run("CONFIG", "SET", "maxmemory", "1")
+    await unavailable(broker.publish([draft("refused")]), broker.publish([draft("typing", transient=True)]))
+    assert await broker.bounds() == (1, 1)
+    assert [event.name for event in await broker.read(0, 5)] == ["a"]
+    one.run("CONFIG", "SET", "maxmemory", "0")
+    await broker.publish([draft("b")])
+    assert recorder.names == ["a", "b"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_in_a_full_redis_what_is_due_still_goes(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+    one = server()
+    clock = Clock()
+    clock.advance(1_800_000_000)
+    broker, _ = await nodes.open(one.url, Bounds(seconds=60.0), now=clock.seconds)
+    await broker.publish([draft() for _ in range(5)])
+    one.run("CONFIG", "SET", "maxmemory", "1")
+    clock.advance(61)
+    await unavailable(broker.publish([draft("refused")]))
+    await until(lambda: one.run("XLEN", "{chatws}:log") == 0, "room")
+    assert await broker.bounds() == (6, 5)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_lacks_replicas_refuses_without_losing_anything(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    broker, recorder = await nodes.open(one.url)
+    one.run("CONFIG", "SET", "min-replicas-to-write", "1")
+    await unavailable(broker.publish([draft("refused")]))
+    one.run("CONFIG", "SET", "min-replicas-to-write", "0")
+    await broker.publish([draft("a")])
+    assert recorder.offsets == [1]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_master_that_became_a_replica_is_left_until_it_is_one_again(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    broker, recorder = await nodes.open(one.url)
+    await broker.publish([draft("a")])
+    one.run("REPLICAOF", "127.0.0.1", "1")
+    await unavailable(broker.publish([draft("refused")]))
+    await until(lambda: not broker._ready, "the node to leave")  # type: ignore[attr-defined]
+    one.run("REPLICAOF", "NO", "ONE")
+    assert (await publish_when_possible(broker, "b")).offset == 2
+    assert recorder.names == ["a", "b"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_subscriber_that_redis_dropped_misses_nothing(redis: RedisServer, nodes: Nodes) -> None:
+    url = redis.url_for("dropped")
+    broker, _ = await nodes.open(url)
+    other, recorder = await nodes.open(url)
+    await broker.publish([draft("a")])
+    await until_told(recorder, 1)
+    redis.run("CLIENT", "KILL", "TYPE", "pubsub")
+    await publish_when_possible(broker, "b")
+    await publish_when_possible(other, "c")
+    await until(lambda: recorder.names[-2:] in (["b", "c"], ["c", "b"]), "both")
+    assert recorder.offsets == [1, 2, 3]
+
+
+# Starting and stopping
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_is_not_there_is_an_operators_matter(nodes: Nodes) -> None:
+    broker = nodes.make("redis://:hunter2@127.0.0.1:1", timeout=0.3)
+    with pytest.raises(OperatorError, match=r"127\.0\.0\.1:1 cannot be used") as caught:
+        await broker.start(Recorder())
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_start_waits_a_moment_for_a_redis_that_is_starting_too(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    one.stop()
+    broker = nodes.make(one.url, timeout=15)
+    starting = broker.start(Recorder())
+    one.start(wait=False)
+    await starting
+    await broker.publish([draft()])
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_broker_stopped_while_it_starts_leaves_nothing(nodes: Nodes) -> None:
+    broker = nodes.make("redis://127.0.0.1:1", timeout=30)
+    starting = broker.start(Recorder())
+    await broker.stop()
+    with pytest.raises(OperatorError):
+        await starting
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_broker_stops_while_redis_is_silent(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+    one = server()
+    broker, _ = await nodes.open(one.url)
+    one.silence()
+    publishing = broker.publish([draft()])
+    stopping = broker.stop()
+    await unavailable(publishing)
+    await stopping
+    one.resume()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_password_is_asked_for_and_never_told(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+    one = server()
+    one.run("CONFIG", "SET", "requirepass", "s3cret")
+    for userinfo in ("", ":wrong-pass@", "nobody:wrong-pass@"):
+        broker = nodes.make(one.url.replace("//", f"//{userinfo}"))
+        with pytest.raises(OperatorError, match=r"NOAUTH|WRONGPASS") as caught:
+            await broker.start(Recorder())
+        assert "wrong-pass" not in str(caught.value)
+    broker, _ = await nodes.open(one.url.replace("//", "//:s3cret@"))
+    await broker.publish([draft()])
+
+
+#: As docs/operations.md has it.
+ACL = "~{chatws}:* &{chatws}:* -@all +@scripting +@connection +@read +@write +@pubsub +time +role +info +wait"
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_user_with_the_documented_rights_can_do_everything(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    one.run("ACL", "SETUSER", "chat", "on", ">pw", *ACL.split())
+    broker, recorder = await nodes.open(one.url.replace("//", "//chat:pw@"), Bounds(events=2))
+    await broker.publish([draft(key="k"), draft(), draft(), draft(transient=True)])
+    await broker.lease("a", {1: 1}, 5)
+    assert await broker.online() == [1]
+    assert len(await broker.read(0, 10)) == 2
+    assert recorder.offsets == [1, 2, 3, 0]
+    other = nodes.make(one.url.replace("//", "//chat:pw@") + "?prefix=forbidden")
+    with pytest.raises(OperatorError, match=r"NOPERM|permission"):
+        await other.start(Recorder())
+
+
+@pytest.mark.parametrize(("policy", "warned"), [("allkeys-lru", True), ("volatile-ttl", True), ("noeviction", False)])
+@pytest_twisted.ensureDeferred
+async def test_a_redis_that_may_evict_the_log_is_warned_of(
+    server: Callable[..., RedisServer], nodes: Nodes, logged: list[str], policy: str, warned: bool
+) -> None:
+    one = server("--maxmemory", "100mb", "--maxmemory-policy", policy)
+    await nodes.open(one.url)
+    assert any("maxmemory-policy" in line for line in logged) == warned
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_unix_socket_leads_there_too(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+    one = server("--unixsocket", "redis.sock")
+    broker, _ = await nodes.open(f"redis+unix://{one.directory}/redis.sock?db=2&prefix=u")
+    await broker.publish([draft()])
+    assert redis_keys(one, 2) == [b"{u}:head", b"{u}:log"]
+
+
+def redis_keys(server: RedisServer, db: int) -> Sequence[bytes]:
+    """The keys of a database."""
+    found: list[bytes] = server.run("EVAL", f"redis.call('SELECT', {db}) return redis.call('KEYS', '*')", 0)
+    return sorted(found)
