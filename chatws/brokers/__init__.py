@@ -1,7 +1,7 @@
 """The ordered log behind the chat: one contract (chatws.brokers.contract) and the engines that keep it.
 
-An engine is picked by its URL: `memory`; `sqlite:///relative/path` and `sqlite:////absolute/path`; `redis://host` and
-its relatives (chatws.brokers.redis.location).
+An engine is picked by its URL: `memory`; `sqlite:///relative/path` and `sqlite:////absolute/path`; `postgresql://host`;
+`redis://host` and its relatives (chatws.brokers.redis.location).
 """
 
 from __future__ import annotations
@@ -57,12 +57,34 @@ def open_broker(
         from chatws.brokers.sqlite import SqliteBroker
 
         return SqliteBroker(path, bounds, clock, durable=durable, reactor=reactor)
+    if scheme in ("postgresql", "postgres"):
+        if durable:
+            raise OperatorError("broker: with PostgreSQL it is its synchronous_commit that says how durable events are")
+        return _open_postgres(url, bounds, reactor=reactor, now=now, timeout=timeout, listen_url=listen_url, poll=poll)
     if scheme in _REDIS:
         return _open_redis(url, bounds, durable=durable, reactor=reactor, now=now, timeout=timeout)
-    known = "memory, sqlite:///path, redis://host"
+    known = "memory, sqlite:///path, postgresql://host, redis://host"
     if not rest:
         raise OperatorError(f"broker: no URL; one of {known}" if not url else f"broker: no such engine; one of {known}")
     raise OperatorError(f"broker: no engine for {scheme[:20]!r} URLs; one of {known}")
+
+
+def _open_postgres(
+    url: str,
+    bounds: Bounds,
+    *,
+    reactor: Any,
+    now: Callable[[], float] | None,
+    timeout: float,
+    listen_url: str,
+    poll: float,
+) -> Broker:
+    from chatws.brokers.postgres.broker import POOL, PostgresBroker
+    from chatws.database.engines import open_postgres
+
+    database = open_postgres(url, pool=POOL, timeout=timeout, reactor=reactor)
+    listen_database = open_postgres(listen_url, pool=0, timeout=timeout, reactor=reactor) if listen_url else database
+    return PostgresBroker(database, listen_database, bounds, reactor=reactor, now=now, timeout=timeout, poll=poll)
 
 
 def _open_redis(

@@ -14,7 +14,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import chatws
-from chatws.command import bench, check, kick, push, shadow, tail, ticket, who
+from chatws.command import bench, check, db, kick, push, shadow, tail, ticket, who
 from chatws.command.output import Output
 from chatws.errors import ClientError, OperatorError
 from chatws.push.client import PushError, PushRefused
@@ -29,6 +29,7 @@ COMMANDS: dict[str, ModuleType] = {
     "kick": kick,
     "ticket": ticket,
     "check": check,
+    "db": db,
     "bench": bench,
     "shadow": shadow,
 }

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from chatws.database.contract import Database
 from chatws.errors import OperatorError
 
-__all__ = ["open_database"]
+if TYPE_CHECKING:
+    from chatws.database.postgres_pool import PostgresDatabase
+
+__all__ = ["open_database", "open_postgres"]
 
 
 def open_database(url: str, *, pool: int, timeout: float, reactor: Any) -> Database:
@@ -23,13 +26,7 @@ def open_database(url: str, *, pool: int, timeout: float, reactor: Any) -> Datab
     """
     scheme, colon, rest = url.partition(":")
     if colon and scheme in ("postgresql", "postgres"):
-        from chatws.database.postgres import connection_parameters
-        from chatws.database.postgres_pool import PostgresDatabase
-
-        _refuse_stray_at(url)
-        return PostgresDatabase(
-            connection_parameters(url, timeout=timeout), pool=pool, timeout=timeout, reactor=reactor
-        )
+        return open_postgres(url, pool=pool, timeout=timeout, reactor=reactor)
     if colon and scheme == "sqlite":
         from chatws.database.sqlite import SqliteDatabase
 
@@ -37,6 +34,15 @@ def open_database(url: str, *, pool: int, timeout: float, reactor: Any) -> Datab
             raise OperatorError("the database URL of an SQLite file is sqlite:///path, without options")
         return SqliteDatabase(unquote(rest[3:]), pool=pool, timeout=timeout, reactor=reactor)
     raise OperatorError("the database URL must begin with postgresql:// or sqlite:///")
+
+
+def open_postgres(url: str, *, pool: int, timeout: float, reactor: Any) -> PostgresDatabase:
+    """As `open_database`, for `postgresql://…` alone."""
+    from chatws.database.postgres import connection_parameters
+    from chatws.database.postgres_pool import PostgresDatabase
+
+    _refuse_stray_at(url)
+    return PostgresDatabase(connection_parameters(url, timeout=timeout), pool=pool, timeout=timeout, reactor=reactor)
 
 
 def _refuse_stray_at(url: str) -> None:

@@ -115,6 +115,14 @@ class PostgresDatabase:
         _, count = await self._run(lambda connection: connection.ask(sql, values), retries=0)
         return count
 
+    async def once(self, sql: str, values: Values, until: float | None = None) -> list[Row]:
+        """As `execute`, for a statement that changes rows and also returns some.
+
+        :param until: the reactor's seconds at which to give up, if that is sooner than the timeout.
+        """
+        rows, _ = await self._run(lambda connection: connection.ask(sql, values), retries=0, until=until)
+        return rows
+
     async def execute_many(self, sql: str, batch: Sequence[Values]) -> int:
         refused = 0
         for start in range(0, len(batch), CHUNK):
@@ -255,8 +263,15 @@ class PostgresDatabase:
         finally:
             self._serving = False
 
-    async def _run(self, work: Callable[[PostgresConnection], Coroutine[Any, Any, T]], *, retries: int) -> T:
-        until = self._reactor.seconds() + self._timeout
+    async def _run(
+        self,
+        work: Callable[[PostgresConnection], Coroutine[Any, Any, T]],
+        *,
+        retries: int,
+        until: float | None = None,
+    ) -> T:
+        limit = self._reactor.seconds() + self._timeout
+        until = limit if until is None else min(until, limit)
         while True:
             connection = await self._acquire(until)
             try:

@@ -14,17 +14,18 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
 from chatws.brokers import open_broker
 from chatws.brokers.contract import EVERYONE, KEY_SECONDS, Audience, Bounds, Broker, Draft, Event
 from chatws.errors import Unavailable
+from tests.fakes_brokers import SharedBroker, SharedLog
+from tests.postgres import PostgresLogs, postgres_logs
 from tests.redis import RedisServer, redis
 
-__all__ = ["redis"]
-from tests.fakes_brokers import SharedBroker, SharedLog
+__all__ = ["postgres_logs", "redis"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Engine:
     :ivar persistent: whether that log outlives the broker.
     :ivar fixture: the name of a fixture that has to be there: the server behind the engine.
     :ivar nodes: whether several brokers may have the log open at once; test_shared_broker_contract is about those.
+    :ivar trim: makes the bounds hold now, where the engine trims later.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Engine:
     persistent: bool
     fixture: str = ""
     nodes: bool = False
+    trim: Callable[[Any], Deferred[None]] = lambda broker: succeed(None)
 
 
 def open_memory(_: None, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
@@ -69,11 +72,22 @@ def open_redis(server: RedisServer, place: Path, bounds: Bounds, now: Callable[[
     return open_broker(server.url_for(str(place)), bounds, reactor=reactor, now=now)
 
 
+def open_postgres(logs: PostgresLogs, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+    from twisted.internet import reactor
+
+    return open_broker(logs.url(place), bounds, reactor=reactor, now=now)
+
+
+def on_postgres(name: str, fixture: str) -> Engine:
+    return Engine(name, open_postgres, persistent=True, fixture=fixture, nodes=True, trim=lambda broker: broker.trim())
+
+
 ENGINES = [
     Engine("fake", open_fake, persistent=False),
     Engine("memory", open_memory, persistent=False),
     Engine("sqlite", open_sqlite, persistent=True),
     Engine("sqlite-durable", open_durable_sqlite, persistent=True),
+    on_postgres("postgres", "postgres_logs"),
     Engine("redis", open_redis, persistent=True, fixture="redis", nodes=True),
 ]
 
@@ -125,6 +139,10 @@ class World:
         recorder = Recorder()
         await broker.start(recorder)
         return broker, recorder
+
+    async def trimmed(self) -> None:
+        """The bounds hold, at the latest, now."""
+        await self.engine.trim(self.brokers[-1])
 
     async def reopen(self, bounds: Bounds | None = None) -> tuple[Broker, Recorder]:
         await self.brokers[-1].stop()
@@ -369,6 +387,7 @@ async def test_a_key_outlives_its_event(world: World) -> None:
     broker, _ = await world.open(Bounds(events=2))
     await broker.publish([draft(key="k")])
     await broker.publish([draft() for _ in range(5)])
+    await world.trimmed()
     [receipt] = await broker.publish([draft(key="k")])
     assert (receipt.offset, receipt.duplicate) == (1, True)
 
@@ -411,6 +430,7 @@ async def test_the_oldest_go_when_there_are_too_many(world: World) -> None:
     broker, _ = await world.open(Bounds(events=10, seconds=0, size=0))
     for _ in range(8):
         await broker.publish([draft(), draft(), draft()])
+    await world.trimmed()
     assert await broker.bounds() == (15, 24)
     assert [event.offset for event in await broker.read(0, 100)] == list(range(15, 25))
     assert [event.offset for event in await broker.read(3, 2)] == [15, 16]
@@ -422,8 +442,10 @@ async def test_the_oldest_go_when_their_data_is_too_much(world: World) -> None:
     broker, _ = await world.open(Bounds(events=0, seconds=0, size=100))
     for _ in range(15):
         await broker.publish([draft(data=b"x" * 10)])
+    await world.trimmed()
     assert await broker.bounds() == (6, 15)
     await broker.publish([draft(data=b"x" * 95)])
+    await world.trimmed()
     assert await broker.bounds() == (16, 16)
 
 
@@ -435,6 +457,7 @@ async def test_the_oldest_go_when_they_are_too_old_and_something_new_comes(world
     await broker.publish([draft()])
     world.clock.advance(40)
     await broker.publish([draft(transient=True), draft()])
+    await world.trimmed()
     assert await broker.bounds() == (3, 4)
 
 
@@ -444,6 +467,7 @@ async def test_a_log_with_no_limits_keeps_everything(world: World) -> None:
     for _ in range(3):
         await broker.publish([draft(data=b"x" * 1000) for _ in range(100)])
         world.clock.advance(10_000_000)
+    await world.trimmed()
     assert await broker.bounds() == (1, 300)
 
 
@@ -452,6 +476,7 @@ async def test_a_batch_larger_than_the_bound_is_accepted_and_told_whole(world: W
     broker, recorder = await world.open(Bounds(events=3))
     receipts = await broker.publish([draft() for _ in range(700)])
     assert [event.offset for event in receipts] == list(range(1, 701)) == recorder.offsets
+    await world.trimmed()
     assert await broker.bounds() == (698, 700)
 
 
@@ -460,6 +485,7 @@ async def test_an_event_larger_than_the_bound_takes_its_place_and_is_gone(world:
     broker, recorder = await world.open(Bounds(size=10))
     await broker.publish([draft(data=b"x" * 11)])
     assert recorder.offsets == [1]
+    await world.trimmed()
     assert await broker.bounds() == (2, 1)
     assert await read_all(broker) == []
     assert [event.offset for event in await broker.publish([draft()])] == [2]
@@ -564,6 +590,7 @@ async def test_who_was_online_is_known_after_a_restart_or_nobody_is(world: World
 async def test_a_log_trimmed_to_nothing_goes_on_from_its_last_offset(lasting_world: World) -> None:
     broker, _ = await lasting_world.open(Bounds(size=10))
     await broker.publish([draft(), draft(), draft(data=b"x" * 11)])
+    await lasting_world.trimmed()
     assert await broker.bounds() == (4, 3)
     broker, _ = await lasting_world.reopen()
     assert await broker.bounds() == (4, 3)
@@ -576,6 +603,7 @@ async def test_narrower_bounds_hold_at_the_latest_with_the_first_publish(lasting
     await broker.publish([draft() for _ in range(1000)])
     broker, _ = await lasting_world.reopen(Bounds(events=5))
     await broker.publish([draft()])
+    await lasting_world.trimmed()
     assert await broker.bounds() == (997, 1001)
 
 
