@@ -403,7 +403,7 @@ class InMemoryTests(SynchronousTestCase):
             assert self.clock.getDelayedCalls() == []
 
     def test_an_endpoint_that_raises_is_one_that_cannot_be_reached(self) -> None:
-        self.client._endpoint.connect = lambda factory: [][0]
+        self.client._endpoints[0].connect = lambda factory: [][0]
         publishing = self.publish()
         for _ in range(10):
             self.clock.advance(1)

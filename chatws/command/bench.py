@@ -21,6 +21,7 @@ from chatws.command.output import Output, count
 from chatws.command.running import run_in_reactor
 from chatws.command.ticket import make_ticket, ticket_secret
 from chatws.errors import OperatorError
+from chatws.push.addresses import parse_addresses
 from chatws.push.client import PushClient
 
 if TYPE_CHECKING:
@@ -249,18 +250,19 @@ class _Bench:
             self._over.callback(None)
 
     def _push_client(self) -> PushClient:
-        address = push_address(self._arguments)
-        endpoint: Any
-        if address.startswith("unix:"):
-            path = address.removeprefix("unix:")
-            endpoint = UNIXClientEndpoint(self._reactor, path)  # type: ignore[no-untyped-call]
-        else:
-            host, colon, port = address.rpartition(":")
-            if not colon or not port.isdigit() or address.startswith("tls:"):
-                raise OperatorError(f"--push: here it is host:port or unix:/path, not {address!r}")
-            endpoint = HostnameEndpoint(self._reactor, host.strip("[]").encode(), int(port))
+        endpoints: list[Any] = []
+        try:
+            for one in parse_addresses(push_address(self._arguments)):
+                if one.tls:
+                    raise ValueError(f"here it is host:port or unix:/path, not {one.text!r}")
+                if one.port is None:
+                    endpoints.append(UNIXClientEndpoint(self._reactor, one.host))  # type: ignore[no-untyped-call]
+                else:
+                    endpoints.append(HostnameEndpoint(self._reactor, one.host.encode(), one.port))
+        except ValueError as error:
+            raise OperatorError(f"--push: {error}") from None
         return PushClient(
-            endpoint, secret=push_secret(self._arguments), deadline=self._arguments.timeout, reactor=self._reactor
+            endpoints, secret=push_secret(self._arguments), deadline=self._arguments.timeout, reactor=self._reactor
         )
 
 

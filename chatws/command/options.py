@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from chatws.auth.secrets import read_secret_file
 from chatws.errors import ClientError, OperatorError
 from chatws.ids import Id, parse_id
+from chatws.push.addresses import parse_addresses
 from chatws.push.client import BlockingPushClient
 
 __all__ = [
@@ -73,7 +74,8 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--push",
         metavar="ADDRESS",
-        help=f"host:port, unix:/path or tls://host:port (CHATWS_PUSH_ADDRESS, else {DEFAULT_ADDRESS})",
+        help=f"host:port, unix:/path or tls://host:port; of several nodes, with commas between them "
+        f"(CHATWS_PUSH_ADDRESS, else {DEFAULT_ADDRESS})",
     )
     group.add_argument(
         "--push-secret-file",
@@ -90,7 +92,7 @@ def add_push_options(parser: argparse.ArgumentParser) -> None:
 
 
 def push_address(arguments: argparse.Namespace) -> str:
-    """Where the push port is."""
+    """Where the push port is, or those of several nodes are: for `parse_addresses`."""
     return arguments.push or os.environ.get("CHATWS_PUSH_ADDRESS") or DEFAULT_ADDRESS
 
 
@@ -110,17 +112,13 @@ def push_secret(arguments: argparse.Namespace) -> str | None:
 def push_client(arguments: argparse.Namespace) -> BlockingPushClient:
     """A client for `add_push_options`'s options.
 
-    :raises OperatorError: the address is none, or the secret cannot be read.
+    :raises OperatorError: an address is none, or the secret cannot be read.
     """
     address = push_address(arguments)
     tls = None
     try:
-        if address.startswith("tls://"):
-            address = address.removeprefix("tls://")
+        if any(one.tls for one in parse_addresses(address)):
             tls = ssl.create_default_context(cafile=os.environ.get("CHATWS_PUSH_TLS_CA") or None)
-        port = address.rpartition(":")[2]
-        if not address.startswith("unix:") and port.isdigit() and not 1 <= int(port) <= 65535:
-            raise ValueError(f"{port} is no port")
         return BlockingPushClient(
             address,
             secret=push_secret(arguments),

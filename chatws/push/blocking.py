@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import ssl
@@ -14,6 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from chatws.ids import Id
+from chatws.push.addresses import parse_addresses
 from chatws.push.requests import (
     Agent,
     Answer,
@@ -52,12 +54,18 @@ class BlockingPushClient:
     May be shared by threads (one speaks at a time), and inherited by forked processes (each opens its own).
     Each call tries again, with the same idempotency key, until `deadline`; then it raises. It never waits longer.
 
-    :param address: "host:port", "[::1]:port" or "unix:/path".
+    Of several addresses each belongs to a node of one chatws. The one that worked last is taken; where it cannot be
+    reached, is silent, or answers `unavailable` or `overloaded`, what has no answer goes to the next.
+
+    :param address: "host:port", "[::1]:port", "tls://host:port" or "unix:/path"; several with commas between them.
     :param secret: the push secret, where the server has one.
-    :param tls: to speak TLS; the certificate is checked against the host.
+    :param tls: to speak TLS: with the addresses that begin with tls://, or if none does, with all. The certificate is
+        checked against the host. Without it, tls:// trusts the authorities that the system trusts.
     :param connect_timeout: seconds that one attempt to connect may take.
     :param timeout: seconds that one answer may take before another connection is tried.
-    :param deadline: seconds that a call may take; of `publish_many`, each hundred of events.
+    :param deadline: seconds that a call may take; of `publish_many`, each hundred of events. With several addresses
+        both times above are at most an equal share of it, so that one that is silent leaves time for the others.
+    :raises ValueError: an address is none.
     """
 
     def __init__(
@@ -70,11 +78,14 @@ class BlockingPushClient:
         timeout: float = 0.5,
         deadline: float = 5.0,
     ) -> None:
-        self._target = _parse_address(address)
+        self._addresses = parse_addresses(address)
+        self._at = 0  # the one in use
         self._auth = auth_line(secret)
-        self._tls = tls
-        self._connect_timeout = connect_timeout
-        self._timeout = timeout
+        self._is_all_tls = not any(one.tls for one in self._addresses)
+        self._tls = tls if tls or self._is_all_tls else ssl.create_default_context()
+        share = deadline / len(self._addresses) if len(self._addresses) > 1 else math.inf
+        self._connect_timeout = min(connect_timeout, share)
+        self._timeout = min(timeout, share)
         self._deadline = deadline
         self._lock = threading.Lock()
         self._socket: socket.socket | None = None
@@ -158,8 +169,8 @@ class BlockingPushClient:
         :return: the answers, None for a line that got none within the deadline, and what went wrong, if anything did.
         :raises PushRefused: the server does not take our secret.
         """
-        answers, problem = self._attempt([_Request(line, id) for line, id in lines])
-        return answers, str(problem or "silence") if None in answers else ""
+        answers, _, words = self._attempt([_Request(line, id) for line, id in lines])
+        return answers, words if None in answers else ""
 
     def ping(self) -> Answer:
         """Is the server there, and does it take our secret? Raises as `publish`."""
@@ -190,18 +201,23 @@ class BlockingPushClient:
 
     def _run(self, requests: Sequence[_Request]) -> list[Answer]:
         """The answers to all of them."""
-        answers, problem = self._attempt(requests)
+        answers, problem, words = self._attempt(requests)
         final = [answer for answer in answers if answer is not None]
         if len(final) < len(answers):
-            raise PushUnavailable(f"no answer within {self._deadline:g} s: {problem}") from problem
+            raise PushUnavailable(f"no answer within {self._deadline:g} s: {words}") from problem
         return final
 
-    def _attempt(self, requests: Sequence[_Request]) -> tuple[list[Answer | None], Exception | None]:
-        """Ask until each has an answer that stays, or the deadline has passed."""
+    def _attempt(self, requests: Sequence[_Request]) -> tuple[list[Answer | None], Exception | None, str]:
+        """Ask until each has an answer that stays, or the deadline has passed.
+
+        :return: the answers, what went wrong last, and that in words: with several addresses, at each of them.
+        """
         self._notice_fork()
         until = time.monotonic() + self._deadline
         answers: list[Answer | None] = [None] * len(requests)
         problem: Exception | None = None
+        problems: dict[str, Exception] = {}
+        several = len(self._addresses) > 1
         if not self._lock.acquire(timeout=self._deadline):
             raise PushUnavailable("other threads' pushes took all the time")
         try:
@@ -210,23 +226,29 @@ class BlockingPushClient:
                 if not open_ones:
                     break
                 if attempt:
-                    # The server may have been restarted since we last spoke: the first retry need not wait.
-                    pause = 0 if attempt == 1 and isinstance(problem, OSError) else backoff(attempt - 1)
+                    rounds, others = divmod(attempt, len(self._addresses))
+                    # Another address need not wait for this one. Nor need the first retry of all: the server may have
+                    # been restarted since we last spoke.
+                    pause = 0 if others or (rounds == 1 and isinstance(problem, OSError)) else backoff(rounds - 1)
                     if time.monotonic() + pause >= until:
                         break
                     time.sleep(pause)
                 try:
                     self._exchange(requests, open_ones, answers, until)
                     problem = None
+                    if several and any(is_passing(answer) for answer in answers if answer is not None):
+                        self._leave()
                 except (OSError, msgspec.DecodeError) as error:
-                    problem = error
-                    self._drop()
+                    problem = problems[self._addresses[self._at].text] = error
+                    self._leave()
                 except BaseException:
                     self._drop()  # answers to this may still be on their way
                     raise
         finally:
             self._lock.release()
-        return answers, problem
+        if problem is None or not several:
+            return answers, problem, str(problem or "silence")
+        return answers, problem, "; ".join(f"{address}: {said}" for address, said in problems.items())
 
     def _exchange(
         self, requests: Sequence[_Request], asked: Sequence[int], answers: list[Answer | None], until: float
@@ -285,23 +307,8 @@ class BlockingPushClient:
         seconds = min(self._connect_timeout, until - time.monotonic())
         if seconds <= 0:
             raise TimeoutError("the deadline has passed")
-        host, port = self._target
-        if port is None:
-            found = socket.socket(socket.AF_UNIX)
-            try:
-                found.settimeout(seconds)
-                found.connect(host)
-            except BaseException:
-                found.close()
-                raise
-        else:
-            found = socket.create_connection((host, port), seconds)
-            found.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        try:
-            self._socket = found if self._tls is None else self._tls.wrap_socket(found, server_hostname=host)
-        except BaseException:
-            found.close()
-            raise
+        address = self._addresses[self._at]
+        self._socket = address.connect(seconds, self._tls if address.tls or self._is_all_tls else None)
         return True
 
     def _is_alive(self, connection: socket.socket) -> bool:
@@ -323,18 +330,13 @@ class BlockingPushClient:
             self._lock = threading.Lock()
             self._drop()
 
+    def _leave(self) -> None:
+        """The next connection is to the next address."""
+        self._drop()
+        self._at = (self._at + 1) % len(self._addresses)
+
     def _drop(self) -> None:
         self._buffer.clear()
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-def _parse_address(address: str) -> tuple[str, int | None]:
-    """(host, port), or (path, None)."""
-    if address.startswith("unix:"):
-        return address[len("unix:") :], None
-    host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ValueError(f"a push address is host:port or unix:/path, not {address!r}")
-    return host.strip("[]"), int(port)

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
+from collections.abc import Sequence
 from typing import Any
 
-import msgspec
 from twisted.internet.defer import Deferred, fail, maybeDeferred
-from twisted.internet.endpoints import clientFromString
 from twisted.internet.error import ConnectionAborted
-from twisted.internet.interfaces import IPushProducer, IStreamClientEndpoint, ITCPTransport
-from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.protocol import Factory
 from twisted.logger import Logger
-from twisted.protocols.basic import LineOnlyReceiver
 from twisted.python.failure import Failure
-from zope.interface import implementer
 
 from chatws.ids import Id
+from chatws.push.client_protocol import PushProtocol, make_endpoints
 from chatws.push.requests import (
     AUTH_ID,
     Answer,
@@ -30,14 +29,10 @@ from chatws.push.requests import (
     is_passing,
     new_key,
     operation_line,
-    parse_answer,
     publish_line,
 )
 
 __all__ = ["PushClient"]
-
-#: Bytes of an answer above which the other side is taken for no chatws.
-MAX_ANSWER = 16 * 1024 * 1024
 
 
 class _Request:
@@ -65,22 +60,28 @@ class PushClient:
     The connection is opened when first needed. When it breaks, what is unanswered is sent again over a new one, in
     the same order and with the same idempotency keys, until each one's deadline has passed.
 
+    Of several endpoints each belongs to a node of one chatws. The one that worked last is taken; where it cannot be
+    reached, is silent, or answers `unavailable` or `overloaded`, what is unanswered goes to the next.
+
     Every Deferred fails with `PushRefused` or `PushUnavailable` if not with success, and may be cancelled (what was
     sent stays sent).
 
-    :param endpoint: a Twisted client endpoint, or its string description: "tcp:127.0.0.1:8081", "unix:/path".
+    :param endpoint: a Twisted client endpoint, or its string description: "tcp:127.0.0.1:8081", "unix:/path" (also just
+        "127.0.0.1:8081"); several descriptions with commas between them; or a list of endpoints and descriptions.
     :param secret: the push secret, where the server has one.
     :param connect_timeout: seconds that one attempt to connect may take.
     :param timeout: seconds without any answer, while some are due, after which another connection is tried.
-    :param deadline: seconds after which a request fails.
+    :param deadline: seconds after which a request fails. With several endpoints both times above are at most an equal
+        share of it, so that one that is silent leaves time for the others.
     :param max_pending: requests that may be unanswered at a time; one more fails at once.
+    :raises ValueError: a description is none.
     """
 
     log = Logger()
 
     def __init__(
         self,
-        endpoint: IStreamClientEndpoint | str,
+        endpoint: IStreamClientEndpoint | str | Sequence[IStreamClientEndpoint | str],
         *,
         secret: str | bytes | None = None,
         connect_timeout: float = 1.0,
@@ -92,19 +93,19 @@ class PushClient:
         if reactor is None:
             from twisted.internet import reactor
         self._reactor: Any = reactor
-        if isinstance(endpoint, str):
-            endpoint = clientFromString(reactor, endpoint)  # type: ignore[no-untyped-call]
-        self._endpoint: Any = endpoint
+        self._endpoints = make_endpoints(endpoint, reactor)
+        self._at = 0  # the one in use
         self._auth = auth_line(secret)
-        self._connect_timeout = connect_timeout
-        self._timeout = timeout
+        share = deadline / len(self._endpoints) if len(self._endpoints) > 1 else math.inf
+        self._connect_timeout = min(connect_timeout, share)
+        self._timeout = min(timeout, share)
         self._deadline = deadline
         self._max_pending = max_pending
         self._requests: dict[_Request, None] = {}  # all that wait for something, in order
         self._unsent: deque[_Request] = deque()  # those to be sent as soon as possible
         self._in_flight: deque[_Request] = deque()  # those that the open connection owes an answer
         self._full = False  # the server does not read fast enough
-        self._protocol: _PushProtocol | None = None
+        self._protocol: PushProtocol | None = None
         self._connecting: Deferred[Any] | None = None
         self._reconnect: Any = None  # the timer of the next attempt
         self._attempts = 0  # to connect, since the last answer
@@ -252,6 +253,8 @@ class PushClient:
             pass  # given up meanwhile
         elif answer.ok:
             self._succeed(request, answer)
+        elif is_passing(answer) and len(self._endpoints) > 1:
+            self._abort(answer.error())
         elif is_passing(answer):
             self._problem = answer.error()
             request.pause = self._reactor.callLater(backoff(request.attempts), self._send_soon, request)
@@ -283,9 +286,9 @@ class PushClient:
         if not self._requests:
             return  # nobody waits any more
         self._attempts += 1
-        factory = Factory.forProtocol(_PushProtocol)
+        factory = Factory.forProtocol(PushProtocol)
         factory.noisy = False
-        connecting: Deferred[Any] = maybeDeferred(self._endpoint.connect, factory)
+        connecting: Deferred[Any] = maybeDeferred(self._endpoints[self._at].connect, factory)
         self._connecting = connecting
         too_slow = self._reactor.callLater(self._connect_timeout, connecting.cancel)
 
@@ -303,7 +306,7 @@ class PushClient:
         self._problem = failure.value
         self._try_again()
 
-    def _connected(self, protocol: _PushProtocol) -> None:
+    def _connected(self, protocol: PushProtocol) -> None:
         if self._closing is not None:
             protocol.transport.abortConnection()
             self._try_again()
@@ -331,8 +334,11 @@ class PushClient:
             if not self._closing.called:
                 self._closing.callback(None)
         elif self._requests:
-            # After a connection that had worked, at once: the server may just have been restarted.
-            self._connect_soon(0 if self._attempts == 0 else backoff(self._attempts - 1))
+            rounds, others = divmod(self._attempts, len(self._endpoints))
+            self._at = (self._at + 1) % len(self._endpoints)
+            # Another one need not wait for this one. After a connection that had worked, at once, too: the server may
+            # just have been restarted.
+            self._connect_soon(0 if others or rounds == 0 else backoff(rounds - 1))
 
     def set_full(self, full: bool) -> None:
         """The transport has more, or has no more, to send than it likes."""
@@ -362,41 +368,5 @@ class PushClient:
     def _abort(self, problem: Exception) -> None:
         self._problem = problem
         if self._protocol is not None:
+            self._full = True  # until it is gone: what is written now would be lost
             self._protocol.transport.abortConnection()
-
-
-@implementer(IPushProducer)
-class _PushProtocol(LineOnlyReceiver):
-    delimiter = b"\n"
-    MAX_LENGTH = MAX_ANSWER
-    client: PushClient | None = None
-    transport: Any
-
-    def connectionMade(self) -> None:
-        self.transport.registerProducer(self, True)
-        if ITCPTransport.providedBy(self.transport):
-            self.transport.setTcpNoDelay(True)
-
-    def lineReceived(self, line: bytes) -> None:
-        assert self.client is not None
-        try:
-            answer = parse_answer(line)
-        except msgspec.DecodeError as error:
-            self.client.garbage_received(error)
-        else:
-            self.client.answer_received(answer)
-
-    def connectionLost(self, reason: Failure = connectionDone) -> None:
-        if self.client is not None:
-            self.client.connection_lost(reason)
-
-    def pauseProducing(self) -> None:
-        if self.client is not None:
-            self.client.set_full(True)
-
-    def resumeProducing(self) -> None:
-        if self.client is not None:
-            self.client.set_full(False)
-
-    def stopProducing(self) -> None:
-        """The transport is gone; `connectionLost` follows."""

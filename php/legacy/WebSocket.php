@@ -11,8 +11,8 @@ use Chatws\Config;
  * The helper by the name and with the signatures that applications in the field call, on top of Chatws\Client.
  *
  * Copy it over the old app/Helpers/WebSocket.php; no call has to change. Settings come from the environment
- * (CHATWS_PUSH_ADDRESS and others), or from configure(). See Chatws\Client for what the methods promise: they never
- * throw, never hold the request up for long, and return false after they have logged why.
+ * (CHATWS_PUSH_ADDRESS, which may name several nodes, and others), or from configure(). See Chatws\Client for what the
+ * methods promise: they never throw, never hold the request up for long, and return false after they have logged why.
  */
 final class WebSocket
 {

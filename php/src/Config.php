@@ -40,7 +40,8 @@ final class Config
 
     /**
      * @param string $address "127.0.0.1:8081", "[::1]:8081", "unix:/run/chatws/push.sock" or "tls://chat.example:8443".
-     *     A host name is looked up by the system's resolver, which keeps no time-out: give an IP address.
+     *     A host name is looked up by the system's resolver, which keeps no time-out: give an IP address. Several with
+     *     commas between them are nodes of one chatws: where one cannot be reached, the next is asked.
      * @param string|null $secret the push secret, where the server has one
      * @param int $connectTimeoutMs for opening the connection
      * @param int $answerTimeoutMs without any progress: no byte taken, no answer come

@@ -21,8 +21,10 @@ final class Connection
     /** Whose connection it is: a forked child must not talk on its parent's. */
     private int $process = 0;
     private string $buffer = '';
+    /** The address that was talked to last. */
+    private string $address = '';
 
-    public function __construct(private readonly Config $config)
+    public function __construct(private readonly Config $config, private readonly Addresses $addresses)
     {
     }
 
@@ -35,32 +37,47 @@ final class Connection
      * Sends the lines in one go, and reads the answers.
      *
      * @param list<Line> $lines
+     * @param float $patience milliseconds of silence at most, where the settings allow for more
      * @return array{array<int, array<string, mixed>>, ConnectionFailed|null} the answers by the position of their
      *     line; and why there are not as many as lines
      */
-    public function exchange(array $lines, Deadline $deadline): array
+    public function exchange(array $lines, Deadline $deadline, float $patience = \INF): array
     {
         $answers = [];
         try {
-            Quiet::call(function () use ($lines, $deadline, &$answers): void {
+            Quiet::call(function () use ($lines, $deadline, $patience, &$answers): void {
                 $skip = 0;
-                if ($this->open($deadline) && $this->config->secret !== null) {
+                if ($this->open($deadline->orIn(min($patience, $this->config->connectTimeoutMs))) && $this->config->secret !== null) {
                     array_unshift($lines, Line::operation('auth', ['secret' => $this->config->secret]));
                     $skip = 1;
                 }
-                $this->talk($lines, $skip, $deadline, $answers);
+                $patience = min($patience, $this->config->answerTimeoutMs);
+                $this->talk($lines, $skip, $deadline, $patience, $answers);
             });
         } catch (ConnectionFailed $failure) {
             $this->close();
 
-            return [$answers, $failure];
+            return [$answers, $this->addresses->areSeveral() ? $failure->at($this->address) : $failure];
         } catch (\Throwable $error) {
             $this->close();
 
-            return [$answers, new ConnectionFailed($error->getMessage(), false)];
+            return [$answers, new ConnectionFailed($error->getMessage(), false, false)];
         }
 
         return [$answers, null];
+    }
+
+    /** What was asked last was done: this address is taken next time, too. */
+    public function stay(): void
+    {
+        $this->addresses->worked($this->address);
+    }
+
+    /** It was not: the next exchange is with another address, where there are several. */
+    public function leave(): void
+    {
+        $this->close();
+        $this->addresses->failed($this->address);
     }
 
     /** Closes it; the next exchange opens another. */
@@ -77,17 +94,18 @@ final class Connection
     /**
      * @param list<Line> $lines
      * @param int $skip so many answers at the beginning are to lines of our own
+     * @param float $silence milliseconds that may pass without any progress
      * @param array<int, array<string, mixed>> $answers
      * @throws ConnectionFailed
      */
-    private function talk(array $lines, int $skip, Deadline $deadline, array &$answers): void
+    private function talk(array $lines, int $skip, Deadline $deadline, float $silence, array &$answers): void
     {
         $out = implode('', array_map(static fn (Line $line): string => "{$line->json}\n", $lines));
         $sent = 0;
         $size = \strlen($out);
         $count = \count($lines);
         $next = 0;
-        $patience = $deadline->orIn($this->config->answerTimeoutMs);
+        $patience = $deadline->orIn($silence);
         while ($next < $count) {
             [$readable, $writable] = $this->wait($sent < $size, $patience);
             $progress = false;
@@ -117,7 +135,7 @@ final class Connection
                 }
             }
             if ($progress) {
-                $patience = $deadline->orIn($this->config->answerTimeoutMs);
+                $patience = $deadline->orIn($silence);
             }
         }
     }
@@ -134,7 +152,7 @@ final class Connection
             throw new ConnectionFailed('what listens there is no push port of chatws', false);
         }
         if (($answer['code'] ?? null) === 'bad_secret') {
-            throw new ConnectionFailed('the push secret is wrong, or missing', false);
+            throw new ConnectionFailed('the push secret is wrong, or missing', false, false);
         }
         // A refusal may come without the id, where the line was too bad for one to be found.
         $echo = $answer['id'] ?? ($answer['ok'] ? null : $id);
@@ -194,6 +212,7 @@ final class Connection
     /**
      * Sees to it that there is a connection. True when it is a new one.
      *
+     * @param Deadline $deadline for connecting
      * @throws ConnectionFailed
      */
     private function open(Deadline $deadline): bool
@@ -205,15 +224,18 @@ final class Connection
             }
             $this->close();
         }
-        $deadline = $deadline->orIn($this->config->connectTimeoutMs);
-        [$target, $tlsName] = $this->target();
+        foreach ($this->addresses->all as $address) {
+            $this->target($address); // one that is none is told at once, and not when it is needed
+        }
+        $this->address = $this->addresses->current();
+        [$target, $tlsName] = $this->target($this->address);
         $context = stream_context_create(['socket' => ['tcp_nodelay' => true], 'ssl' => $this->tls($tlsName)]);
         $number = 0;
         $reason = '';
         $seconds = max(0.001, $deadline->left() / 1000);
         $stream = stream_socket_client($target, $number, $reason, $seconds, \STREAM_CLIENT_CONNECT, $context);
         if ($stream === false) {
-            $reason = ($reason ?: Quiet::$warning) . " ({$this->config->address})";
+            $reason = ($reason ?: Quiet::$warning) . " ({$this->address})";
             throw new ConnectionFailed($reason, $deadline->left() > 0);
         }
         stream_set_blocking($stream, false);
@@ -246,9 +268,8 @@ final class Connection
      * @return array{string, string|null} for stream_socket_client(), and the name for TLS
      * @throws ConnectionFailed
      */
-    private function target(): array
+    private function target(string $address): array
     {
-        $address = $this->config->address;
         if (preg_match('~^unix:(?://)?(/.+)$~', $address, $match)) {
             return ["unix://{$match[1]}", null];
         }
@@ -257,7 +278,7 @@ final class Connection
 
             return ["tcp://{$match[2]}:{$match[3]}", $tlsName];
         }
-        throw new ConnectionFailed("\"{$address}\" is no address such as 127.0.0.1:8081 or unix:/path", false);
+        throw new ConnectionFailed("\"{$address}\" is no address such as 127.0.0.1:8081 or unix:/path", false, false);
     }
 
     /** @return array<string, mixed> */

@@ -5,7 +5,8 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * Brings lines to the server within the request's budget: one connection, one retry, then the spool.
+ * Brings lines to the server within the request's budget: one connection, one retry or, of several addresses, each
+ * once, then the spool.
  *
  * @internal
  */
@@ -17,6 +18,7 @@ final class Courier
     private const SPOOLED_LINES = 500;
     private const SPOOLED_BYTES = 512 * 1024;
 
+    private readonly Addresses $addresses;
     private readonly Connection $connection;
     private readonly Budget $budget;
     private readonly ?Spool $spool;
@@ -25,9 +27,10 @@ final class Courier
 
     public function __construct(private readonly Config $config, private readonly Log $log)
     {
-        $this->connection = new Connection($config);
         $this->budget = new Budget($config->budgetMs, $config->perRequest);
         $this->spool = $config->spoolDir === null ? null : new Spool($config->spoolDir, $config->spoolMaxFiles);
+        $this->addresses = new Addresses($config->address, $this->spool);
+        $this->connection = new Connection($config, $this->addresses);
     }
 
     /**
@@ -136,12 +139,11 @@ final class Courier
     {
         $answers = [];
         $failure = null;
-        for ($try = 0; $try < 2; ++$try) {
-            $open = array_filter(
-                $lines,
-                static fn (int $at): bool => !isset($answers[$at]) || self::mayChange($answers[$at]),
-                \ARRAY_FILTER_USE_KEY,
-            );
+        $said = [];
+        $several = $this->addresses->areSeveral();
+        $tries = $several ? \count($this->addresses->all) : 2;
+        for ($try = 0; $try < $tries; ++$try) {
+            $open = self::open($lines, $answers);
             if ($open === []) {
                 break;
             }
@@ -149,26 +151,54 @@ final class Courier
                 if ($deadline->left() <= 2 * self::RETRY_PAUSE_MS) {
                     break;
                 }
-                usleep((int) (self::RETRY_PAUSE_MS * 1000));
+                if (!$several) {
+                    usleep((int) (self::RETRY_PAUSE_MS * 1000));
+                }
             }
-            [$found, $failure] = $this->connection->exchange(array_values($open), $deadline);
+            // One that is silent must leave the others their share of the time.
+            $patience = $several ? $deadline->left() / ($tries - $try) : \INF;
+            [$found, $failure] = $this->connection->exchange(array_values($open), $deadline, $patience);
             foreach (array_keys($open) as $position => $at) {
                 if (isset($found[$position])) {
                     $answers[$at] = $found[$position];
                 }
             }
-            if ($failure !== null && !$failure->retry) {
-                break;
+            if ($failure !== null) {
+                $said[] = $failure->getMessage();
+                if (!($several ? $failure->elsewhere : $failure->retry)) {
+                    break;
+                }
+            }
+            if ($failure === null && self::open($open, $answers) === []) {
+                $this->connection->stay();
+            } elseif ($several) {
+                $this->connection->leave();
             }
         }
         if ($failure !== null && \count($answers) < \count($lines)) {
             $this->pausedUntil = Deadline::now() + $this->config->pauseMs;
-            $this->pausedFor = $failure->getMessage();
+            $this->pausedFor = $several ? implode('; ', $said) : $failure->getMessage();
 
-            return [$answers, $failure->getMessage()];
+            return [$answers, $this->pausedFor];
         }
 
         return [$answers, ''];
+    }
+
+    /**
+     * The lines that have no answer that stays.
+     *
+     * @param array<int, Line> $lines
+     * @param array<int, array<string, mixed>> $answers
+     * @return array<int, Line>
+     */
+    private static function open(array $lines, array $answers): array
+    {
+        return array_filter(
+            $lines,
+            static fn (int $at): bool => !isset($answers[$at]) || self::mayChange($answers[$at]),
+            \ARRAY_FILTER_USE_KEY,
+        );
     }
 
     /** @param non-empty-list<Line> $lines that were not delivered */

@@ -13,6 +13,7 @@ final class Spool
 {
     private const LOCK = '.lock';
     private const REFUSED = 'refused';
+    private const ADDRESS = '.address';
     /** Seconds after which a half-written file has no writer any more. */
     private const STALE = 3600;
 
@@ -133,6 +134,25 @@ final class Spool
     public function count(): int
     {
         return Quiet::call(fn (): int => \count($this->names()));
+    }
+
+    /** The address that worked last, of whichever process. Null when none is known. */
+    public function rememberedAddress(): ?string
+    {
+        $path = "{$this->directory}/" . self::ADDRESS;
+
+        return is_file($path) ? Quiet::call(static fn (): ?string => file_get_contents($path) ?: null) : null;
+    }
+
+    /** Without a directory, or where it cannot be written to, nothing is remembered. */
+    public function rememberAddress(string $address): void
+    {
+        Quiet::call(function () use ($address): void {
+            $half = "{$this->directory}/." . bin2hex(random_bytes(6)) . '.tmp';
+            if (is_dir($this->directory) || mkdir($this->directory, 0770, true)) {
+                file_put_contents($half, $address) && rename($half, "{$this->directory}/" . self::ADDRESS);
+            }
+        });
     }
 
     /** @return list<string> the oldest first */

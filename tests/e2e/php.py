@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import select
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.e2e.conftest import clean_environment
-from tests.e2e.wire import DEADLINE
+from tests.e2e.conftest import clean_environment, free_port
+from tests.e2e.wire import DEADLINE, until
 from tests.requirements import find_program
 
-__all__ = ["PHP_DIRECTORY", "SCRIPTS", "FakePushPort", "Php", "run_php"]
+__all__ = ["PHP_DIRECTORY", "SCRIPTS", "FakePushPort", "Php", "php_server", "run_php"]
 
 PHP_DIRECTORY = Path(__file__).resolve().parents[2] / "php"
 SCRIPTS = Path(__file__).resolve().parents[1] / "php"
@@ -38,6 +39,41 @@ def run_php(*arguments: str, environment: dict[str, str] | None = None, deadline
     )
     assert done.returncode == 0, f"php {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+@contextmanager
+def php_server(**environment: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The application's web server; gives a function that makes one request."""
+    port = free_port()
+    program = find_program("php-cli")
+    assert program is not None
+    process = subprocess.Popen(
+        [program, "-S", f"127.0.0.1:{port}", str(SCRIPTS / "request.php")],
+        env=clean_environment(**environment),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+    def is_up() -> bool:
+        with socket.socket() as one:
+            return one.connect_ex(("127.0.0.1", port)) == 0
+
+    def request() -> dict[str, Any]:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
+        try:
+            connection.request("GET", "/")
+            answer: dict[str, Any] = json.loads(connection.getresponse().read())
+            return answer
+        finally:
+            connection.close()
+
+    try:
+        until(is_up, "php -S to listen")
+        yield request
+    finally:
+        process.terminate()
+        process.wait(DEADLINE)
 
 
 class Php:

@@ -5,22 +5,19 @@ The PHP side (tests/php/worker.php) throws at every warning, and a test fails wh
 
 from __future__ import annotations
 
-import http.client
 import json
 import select
 import socket
-import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Server, clean_environment, free_port
-from tests.e2e.php import SCRIPTS, FakePushPort, Php, run_php
-from tests.e2e.wire import DEADLINE, until
-from tests.requirements import find_program, needs
+from tests.e2e.conftest import Server, free_port
+from tests.e2e.php import SCRIPTS, FakePushPort, Php, php_server, run_php
+from tests.requirements import needs
 
 pytestmark = needs("php-cli")
 
@@ -142,41 +139,6 @@ def test_a_budget_below_the_time_outs_goes_over_them() -> None:
     with FakePushPort(lambda line: None) as port, Php(address=port.address, budget_ms=100) as php:
         assert php.notifyAgentStatus(5, "away") is False
         assert php.milliseconds < 450
-
-
-@contextmanager
-def php_server(**environment: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """The application's web server; gives a function that makes one request."""
-    port = free_port()
-    program = find_program("php-cli")
-    assert program is not None
-    process = subprocess.Popen(
-        [program, "-S", f"127.0.0.1:{port}", str(SCRIPTS / "request.php")],
-        env=clean_environment(**environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def is_up() -> bool:
-        with socket.socket() as one:
-            return one.connect_ex(("127.0.0.1", port)) == 0
-
-    def request() -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-        try:
-            connection.request("GET", "/")
-            answer: dict[str, Any] = json.loads(connection.getresponse().read())
-            return answer
-        finally:
-            connection.close()
-
-    try:
-        until(is_up, "php -S to listen")
-        yield request
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
 
 
 def test_all_calls_of_a_request_share_one_connection_and_the_next_request_has_its_own() -> None:

@@ -6,6 +6,7 @@
  *     {"method": "notifyTyping", "arguments": [1, 2, true]}  ->  {"result": true, "log": [], "ms": 0.4, "thrown": null}
  *
  * First argument: the settings as JSON. Second: "client" for Chatws\Client, "helper" for App\Helpers\WebSocket.
+ * `fresh` calls the method that it names of another client.
  * It behaves like the worst of frameworks: every warning, suppressed or not, is thrown.
  */
 
@@ -69,6 +70,7 @@ while (($line = fgets(STDIN)) !== false) {
     try {
         $result = match (true) {
             $call['method'] === 'batch' => batch(...$arguments),
+            $call['method'] === 'fresh' => (new Client(Config::fromEnv($settings)))->{$arguments[0]}(),
             ($argv[2] ?? 'client') === 'helper' => WebSocket::{$call['method']}(...$arguments),
             default => $client->{$call['method']}(...$arguments),
         };
