@@ -69,10 +69,14 @@ def test_a_wrong_command_line_is_answered_with_one_line(words: tuple[str, ...], 
     assert line.endswith("--help\n")
 
 
-@pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:0", "tls://127.0.0.1"])
+@pytest.mark.parametrize(
+    "address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:0", "tls://127.0.0.1", "127.0.0.1:8081,", "unix:/x,8081"]
+)
 def test_a_wrong_push_address_is_told(address: str, capsys: Any) -> None:
     assert main(["who", "--push", address]) == 1
-    assert capsys.readouterr().err.startswith("chatws who: --push: ")
+    said = capsys.readouterr().err
+    assert said.startswith("chatws who: --push: ")
+    assert said.count("\n") == 1
 
 
 def test_a_secret_that_everybody_can_read_is_no_secret(tmp_path: Path, capsys: Any) -> None:
