@@ -4,14 +4,15 @@
 -- ARGV  1 epoch, 2 last offset and 3 tip (or "") that the caller knows; 4 the batch's name, which becomes the tip;
 --       5 the time, or "" for Redis' own; 6 events, 7 seconds and 8 bytes to keep (0: no limit);
 --       9 the channel; 10 seconds for which a key counts; 11 bytes up to which a batch travels whole;
---       12 "KIND:BYTES …", one for each draft (kind: 1 if transient, plus 2 if it has a key); then their bodies
+--       12 "1" if the caller will WAIT for replicas;
+--       13 "KIND:BYTES …", one for each draft (kind: 1 if transient, plus 2 if it has a key); then their bodies
 --
 -- Returns JSON: null when this is not the log that the caller knows, else
 -- [sequence number, last offset before, time, whether there is more to trim, [index, offset, time of each duplicate …]]
 --
 -- What may be refused for lack of memory comes before anything else is written: Redis asks with the first write only.
 
-local HEADER = 12
+local HEADER = 13
 local time, now = clock(ARGV[5])
 local events, seconds, size_limit = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
 local head = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'last', 'tip', 'size', 'oldest')
@@ -80,6 +81,11 @@ if #offsets > 0 then
   redis.call('HSET', KEYS[1], 'seq', text(seq), 'last', text(last), 'tip', tip, 'size', text(size), 'oldest', oldest)
   redis.call('PUBLISH', ARGV[9], '["' .. epoch .. '",' .. text(seq) .. ',' .. text(before) .. ',' .. time .. ',"'
     .. ARGV[4] .. '",[' .. table.concat(places, ',') .. ']]\n' .. table.concat(bodies))
+end
+
+if #offsets == 0 and index > 0 and ARGV[12] == '1' then
+  -- WAIT is for the connection's last write: the first event's, which this answer acknowledges, is before this one
+  redis.call('HSET', KEYS[1], 'seq', text(seq))
 end
 
 -- Trimming. Each event is read once, when it goes; 64 at most go for their age alone, so that nobody pays for many.

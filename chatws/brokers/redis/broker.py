@@ -403,6 +403,7 @@ class RedisBroker:
             self._keys.channel,
             round(KEY_SECONDS),
             MAX_MESSAGE,
+            int(self._location.replicas > 0),
             kinds,
             *bodies,
         )

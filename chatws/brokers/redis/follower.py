@@ -127,7 +127,7 @@ class Follower:
 
     def hold(self) -> None:
         """The session is over, or not begun: forget what has come. Calls that wait for their turn fail."""
-        self.is_live = False
+        self.is_live = self._reading = False
         self._inbox.clear()
         self._inbox_size = 0
         self._greeting = None
@@ -194,6 +194,7 @@ class Follower:
         if not self.is_live or self._reading:
             return
         ready: list[Event] = []
+        incomplete: Batch | None = None
         while self._inbox:
             batch = self._inbox[0]
             if batch.epoch != self.epoch:
@@ -213,14 +214,17 @@ class Follower:
             elif call is not None:
                 break  # our own, and its answer will be here in a moment
             else:
+                incomplete = batch
                 self._reading = True
-                Deferred.fromCoroutine(self._complete(batch)).addErrback(self._failed)
                 break
             self._drop_first()
             ready += self._take(batch, events)
         if ready:
             self._tell(ready)
         self._finish()
+        if incomplete is not None:
+            completing = Deferred.fromCoroutine(self._complete(incomplete))
+            completing.addErrback(self._not_completed, incomplete)
 
     def _take(self, batch: Batch, events: list[Event]) -> list[Event]:
         self.seq = batch.seq
@@ -233,25 +237,27 @@ class Follower:
 
     async def _complete(self, batch: Batch) -> None:
         """The batch was too large for Pub/Sub: its events are in the log."""
-        try:
-            stored: dict[int, Event] = {}
-            after = batch.before
-            while after < batch.last and self.is_live:
-                ended, found = await self._read(after, min(PAGE, batch.last - after))
-                stored.update((one.event.offset, one.event) for one in found)
-                if ended or not found:
-                    break
-                after = found[-1].event.offset
-        finally:
+        stored: dict[int, Event] = {}
+        after = batch.before
+        while after < batch.last:
+            ended, found = await self._read(after, min(PAGE, batch.last - after))
+            stored.update((one.event.offset, one.event) for one in found)
+            if ended or not found:
+                break
+            after = found[-1].event.offset
+        if self._is_next(batch):
             self._reading = False
-        if self.is_live and self._inbox and self._inbox[0] is batch:
             self._drop_first()
-            if batch.seq == self.seq + 1:
-                self._tell(self._take(batch, batch.events(stored)))
-        self.flush()
+            self._tell(self._take(batch, batch.events(stored)))
+            self.flush()
 
-    def _failed(self, failure: Failure) -> None:
-        self._trouble(f"the log cannot be read: {failure.getErrorMessage()}")
+    def _is_next(self, batch: Batch) -> bool:
+        """Whether it still is: its session may be over."""
+        return bool(self._inbox) and self._inbox[0] is batch
+
+    def _not_completed(self, failure: Failure, batch: Batch) -> None:
+        if self._is_next(batch):
+            self._trouble(f"the log cannot be read: {failure.getErrorMessage()}")
 
     # Our own
 

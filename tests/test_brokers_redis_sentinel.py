@@ -1,0 +1,224 @@
+"""Redis with replicas: failovers by Sentinel, and acknowledgements that wait for replicas. And Redis over TLS."""
+
+from __future__ import annotations
+
+import datetime
+import ipaddress
+from collections.abc import Callable
+from pathlib import Path
+
+import hiredis
+import pytest
+import pytest_twisted
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+from chatws.errors import OperatorError, Unavailable
+from tests.contracts.test_broker_contract import Recorder, draft
+from tests.contracts.test_shared_broker_contract import until, until_told
+from tests.redis import RedisServer
+from tests.requirements import needs
+from tests.test_brokers_redis import Nodes, nodes, publish_when_possible, server
+
+__all__ = ["nodes", "server"]
+
+pytestmark = needs("redis-server")
+
+Make = Callable[..., RedisServer]
+
+
+def follow(master: RedisServer, replica: RedisServer) -> None:
+    """Make it a replica, and wait until it is one."""
+    replica.run("REPLICAOF", "127.0.0.1", master.port)
+    replica_of = ("INFO", "replication")
+    for _ in range(2000):
+        if b"master_link_status:up" in replica.run(*replica_of):
+            return
+        replica.run("EVAL", "for i = 1, 100000 do end", 0)  # a moment, on its side
+    raise AssertionError(replica.run(*replica_of))
+
+
+class Cluster:
+    """A master, a replica, and a Sentinel that decides alone; another one is known by an address where nobody is."""
+
+    def __init__(self, make: Make) -> None:
+        self.master, self.replica = (make("--repl-diskless-sync-delay", "0") for _ in range(2))
+        follow(self.master, self.replica)
+        self.sentinel = make(sentinel=True)
+        self.sentinel.run("SENTINEL", "MONITOR", "main", "127.0.0.1", self.master.port, 1)
+        self.sentinel.run("SENTINEL", "SET", "main", "down-after-milliseconds", "400")
+        self.sentinel.run("SENTINEL", "SET", "main", "failover-timeout", "3000")
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://127.0.0.1:1,127.0.0.1:{self.sentinel.port}/main"
+
+    def knows_its_replica(self) -> bool:
+        return len(self.sentinel.run("SENTINEL", "REPLICAS", "main")) == 1
+
+    def fails_over(self) -> bool:
+        """Whether the Sentinel has begun to put the replica in the master's place."""
+        try:
+            return bool(self.sentinel.run("SENTINEL", "FAILOVER", "main") == b"OK")
+        except hiredis.ReplyError as error:
+            if "NOGOODSLAVE" not in str(error):
+                raise
+            return False
+
+    def names(self, server: RedisServer) -> bool:
+        """Whether the Sentinel names that one as the master."""
+        return int(self.sentinel.run("SENTINEL", "GET-MASTER-ADDR-BY-NAME", "main")[1]) == server.port
+
+
+@pytest_twisted.ensureDeferred
+async def test_nodes_follow_the_master_that_sentinel_names_and_lose_nothing(server: Make, nodes: Nodes) -> None:
+    cluster = Cluster(server)
+    await until(cluster.knows_its_replica, "the Sentinel to find the replica")
+    opened = [await nodes.open(f"{cluster.url}?replicas=1") for _ in range(2)]
+    [broker, recorder], [_, heard] = opened
+    for number in range(5):
+        await broker.publish([draft(f"a{number}", key=f"a{number}")])
+    await until_told(heard, 5)
+    cluster.master.kill()
+    with pytest.raises(Unavailable):
+        await broker.publish([draft("refused")])
+    await until(lambda: cluster.names(cluster.replica), "the failover")
+    # without a replica nothing is acknowledged; the stored event is told nevertheless, and its key is known
+    await until(lambda: all(one._ready for one, _ in opened), "the nodes to be there")  # type: ignore[attr-defined]
+    with pytest.raises(Unavailable, match="1 replicas"):
+        await broker.publish([draft("b", key="b")])
+    follow(cluster.replica, server("--repl-diskless-sync-delay", "0"))
+    event = await publish_when_possible(broker, "b", key="b")
+    assert (event.offset, event.duplicate) == (6, True)
+    await publish_when_possible(broker, "c", key="c")
+    await until_told(heard, 7)
+    assert recorder.names == heard.names == [f"a{number}" for number in range(5)] + ["b", "c"]
+    assert recorder.epochs == heard.epochs == []
+    again = await publish_when_possible(broker, "a4", key="a4")
+    assert (again.offset, again.duplicate) == (5, True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_idle_node_leaves_a_master_that_has_been_replaced_though_it_answers(
+    server: Make, nodes: Nodes
+) -> None:
+    cluster = Cluster(server)
+    await until(cluster.knows_its_replica, "the Sentinel to find the replica")
+    broker, recorder = await nodes.open(cluster.url)
+    await broker.publish([draft("a")])
+    await until(cluster.fails_over, "the Sentinel to know enough")
+
+    def is_with_the_new_one() -> bool:
+        session = broker._session  # type: ignore[attr-defined]
+        return session is not None and session.address == ("127.0.0.1", cluster.replica.port)
+
+    await until(is_with_the_new_one, "the node to move")
+    assert (await publish_when_possible(broker, "b")).offset == 2
+    assert cluster.replica.run("XLEN", "{chatws}:log") == 2
+    assert recorder.names == ["a", "b"]
+    assert recorder.epochs == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lagging_replica_that_takes_over_begins_a_new_epoch(server: Make, nodes: Nodes) -> None:
+    master, replica = server("--repl-diskless-sync-delay", "0"), server()
+    follow(master, replica)
+    sentinel = server(sentinel=True)
+    sentinel.run("SENTINEL", "MONITOR", "main", "127.0.0.1", master.port, 1)
+    url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
+    [broker, recorder], [_, heard] = [await nodes.open(url) for _ in range(2)]
+    await broker.publish([draft("a")])
+    assert master.run("WAIT", 1, 1000) == 1
+    epoch = broker.epoch
+    replica.run("REPLICAOF", "NO", "ONE")  # it hears no more of what the master takes
+    await broker.publish([draft("lost")])
+    await until_told(heard, 2)
+    sentinel.run("SENTINEL", "REMOVE", "main")
+    sentinel.run("SENTINEL", "MONITOR", "main", "127.0.0.1", replica.port, 1)
+    for one in (recorder, heard):
+        await until(lambda one=one: one.epochs, "a new epoch")  # type: ignore[misc]
+    assert recorder.epochs == heard.epochs == [broker.epoch] != [epoch]
+    assert (await publish_when_possible(broker, "b")).offset == 1
+    await until(lambda: "b" in heard.names, "the event")
+    assert heard.names == ["a", "lost", "b"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_without_its_replica_an_event_is_not_acknowledged_in_time_but_told(server: Make, nodes: Nodes) -> None:
+    master = server()
+    broker, recorder = await nodes.open(f"{master.url}?replicas=1")
+    with pytest.raises(Unavailable, match="1 replicas did not take it in time"):
+        await broker.publish([draft("a")])
+    assert recorder.names == ["a"]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_duplicate_is_acknowledged_when_the_replicas_have_the_first(server: Make, nodes: Nodes) -> None:
+    master, replica = server("--repl-diskless-sync-delay", "0"), server()
+    follow(master, replica)
+    one, _ = await nodes.open(f"{master.url}?replicas=1")
+    other, _ = await nodes.open(f"{master.url}?replicas=1")
+    replica.silence()
+    with pytest.raises(Unavailable, match="1 replicas"):
+        await one.publish([draft("a", key="k")])
+    with pytest.raises(Unavailable, match="1 replicas"):
+        await other.publish([draft("a", key="k")])
+    replica.resume()
+    assert (await publish_when_possible(other, "a", key="k")).duplicate
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_replica_is_no_place_to_begin_and_no_sentinel_is_told_plainly(server: Make, nodes: Nodes) -> None:
+    master, replica = server("--repl-diskless-sync-delay", "0"), server()
+    follow(master, replica)
+    with pytest.raises(OperatorError, match="it is a slave"):
+        await nodes.make(replica.url).start(Recorder())
+    sentinel = server(sentinel=True)
+    with pytest.raises(OperatorError, match="no Sentinel names a master for 'unknown': it does not know that name"):
+        await nodes.make(f"redis+sentinel://127.0.0.1:{sentinel.port}/unknown").start(Recorder())
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a certificate for 127.0.0.1, `cert.pem`, its own authority, and its key, `key.pem`."""
+    place = tmp_path_factory.mktemp("certificate")
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "chatws test")])
+    now = datetime.datetime.now(datetime.UTC)
+    built = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
+        .sign(key, hashes.SHA256())
+    )
+    (place / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
+    (place / "key.pem").write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+    return place
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls_is_spoken_and_the_certificate_is_looked_at(server: Make, nodes: Nodes, certificate: Path) -> None:
+    from tests.e2e.conftest import free_port
+
+    port = free_port()
+    server(
+        *("--tls-port", str(port), "--tls-auth-clients", "no"),
+        *("--tls-cert-file", str(certificate / "cert.pem"), "--tls-key-file", str(certificate / "key.pem")),
+    )
+    broker, recorder = await nodes.open(f"rediss://127.0.0.1:{port}?ca={certificate}/cert.pem", timeout=5)
+    await broker.publish([draft("a", b'"' + b"x" * 200_000 + b'"')])
+    assert recorder.names == ["a"]
+    with pytest.raises(OperatorError, match="certificate"):
+        await nodes.make(f"rediss://127.0.0.1:{port}").start(Recorder())
+    with pytest.raises(OperatorError, match="option ca cannot be read"):
+        await nodes.make(f"rediss://127.0.0.1:{port}?ca={certificate}/missing.pem").start(Recorder())
