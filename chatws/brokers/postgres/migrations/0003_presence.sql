@@ -68,3 +68,23 @@ CREATE FUNCTION chatws.online(p_now double precision) RETURNS text LANGUAGE sql 
     FROM chatws.leases l JOIN chatws.nodes n USING (node)
     WHERE n.until > coalesce(p_now, extract(epoch FROM clock_timestamp()))
 $$;
+
+REVOKE EXECUTE ON ALL FUNCTIONS IN SCHEMA chatws FROM PUBLIC;
+
+-- What an application's role needs.
+CREATE FUNCTION chatws.allow(p_role name) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+DECLARE
+    v_function regprocedure;
+BEGIN
+    EXECUTE format('GRANT USAGE ON SCHEMA chatws TO %I', p_role);
+    EXECUTE format('GRANT SELECT ON chatws.online_agents TO %I', p_role);
+    FOR v_function IN
+        SELECT p.oid FROM pg_proc p
+        WHERE p.pronamespace = 'chatws'::regnamespace AND p.proname IN ('publish', 'revoke', 'disconnect')
+    LOOP
+        EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO %I', v_function, p_role);
+    END LOOP;
+END
+$$;
+COMMENT ON FUNCTION chatws.allow(name) IS 'Let a role publish, revoke, disconnect, and see who is online.';
+REVOKE EXECUTE ON FUNCTION chatws.allow(name) FROM PUBLIC;

@@ -1,0 +1,126 @@
+"""Brokers on one log in PostgreSQL, and an application's connections to the same database."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.internet import reactor as _reactor
+from twisted.internet.task import deferLater
+
+from chatws.brokers import open_broker
+from chatws.brokers.contract import Audience, Bounds, Draft, Event
+from tests.postgres import Postgres, server_of
+
+reactor: Any = _reactor
+#: Seconds that a broker may take for an answer, and for a wait that has failed.
+TIMEOUT = 2.0
+DEADLINE = 30.0
+
+
+class Told:
+    """A listener that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.epochs: list[str] = []
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        self.events += events
+
+    def reset(self, epoch: str) -> None:
+        self.epochs.append(epoch)
+        self.events.clear()
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.events]
+
+    @property
+    def offsets(self) -> list[int]:
+        return [event.offset for event in self.events if event.offset]
+
+    async def until(self, *names: str) -> list[Event]:
+        """Wait until events of these names have been told, in this order, and no others."""
+        await until(lambda: len(self.events) >= len(names), f"{names}, have {self.names}")
+        assert self.names == list(names)
+        return self.events
+
+
+async def until(condition: Callable[[], object], what: str) -> None:
+    """Let the reactor turn until it is true."""
+    end = reactor.seconds() + DEADLINE
+    while not condition():
+        assert reactor.seconds() < end, f"waited {DEADLINE:g} s in vain for {what}"
+        await deferLater(reactor, 0.005)
+
+
+def draft(name: str = "e", data: bytes = b"{}", key: str | None = None, transient: bool = False) -> Draft:
+    return Draft(name, Audience(("conversation:1",)), data, key, transient)
+
+
+class Nodes:
+    """
+    :ivar server: the cluster, :ivar url: the database with the log.
+    """
+
+    def __init__(self, server: Postgres) -> None:
+        self.server = server
+        self.url = server.new_log()
+        self.name = self.url.rpartition("/")[2]
+        self._brokers: list[Any] = []
+        self._connections: list[Any] = []
+
+    async def node(self, url: str = "", **options: Any) -> tuple[Any, Told]:
+        """A broker that has been started, and its listener."""
+        bounds = options.pop("bounds", Bounds())
+        options = {"timeout": TIMEOUT, **options}
+        broker = open_broker(url or self.url, bounds, reactor=reactor, **options)
+        self._brokers.append(broker)
+        told = Told()
+        await broker.start(told)
+        return broker, told
+
+    def shop(self, user: str = "") -> Any:
+        """A psycopg2 connection, which begins transactions by itself."""
+        url = self.url.replace("postgres:not-asked-for", user) if user else self.url
+        connection = psycopg2.connect(url, application_name="shop")
+        self._connections.append(connection)
+        return connection
+
+    def run(self, sql: str) -> list[tuple[Any, ...]]:
+        """Statements in a transaction of their own, committed."""
+        return self.server.run(sql, self.url)
+
+    def backends(self) -> list[tuple[int, str]]:
+        """The process ids and last queries of the brokers' connections."""
+        return self.run(
+            "SELECT pid, query FROM pg_stat_activity WHERE application_name = 'chatws' AND datname = current_database()"
+        )
+
+    async def close(self) -> None:
+        for connection in self._connections:
+            connection.close()
+        for broker in self._brokers:
+            await broker.stop()
+
+
+@pytest_twisted.async_yield_fixture
+async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[Nodes]:
+    """A new log on the newest PostgreSQL. At the end no delayed call is left."""
+    before = set(reactor.getDelayedCalls())
+    server = server_of(request.config)
+    found = Nodes(server)
+    yield found
+    server.resume()
+    server.start()
+    await found.close()
+    await deferLater(reactor, 0)
+    await deferLater(reactor, 0)
+    assert {call for call in reactor.getDelayedCalls() if "Cooperator" not in str(call)} <= before
+    # raises where the reactor believes that it watches a descriptor which is closed
+    reactor.getReaders()
+    reactor.getWriters()
