@@ -135,6 +135,7 @@ class PostgresBroker:
         self._trimming: Deferred[None] | None = None
         # What does not work, for the operator.
         self._troubles: set[str] = set()
+        self._said: set[str] = set()
 
     # Beginning and end
 
@@ -480,11 +481,12 @@ class PostgresBroker:
 
     def _in_trouble(self, what: str, error: Exception) -> None:
         """The database itself says when it cannot be reached; what it refuses is said here, once."""
-        if what not in self._troubles:
-            self._troubles.add(what)
-            if isinstance(error, QueryFailed):
-                self._log.error("the log cannot be {what}: {reason}", what=what, reason=str(error))
+        self._troubles.add(what)
+        if isinstance(error, QueryFailed) and what not in self._said:
+            self._said.add(what)
+            self._log.error("the log cannot be {what}: {reason}", what=what, reason=str(error))
 
     def _well(self, what: str) -> None:
-        self._troubles.discard(what)
-        self._troubles.discard("used")
+        for one in (what, "used"):
+            self._troubles.discard(one)
+            self._said.discard(one)

@@ -1,0 +1,327 @@
+"""PostgreSQL stopped, killed, cut off, frozen, read-only, emptied, put back: what its broker makes of it."""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable
+from typing import Any
+
+import psycopg2
+import pytest
+import pytest_twisted
+from twisted.internet.defer import DeferredList, gatherResults
+from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
+
+from chatws.brokers.contract import Event
+from chatws.brokers.postgres.schema import migrations
+from chatws.database.migrations import apply, transaction
+from chatws.errors import Unavailable
+from tests.postgres import ForgetfulFirewall
+from tests.postgres_nodes import Nodes, Told, draft, nodes, reactor, until
+
+__all__ = ["nodes"]
+
+
+async def published(broker: Any, name: str) -> Event:
+    """Publish, with a key and as often as it takes: what a backend does whose line was answered `unavailable`."""
+    end = reactor.seconds() + 30
+    while True:
+        try:
+            [event] = await broker.publish([draft(name, key=name)])
+        except Unavailable:
+            assert reactor.seconds() < end
+        else:
+            return event
+
+
+async def agree(broker: Any, *listeners: Told) -> None:
+    """All were told of what is stored, in its order, each once."""
+    stored = [event.name for event in await broker.read(0, 10_000)]
+    for told in listeners:
+        await until(lambda told=told: len(told.events) >= len(stored), f"{len(stored)} events")  # type: ignore[misc]
+        assert told.names == stored
+        assert told.offsets == list(range(1, len(stored) + 1))
+
+
+def stop(nodes: Nodes) -> Callable[[], None]:
+    nodes.server.stop()
+    return nodes.server.start
+
+
+def kill(nodes: Nodes) -> Callable[[], None]:
+    nodes.server.kill()
+    return nodes.server.start
+
+
+def freeze(nodes: Nodes) -> Callable[[], None]:
+    nodes.server.silence()
+    return nodes.server.resume
+
+
+@pytest.mark.parametrize("fail", [stop, kill, freeze])
+@pytest_twisted.ensureDeferred
+async def test_nothing_acknowledged_is_lost_and_nothing_is_told_twice(
+    nodes: Nodes, fail: Callable[[Nodes], Callable[[], None]]
+) -> None:
+    (one, first), (other, second) = await nodes.node(), await nodes.node()
+    for number in range(5):
+        await gatherResults([broker.publish([draft(f"before{number}")]) for broker in (one, other)])
+    under_way = [one.publish([draft(f"during{n}")]) for n in range(3)]
+    end_fault = fail(nodes)
+    outcomes = await DeferredList(under_way, consumeErrors=True)
+    assert all(done or failure.check(Unavailable) for done, failure in outcomes)
+    for question in (
+        one.publish([draft("refused")]),
+        one.bounds(),
+        other.online(),
+        one.read(0, 1),
+        one.lease("a", {}, 9),
+    ):
+        with pytest.raises(Unavailable):
+            await question
+    end_fault()
+    await published(other, "after")
+    await published(one, "after all")
+    await agree(one, first, second)
+    assert [name for name in first.names if name.startswith("before")] == [
+        name for name in second.names if name.startswith("before")
+    ]
+    assert len([name for name in first.names if name.startswith("before")]) == 10
+    acknowledged = {events[0].name for done, events in outcomes if done}
+    assert acknowledged <= set(first.names)
+    assert first.epochs == second.epochs == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_all_backends_terminated_costs_at_most_what_was_under_way(nodes: Nodes) -> None:
+    (one, first), (other, second) = await nodes.node(), await nodes.node()
+    await until(lambda: any("LISTEN" in query or "SELECT 1" in query for _, query in nodes.backends()), "LISTEN")
+    await published(one, "before")
+    for round_ in range(3):
+        publishing = [one.publish([draft(f"{round_}.{n}")]) for n in range(3)]
+        nodes.server.terminate_backends()
+        nodes.run("SELECT chatws.publish('sql', '{}', '\"everyone\"')")
+        await DeferredList(publishing, consumeErrors=True)
+        await published(other, f"after{round_}")
+    await published(one, "after all")
+    await agree(one, first, second)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_network_that_swallows_everything_is_noticed_and_gone_round(nodes: Nodes) -> None:
+    firewall = ForgetfulFirewall(reactor, nodes.server.port)
+    try:
+        url = nodes.url.replace(str(nodes.server.port), str(firewall.port))
+        (one, first), (other, second) = await nodes.node(url, timeout=1.0), await nodes.node()
+        await published(one, "before")
+        firewall.closed = True
+        firewall.forget()
+        with pytest.raises(Unavailable):
+            await one.publish([draft("refused")])
+        await published(other, "meanwhile")
+        nodes.run("SELECT chatws.publish('sql', '{}', '\"everyone\"')")
+        await until(lambda: second.names == ["before", "meanwhile", "sql"], "the other node's events")
+        assert first.names == ["before"]
+        firewall.closed = False
+        await until(lambda: len(first.events) >= 3, "what was published meanwhile")
+        await published(one, "after")
+        await agree(other, first, second)
+        await one.stop()
+    finally:
+        await firewall.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_lost_answer_comes_by_reading_on(nodes: Nodes) -> None:
+    """The append is committed, and its connection dies before the answer is there."""
+    broker, told = await nodes.node()
+    await broker.publish([draft("before")])
+    blocker = nodes.shop()
+    cursor = blocker.cursor()
+    cursor.execute("SELECT pg_advisory_xact_lock(1667785076, 1)")
+    publishing = broker.publish([draft("in doubt")])
+    waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
+    await until(lambda: nodes.run(waiting), "the append to wait")
+    # what libpq would be told when a firewall closes the link: only this side hears of it
+    for one in [*broker._database._busy]:
+        one.close()
+    with pytest.raises(Unavailable):
+        await publishing
+    blocker.commit()
+    await until(lambda: told.names == ["before", "in doubt"], "the event in doubt")
+
+
+@pytest_twisted.ensureDeferred
+async def test_one_who_holds_the_lock_costs_publishers_the_time_out_and_readers_nothing(nodes: Nodes) -> None:
+    broker, told = await nodes.node(timeout=1.0)
+    await broker.publish([draft("before")])
+    blocker = nodes.shop()
+    blocker.cursor().execute("SELECT pg_advisory_xact_lock(1667785076, 1)")
+    with pytest.raises(Unavailable):
+        await broker.publish([draft("refused")])
+    assert [event.name for event in await broker.read(0, 10)] == ["before"]
+    blocker.rollback()
+    await published(broker, "after")
+    await until(lambda: "after" in told.names, "the next event")
+    await agree(broker, told)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_database_that_takes_no_writes_is_not_ready_and_goes_on_being_read(nodes: Nodes) -> None:
+    said: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        if event["log_level"] == LogLevel.error:
+            said.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        broker, told = await nodes.node()
+        await broker.publish([draft("before")])
+        nodes.run(f"ALTER DATABASE {nodes.name} SET default_transaction_read_only = on")
+        nodes.server.terminate_backends()
+        for _ in range(3):
+            with pytest.raises(Unavailable):
+                await broker.publish([draft("refused")])
+        with pytest.raises(Unavailable):
+            await broker.bounds()
+        assert len(await broker.read(0, 10)) == 1
+        nodes.server.run(f"ALTER DATABASE {nodes.name} RESET default_transaction_read_only")
+        nodes.server.terminate_backends()
+        await until_ready(broker)
+        await published(broker, "after")
+        await agree(broker, told)
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert len([line for line in said if "cannot be written: cannot execute" in line]) == 1, said
+
+
+async def until_ready(broker: Any) -> None:
+    end = reactor.seconds() + 20
+    while True:
+        try:
+            await broker.bounds()
+            return
+        except Unavailable:
+            assert reactor.seconds() < end
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_listen_connection_that_ends_is_replaced(nodes: Nodes) -> None:
+    (one, _), (_, told) = await nodes.node(), await nodes.node()
+    listening = "SELECT pid FROM pg_stat_activity WHERE query = 'LISTEN chatws' AND datname = current_database()"
+    await until(lambda: len(nodes.run(listening)) == 2, "two to listen")
+    before = set(nodes.run(listening))
+    nodes.run(f"SELECT pg_terminate_backend(pid) FROM ({listening}) them")
+    await until(lambda: len(set(nodes.run(listening)) - before) == 2, "two others to listen")
+    await one.publish([draft("a")])
+    await told.until("a")
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_notifications_do_not_arrive_the_operator_is_told_and_events_come_all_the_same(
+    nodes: Nodes,
+) -> None:
+    said: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        said.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        # another database of the same server hears nothing, as a pooler in transaction mode does not
+        (_, told), (other, _) = await nodes.node(listen_url=nodes.server.url, timeout=1.0), await nodes.node()
+        await other.publish([draft("a")])
+        await told.until("a")
+        await until(lambda: any("notifications do not arrive" in line for line in said), "the warning")
+    finally:
+        globalLogPublisher.removeObserver(observe)
+
+
+# Logs that lost something
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_log_made_anew_has_a_new_epoch_and_everybody_is_told_once(nodes: Nodes) -> None:
+    (one, first), (_, second) = await nodes.node(), await nodes.node()
+    before = one.epoch
+    await gatherResults([one.publish([draft()]) for _ in range(5)])
+    nodes.run("DROP SCHEMA chatws CASCADE")
+    with pytest.raises(Unavailable):
+        await one.publish([draft("nowhere")])
+    with transaction(nodes.url) as cursor:
+        apply(cursor, "chatws", migrations())
+    event = await published(one, "first")
+    assert event.offset == 1
+    await until(lambda: second.names == ["first"], "the first event of the new log")
+    assert first.names == ["first"]
+    assert len(first.epochs) == len(second.epochs) == 1
+    assert first.epochs == second.epochs == [one.epoch]
+    assert one.epoch != before
+
+
+BACKUP = """
+    CREATE TABLE kept AS SELECT * FROM chatws.events;
+"""
+RESTORE = """
+    DELETE FROM chatws.events;
+    INSERT INTO chatws.events SELECT * FROM kept;
+"""
+#: What a node that knows only the backup appends.
+ANOTHER_WAY = """
+    SELECT chatws.append('[{"e":"another","c":"[\\"*\\"]","d":"{}"},{"e":"another","c":"[\\"*\\"]","d":"{}"}]',
+        '', 0, 0, 0, true, false, 0, NULL);
+"""
+
+
+@pytest.mark.parametrize("more", ["", ANOTHER_WAY, 2 * ANOTHER_WAY], ids=["shorter", "as long", "longer"])
+@pytest_twisted.ensureDeferred
+async def test_a_log_put_back_from_a_backup_starts_anew(nodes: Nodes, more: str) -> None:
+    (one, first), (other, second) = await nodes.node(), await nodes.node()
+    await one.publish([draft("kept")])
+    nodes.run(BACKUP)
+    await one.publish([draft("lost"), draft("lost")])
+    await until(lambda: len(second.events) == 3, "three events")
+    nodes.run(RESTORE + more)
+    event = await published(other, "new")
+    assert event.offset == 1
+    await until(lambda: first.names == second.names == ["new"], "the new log's event")
+    assert len(first.epochs) == len(second.epochs) == 1
+    assert one.epoch == other.epoch
+    assert await one.bounds() == (1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_operator_can_start_it_anew(nodes: Nodes) -> None:
+    broker, told = await nodes.node()
+    await broker.publish([draft(key="k")])
+    nodes.run("SELECT chatws.start_over()")
+    await until(lambda: told.epochs, "the new epoch")
+    [receipt] = await broker.publish([draft(key="k")])
+    assert (receipt.offset, receipt.duplicate) == (0, True), "its offset meant something in the old log"
+    assert (await published(broker, "first")).offset == 1
+
+
+def test_the_lock_is_free_when_a_statement_has_ended_whatever_its_client_does(nodes: Nodes) -> None:
+    """A client that is frozen once it has asked holds nothing: the answer fits into the socket's buffers."""
+    nodes.run("SELECT chatws.publish('e', '{\"a\":\"' || repeat('x', 900000) || '\"}', '\"everyone\"')")
+    asking = psycopg2.connect(nodes.url, async_=True)
+    _wait(asking)
+    epoch = nodes.run("SELECT epoch FROM chatws.log")[0][0]
+    drafts = ",".join(f'{{"e":"e{n}","c":"[\\"*\\"]","d":"{{}}","k":"k{n % 2}"}}' for n in range(1000))
+    asking.cursor().execute("SELECT chatws.append(%s, %s, 0, 0, 0, true, true, 1, NULL)", (f"[{drafts}]", epoch))
+    while asking.poll() == psycopg2.extensions.POLL_WRITE:
+        select.select([], [asking.fileno()], [])
+    # it reads nothing any more
+    answer = nodes.run(f"SELECT chatws.append('[]', '{epoch}', 0, 0, 0, true, true, 1, NULL)")
+    assert '"epoch"' in answer[0][0]
+    assert nodes.run("SELECT count(*) FROM chatws.events") == [(3,)]
+    asking.close()
+
+
+def _wait(connection: Any) -> None:
+    while (state := connection.poll()) != psycopg2.extensions.POLL_OK:
+        if state == psycopg2.extensions.POLL_WRITE:
+            select.select([], [connection.fileno()], [])
+        else:
+            select.select([connection.fileno()], [], [])
