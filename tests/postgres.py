@@ -15,7 +15,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -33,6 +32,7 @@ from twisted.internet.protocol import ClientFactory, Factory, Protocol
 
 from chatws.brokers.postgres.schema import migrations
 from chatws.database.migrations import apply, transaction
+from tests.e2e.process import free_port
 from tests.requirements import find_program
 
 _DEADLINE = 20.0
@@ -83,8 +83,7 @@ class Postgres:
         self._options: dict[str, Any] = {"cwd": "/", "env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}, **_other_user()}
         if "user" in self._options:
             os.chown(self._directory, self._options["user"], self._options["group"])
-        with closing(socket.create_server(("127.0.0.1", 0))) as found:
-            self.port = found.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._has_template = False
         self._stopped: list[psutil.Process] = []

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import pytest
+import pytest_twisted
 from twisted.internet import reactor as _reactor
 from twisted.internet import ssl
 from twisted.internet.defer import Deferred
@@ -15,6 +17,7 @@ from twisted.internet.endpoints import SSL4ServerEndpoint, TCP4ServerEndpoint, U
 from twisted.internet.task import deferLater
 
 from chatws.push.listener import PushFactory
+from tests.certificates import SelfSigned
 from tests.fakes_push import FakeTarget
 
 reactor: Any = _reactor
@@ -33,7 +36,7 @@ class PushServer:
         self,
         *,
         path: str | None = None,
-        certificate: ssl.PrivateCertificate | None = None,
+        certificate: SelfSigned | None = None,
         **options: Any,
     ) -> None:
         self.target = FakeTarget()
@@ -50,7 +53,8 @@ class PushServer:
         if self._path is not None:
             endpoint: Any = UNIXServerEndpoint(reactor, self._path)
         elif self._certificate is not None:
-            endpoint = SSL4ServerEndpoint(reactor, self.port, self._certificate.options(), interface="127.0.0.1")
+            options = ssl.PrivateCertificate.loadPEM(self._certificate.both).options()
+            endpoint = SSL4ServerEndpoint(reactor, self.port, options, interface="127.0.0.1")
         else:
             endpoint = TCP4ServerEndpoint(reactor, self.port, interface="127.0.0.1")
         self._listening = await endpoint.listen(factory or self.factory)
@@ -78,6 +82,24 @@ class PushServer:
             found.connect(self._path)
             return found
         return socket.create_connection(("127.0.0.1", self.port), 10)
+
+
+@pytest.fixture
+def started() -> Iterator[Any]:
+    """Starts servers with the given options, and stops them."""
+    servers = []
+    calls = set(reactor.getDelayedCalls())
+
+    async def start(**options: Any) -> PushServer:
+        server = PushServer(**options)
+        await server.start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        pytest_twisted.blockon(Deferred.fromCoroutine(server.stop()))
+    assert set(reactor.getDelayedCalls()) <= calls
 
 
 async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
@@ -115,36 +137,3 @@ def read_to_the_end(connection: socket.socket) -> bytes:
     while more := connection.recv(65536):
         received += more
     return bytes(received)
-
-
-def self_signed() -> ssl.PrivateCertificate:
-    """A certificate for 127.0.0.1 and localhost, valid for a day."""
-    import datetime
-    import ipaddress
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.DNSName("localhost"), x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    ) + certificate.public_bytes(serialization.Encoding.PEM)
-    return ssl.PrivateCertificate.loadPEM(pem)

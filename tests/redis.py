@@ -21,7 +21,7 @@ from typing import Any
 import hiredis
 import pytest
 
-from tests.e2e.conftest import free_port
+from tests.e2e.process import free_port
 from tests.postgres import _end_with_parent
 from tests.requirements import find_program
 

@@ -21,11 +21,11 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import Server, chatws_server, clean_environment, free_port, twistd_command
+from tests.e2e.conftest import Server, chatws_server, twistd_command
+from tests.e2e.process import Command, Program, clean_environment, free_port
 from tests.e2e.wire import DEADLINE, Backend, Browser, until
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -170,12 +170,11 @@ os.execve(program[0], program, environment)
 """
 
 
-class Activated:
+class Activated(Program):
     """The service's command, with the socket unit's sockets, which this process holds as systemd would."""
 
     def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.log_path = directory / "log"
+        super().__init__(directory)
         browsers = socket.socket()
         browsers.bind(("127.0.0.1", 0))
         backends = socket.socket(socket.AF_UNIX)
@@ -186,7 +185,8 @@ class Activated:
         for one in self.sockets:
             one.listen(int(unit(SOCKET)["Socket"]["Backlog"][0]))
         self.port: int = browsers.getsockname()[1]
-        self.process: subprocess.Popen[bytes] | None = None
+        numbers = self.options["pass_fds"] = [one.fileno() for one in self.sockets]
+        self._launch = [sys.executable, "-c", LAUNCHER, str(len(numbers)), *map(str, numbers)]
         (directory / "secret").write_text(SECRET)
         (directory / "secret").chmod(0o400)
         (directory / "chatws.toml").write_text("drain_seconds = 0.2\n")
@@ -197,35 +197,12 @@ class Activated:
                 word = word.replace(old, str(self.directory))
             return word
 
-        return [*self.twistd(), *(here(word) for word in exec_start()[1:])]
+        return [*self._launch, *self.twistd(), *(here(word) for word in exec_start()[1:])]
 
     @staticmethod
     def twistd() -> list[str]:
         found = twistd_command()
         return found if found[0].startswith("/") else [sys.executable, *found[1:]]
-
-    def start(self) -> None:
-        numbers = [one.fileno() for one in self.sockets]
-        launch = [sys.executable, "-c", LAUNCHER, str(len(numbers)), *map(str, numbers), *self.command()]
-        with self.log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                launch, cwd=self.directory, env=clean_environment(), pass_fds=numbers, stdout=log, stderr=log
-            )
-
-    def stop(self) -> int:
-        assert self.process is not None
-        process, self.process = self.process, None
-        process.terminate()
-        try:
-            return process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-
-    @property
-    def log(self) -> str:
-        return self.log_path.read_text() if self.log_path.exists() else ""
 
     def agent(self, user_id: int) -> Browser:
         import jwt
@@ -354,8 +331,8 @@ def test_supervisor_s_command_serves(tmp_path: Path) -> None:
         local.get(one, one.replace("/etc/chatws", str(tmp_path)).replace("/var/lib/chatws", str(tmp_path)))
         for one in words
     ]
-    with run_twistd(words, tmp_path):
-        until(lambda: is_alive(port), "the server to answer")
+    with Command([*twistd_command(), *words], tmp_path, ready=lambda: is_alive(port)) as server:
+        assert server.stop() == 0
 
 
 def test_the_log_that_logrotate_empties_is_written_on_from_its_beginning(tmp_path: Path) -> None:
@@ -364,8 +341,8 @@ def test_the_log_that_logrotate_empties_is_written_on_from_its_beginning(tmp_pat
     (tmp_path / "secret").write_text(SECRET)
     port = free_port()
     log = tmp_path / "log"
-    with run_twistd(["--nodaemon", "--pidfile=", "chatws", "--port", str(port), "--push-port", "0"], tmp_path):
-        until(lambda: is_alive(port), "the server to answer")
+    words = ["--nodaemon", "--pidfile=", "chatws", "--port", str(port), "--push-port", "0"]
+    with Command([*twistd_command(), *words], tmp_path, ready=lambda: is_alive(port)):
         shutil.copy(log, tmp_path / "log-1")
         os.truncate(log, 0)
     text = log.read_bytes()
@@ -432,29 +409,6 @@ def test_the_image_s_settings_start_a_server_with_a_lock_on_both_doors(
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------
-
-
-class run_twistd:
-    """`twistd` with these words, its output appended to `directory/log`, ended with the block."""
-
-    def __init__(self, words: list[str], directory: Path) -> None:
-        self.words, self.directory = words, directory
-
-    def __enter__(self) -> Any:
-        with (self.directory / "log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [*twistd_command(), *self.words], cwd=self.directory, env=clean_environment(), stdout=log, stderr=log
-            )
-        return self.process
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
 
 
 def is_alive(port: int) -> bool:

@@ -11,32 +11,17 @@ from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import gatherResults
 from twisted.internet.protocol import Factory, Protocol
 
 from chatws.errors import Unavailable
 from chatws.push.client import Agent, AgentConnection, BlockingPushClient, PushRefused, PushUnavailable
-from tests.push_wire import PushServer, in_thread, reactor, self_signed, until
+from tests.certificates import self_signed
+from tests.push_wire import PushServer, in_thread, started, until
+
+__all__ = ["started"]
 
 DATA = {"conversation_id": 1, "message": {"id": 9, "content": "olá"}}
-
-
-@pytest.fixture
-def started() -> Iterator[Any]:
-    """Starts servers with the given options, and stops them."""
-    servers = []
-    calls = set(reactor.getDelayedCalls())
-
-    async def start(**options: Any) -> PushServer:
-        server = PushServer(**options)
-        await server.start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        pytest_twisted.blockon(Deferred.fromCoroutine(server.stop()))
-    assert set(reactor.getDelayedCalls()) <= calls
 
 
 @pytest.fixture
@@ -318,8 +303,7 @@ async def test_unix_sockets_and_tls(started: Any, client: Any, tmp_path: Path) -
     assert (await in_thread(client(server).publish, "new_message", DATA)).ok
     certificate = self_signed()
     server = await started(certificate=certificate)
-    context = ssl.create_default_context(cadata=certificate.dumpPEM().decode().partition("-----BEGIN PRIVATE")[0])
-    push = client(server, tls=context)
+    push = client(server, tls=certificate.trusted())
     assert (await in_thread(push.publish, "new_message", DATA)).ok
     assert (await in_thread(push.publish, "new_message", DATA)).ok
     assert server.factory.stats.connections == 1

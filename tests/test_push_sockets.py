@@ -5,40 +5,22 @@ from __future__ import annotations
 import http.client
 import json
 import socket
-import ssl
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import pytest_twisted
-from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
 from chatws.push import connection as push_connection
-from tests.push_wire import PushServer, in_thread, reactor, read_to_the_end, self_signed, until
+from tests.certificates import self_signed
+from tests.push_wire import PushServer, in_thread, reactor, read_to_the_end, started, until
+
+__all__ = ["started"]
 
 PUBLISH = b'{"event":"new_message","data":{"conversation_id":1},"ack":true}\n'
 PING = b'{"op":"ping"}\n'
 OK = b'{"ok":true}\n'
-
-
-@pytest.fixture
-def started() -> Iterator[Any]:
-    """Starts servers with the given options, and stops them."""
-    servers = []
-    calls = set(reactor.getDelayedCalls())
-
-    async def start(**options: Any) -> PushServer:
-        server = PushServer(**options)
-        await server.start()
-        servers.append(server)
-        return server
-
-    yield start
-    for server in servers:
-        pytest_twisted.blockon(Deferred.fromCoroutine(server.stop()))
-    assert set(reactor.getDelayedCalls()) <= calls
 
 
 def codes(received: bytes) -> list[str | None]:
@@ -177,7 +159,7 @@ async def test_a_wrong_secret_is_answered_and_closed(started: Any) -> None:
 async def test_over_tls_lines_and_refusals_go_the_same_way(started: Any) -> None:
     certificate = self_signed()
     server = await started(certificate=certificate, max_line_size=1000)
-    context = ssl.create_default_context(cadata=certificate.dumpPEM().decode().partition("-----BEGIN PRIVATE")[0])
+    context = certificate.trusted()
 
     def talk_tls(*said: bytes, count: int = 0) -> bytes:
         with context.wrap_socket(server.connect(), server_hostname="127.0.0.1") as connection:

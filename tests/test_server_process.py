@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import datetime
 import os
 import resource
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import time
@@ -20,6 +18,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect, unix_connect
 
+from tests.certificates import self_signed
 from tests.server_wire import frame, head, split_frames
 
 SCRIPT = """
@@ -176,33 +175,12 @@ def test_a_unix_socket_is_served_and_trusted(start: Any, tmp_path: Path) -> None
     assert "error" not in "".join(server.said)
 
 
-@pytest.fixture
-def certificate(tmp_path: Path) -> Path:
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
-        .serial_number(1).not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .sign(key, hashes.SHA256())
-    )  # fmt: skip
-    pem = serialization.Encoding.PEM
-    private = key.private_bytes(pem, serialization.PrivateFormat.TraditionalOpenSSL, serialization.NoEncryption())
-    path = tmp_path / "both.pem"
-    path.write_bytes(private + built.public_bytes(pem))
-    return path
-
-
-def test_tls_is_served_messages_and_pages_and_a_closing_handshake(start: Any, certificate: Path) -> None:
-    server = start(ENDPOINTS, f"ssl:0:privateKey={certificate}:interface=127.0.0.1")
+def test_tls_is_served_messages_and_pages_and_a_closing_handshake(start: Any, tmp_path: Path) -> None:
+    certificate, pem = self_signed(), tmp_path / "both.pem"
+    pem.write_bytes(certificate.both)
+    server = start(ENDPOINTS, f"ssl:0:privateKey={pem}:interface=127.0.0.1")
     port = server.port()
-    context = ssl.create_default_context(cafile=str(certificate))
+    context = certificate.trusted()
     address = f"wss://localhost:{port}/ws"
     tcp = socket.create_connection(("127.0.0.1", port))
     with connect(address, sock=tcp, ssl=context, compression=None, max_size=None) as client:

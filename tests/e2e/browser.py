@@ -8,12 +8,7 @@ How it lives together with pytest-twisted, whose reactor runs in a greenlet of t
 - As long as the browser is open an asyncio loop counts as running in this thread: no `asyncio.run` next to it.
   So a browser belongs to one module, never to the whole run.
 
-Use::
-
-    @pytest.fixture(scope="module")
-    def browser():
-        with open_browser() as browser:
-            yield browser
+Use (the fixture is in tests/e2e/conftest.py)::
 
     @needs("chromium")
     def test_something(browser):

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.conftest import free_port
+from tests.e2e.process import free_port
 from tests.e2e.wire import until
 
 ROOT = Path(__file__).parent.parent.parent

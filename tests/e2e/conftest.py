@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import http.client
-import os
-import random
-import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,19 +14,10 @@ from typing import Any
 import pytest
 
 from chatws.endpoints import parse_endpoint
+from tests.e2e.process import WebServer, clean_environment, free_port
 from tests.e2e.wire import DEADLINE, Backend, Browser, until
 
-__all__ = ["Server", "chatws_server", "clean_environment", "free_port", "twistd_command"]
-
-
-def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago, and is none that the kernel gives to outgoing connections
-    (32768 and above on Linux): one of those might have it before the server."""
-    while True:
-        port = random.randrange(20000, 32000)
-        with socket.socket() as one, suppress(OSError):
-            one.bind(("127.0.0.1", port))
-            return port
+__all__ = ["Server", "chatws_server", "run_server", "twistd_command"]
 
 
 def twistd_command() -> list[str]:
@@ -41,50 +28,20 @@ def twistd_command() -> list[str]:
     return [sys.executable, "-c", "from twisted.scripts.twistd import run; run()"]
 
 
-def clean_environment(**more: str) -> dict[str, str]:
-    """This process's environment without any `CHATWS_*`, and with `more`."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("CHATWS_")}
-    return {**kept, "PYTHONUNBUFFERED": "1", **more}
+class Server(WebServer):
+    """One `twistd -n chatws` process. Its log file is `chatws.log`.
 
-
-class Server:
-    """One `twistd -n chatws` process.
-
-    :ivar port: the browsers' port, :ivar push_port: the backends'; both stay the same over `restart`.
-    :ivar directory: where it runs; its log file is `chatws.log` there.
+    :ivar port: the browsers' port, :ivar push_port: the backends'.
+    :ivar arguments: options of chatws; may be changed while it is stopped.
     :ivar allow_errors: whether the log may hold tracebacks when the test ends.
-    :ivar process: the running process, None when stopped.
     """
 
     def __init__(self, directory: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
-        self.directory = directory
+        super().__init__(directory, environment, log="chatws.log")
         self.arguments = arguments
-        self.environment = environment
-        self.port = free_port()
         self.push_port = free_port()
         self.allow_errors = False
-        self.process: subprocess.Popen[bytes] | None = None
-        self._log_path = directory / "chatws.log"
-
-    @property
-    def url(self) -> str:
-        """`http://127.0.0.1:PORT`, without a slash."""
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def ws_url(self) -> str:
-        """`ws://127.0.0.1:PORT/ws`."""
-        return f"ws://127.0.0.1:{self.port}/ws"
-
-    @property
-    def log(self) -> str:
-        """What it has written so far, stdout and stderr, over all its restarts."""
-        return self._log_path.read_text(errors="replace") if self._log_path.exists() else ""
-
-    @property
-    def pid(self) -> int:
-        assert self.process is not None, "the server is stopped"
-        return self.process.pid
+        self._browsers: list[Browser] = []
 
     def command(self) -> list[str]:
         def given(*names: str) -> bool:
@@ -94,50 +51,14 @@ class Server:
         ports += [] if given("--push-port", "--push-listen") else ["--push-port", str(self.push_port)]
         return [*twistd_command(), "-n", "chatws", *ports, *self.arguments]
 
-    def start(self) -> None:
-        """Start it and wait until it answers on its ports."""
-        assert self.process is None, "it is running"
-        with self._log_path.open("ab") as log:
-            self.process = subprocess.Popen(
-                self.command(),
-                cwd=self.directory,
-                env=self.environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        until(self._is_ready, "the server to answer")
-
-    def stop(self, signal_number: int = signal.SIGTERM, deadline: float = DEADLINE) -> int:
-        """Send a signal, wait for the end, return the exit status (negative: the signal it died of)."""
-        assert self.process is not None, "it is not running"
-        self.process.send_signal(signal_number)
-        return self.wait(deadline)
-
-    def wait(self, deadline: float = DEADLINE) -> int:
-        """Wait for its end without doing anything towards it, return the exit status."""
-        assert self.process is not None, "it is not running"
-        process, self.process = self.process, None
-        try:
-            return process.wait(deadline)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise AssertionError(f"still running after {deadline:g} s:\n{self.log}") from None
-
-    def restart(self, signal_number: int = signal.SIGTERM) -> None:
-        """Stop and start again on the same ports, with the same arguments (`arguments` may be changed before)."""
-        self.stop(signal_number)
-        self.start()
-
     def expect_log(self, text: str, deadline: float = DEADLINE) -> None:
         """Wait until the log holds `text`."""
         until(lambda: text in self.log, f"{text!r} in the log", deadline)
 
     def browser(self, path: str = "/ws", **options: Any) -> Browser:
-        """A WebSocket to it. Close it, or leave that to the server's end."""
-        return Browser(f"ws://127.0.0.1:{self.port}{path}", **options)
+        """A WebSocket to it. Close it, or leave that to `clear` or the server's end."""
+        self._browsers.append(Browser(f"ws://127.0.0.1:{self.port}{path}", **options))
+        return self._browsers[-1]
 
     def agent(self, user_id: Any, *conversations: Any, **options: Any) -> Browser:
         """A WebSocket that is authenticated and subscribed."""
@@ -151,11 +72,22 @@ class Server:
         """A line connection to its push port."""
         return Backend(self.push_port)
 
-    def _is_ready(self) -> bool:
-        assert self.process is not None
-        if self.process.poll() is not None:
-            status, self.process = self.process.returncode, None
-            raise AssertionError(f"the server ended at once with status {status}:\n{self.log}")
+    def clear(self) -> None:
+        """Close what `browser` opened, and wait until nobody is online: the next test finds it as it was."""
+        while self._browsers:
+            self._browsers.pop().close()
+        with self.backend() as backend:
+            until(lambda: backend.request({"op": "presence"})["online"] == [], "everybody to leave")
+
+    def finish(self) -> None:
+        """End it if it runs, and fail when its log shows an unhandled error, unless `allow_errors` is set."""
+        if self.process is not None:
+            self.stop()
+        found = [word for word in ("Traceback", "Unhandled") if word in self.log]
+        assert self.allow_errors or not found, f"{' and '.join(found)} in the log of {self}:\n{self.log}"
+
+    def is_ready(self) -> bool:
+        """Whether it answers on its ports."""
         try:
             for address in self._addresses():
                 if isinstance(address, str):
@@ -188,6 +120,15 @@ class Server:
                     yield int(endpoint.arguments["port"])
 
 
+@contextmanager
+def run_server(directory: Path, *arguments: str, **environment: str) -> Iterator[Server]:
+    """A server for a block, which several tests may share; `finish`ed at its end."""
+    with Server(directory, arguments, clean_environment(**environment)) as server:
+        yield server
+        assert server.stop() == 0, server.log
+    server.finish()
+
+
 @pytest.fixture
 def chatws_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """A factory: `server = chatws_server("--presence-grace", "0", CHATWS_SECRET="…")` starts one and waits for it.
@@ -210,13 +151,31 @@ def chatws_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
 
     problems = []
     for server in servers:
-        if server.process is not None:
-            try:
-                server.stop()
-            except AssertionError as problem:
-                problems.append(str(problem))
-        found = [word for word in ("Traceback", "Unhandled") if word in server.log]
-        if found and not server.allow_errors:
-            problems.append(f"{' and '.join(found)} in the log of {' '.join(server.command())}:\n{server.log}")
+        try:
+            server.finish()
+        except AssertionError as problem:
+            problems.append(str(problem))
     if problems:
         pytest.fail("\n".join(problems))
+
+
+@pytest.fixture(scope="module")
+def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with run_server(tmp_path_factory.mktemp("server"), "--presence-grace", "0.1") as server:
+        yield server
+
+
+@pytest.fixture
+def server(_server: Server) -> Iterator[Server]:
+    """The module's server, for tests that leave it running: one after the other uses it, and finds nobody there."""
+    yield _server
+    _server.clear()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """The module's Chromium (tests/e2e/browser.py)."""
+    from tests.e2e.browser import open_browser
+
+    with open_browser() as one:
+        yield one

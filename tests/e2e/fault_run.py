@@ -28,7 +28,8 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
 from chatws.push.blocking import BlockingPushClient
 from chatws.push.requests import PushError
-from tests.e2e.conftest import Server, clean_environment
+from tests.e2e.conftest import Server
+from tests.e2e.process import clean_environment
 from tests.recovering_client import RecoveringClient
 
 __all__ = ["Report", "run"]

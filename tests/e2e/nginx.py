@@ -1,18 +1,17 @@
-"""A real nginx with deploy/nginx/chatws.conf, for tests."""
+"""A real nginx for tests: with deploy/nginx/chatws.conf, or with what a document says."""
 
 from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 from pathlib import Path
 
-from tests.e2e.conftest import free_port
-from tests.e2e.wire import DEADLINE, until
+from tests.e2e.process import WebServer
+from tests.e2e.wire import DEADLINE
 from tests.requirements import find_program
 
-__all__ = ["CONFIGURATION", "Nginx", "adapt"]
+__all__ = ["CONFIGURATION", "Nginx", "NginxWith", "adapt"]
 
 CONFIGURATION = Path(__file__).resolve().parents[2] / "deploy" / "nginx" / "chatws.conf"
 
@@ -56,16 +55,30 @@ def adapt(text: str, *, listen: str, upstream: str, cache: str, root: str, serve
     return text
 
 
-class Nginx:
-    """:ivar port: where it listens.
+class _Nginx(WebServer):
+    """nginx in the foreground, with `nginx.conf` in its directory."""
+
+    def command(self) -> list[str]:
+        program = find_program("nginx")
+        assert program is not None
+        return [program, "-p", str(self.directory), "-c", str(self.directory / "nginx.conf")]
+
+    def start(self) -> None:
+        checked = subprocess.run([*self.command(), "-t"], capture_output=True, text=True, timeout=DEADLINE, check=False)
+        assert checked.returncode == 0, checked.stderr
+        assert "[warn]" not in checked.stderr, checked.stderr
+        super().start()
+
+
+class Nginx(_Nginx):
+    """… with deploy/nginx/chatws.conf.
 
     :param upstream: chatws, as `server` wants it.
     :param root: what `location /` shows.
     """
 
     def __init__(self, directory: Path, upstream: str, root: Path) -> None:
-        self.directory = directory
-        self.port = free_port()
+        super().__init__(directory)
         text = adapt(
             CONFIGURATION.read_text(),
             listen=f"127.0.0.1:{self.port}",
@@ -76,44 +89,24 @@ class Nginx:
         (directory / "chatws.conf").write_text(text)
         user = "user root;" if os.geteuid() == 0 else ""
         (directory / "nginx.conf").write_text(_MAIN.format(directory=directory, user=user))
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    @property
-    def ws_url(self) -> str:
-        return f"ws://127.0.0.1:{self.port}/ws"
 
     @property
     def error_log(self) -> str:
         return (self.directory / "error.log").read_text(errors="replace")
 
-    def start(self) -> None:
-        program = find_program("nginx")
-        assert program is not None
-        command = [program, "-p", str(self.directory), "-c", str(self.directory / "nginx.conf")]
-        checked = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=DEADLINE, check=False)
-        assert checked.returncode == 0, checked.stderr
-        assert "[warn]" not in checked.stderr, checked.stderr
-        self._process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+
+class NginxWith(_Nginx):
+    """… with some locations of a document. It shows the files of its directory besides."""
+
+    def __init__(self, directory: Path, locations: str) -> None:
+        super().__init__(directory)
+        (directory / "nginx.conf").write_text(
+            f"daemon off; master_process off; pid {directory}/nginx.pid; error_log stderr;\n"
+            "events {}\n"
+            "http {\n"
+            "types { text/html html; text/javascript js; } charset utf-8;\n"
+            f"access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;\n"
+            f"fastcgi_temp_path {directory}/f; uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;\n"
+            f"server {{ listen 127.0.0.1:{self.port}; root {directory}; {locations} }}\n"
+            "}\n"
         )
-        until(self._listens, "nginx to listen")
-
-    def stop(self) -> None:
-        if self._process is not None:
-            self._process.terminate()
-            try:
-                self._process.wait(DEADLINE)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
-            self._process = None
-
-    def _listens(self) -> bool:
-        assert self._process is not None
-        assert self._process.poll() is None, self.error_log
-        with socket.socket() as one:
-            return one.connect_ex(("127.0.0.1", self.port)) == 0

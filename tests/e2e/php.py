@@ -1,24 +1,24 @@
-"""PHP processes for tests, and a push port that misbehaves."""
+"""PHP programs for tests, and a push port that misbehaves."""
 
 from __future__ import annotations
 
-import http.client
 import json
 import select
 import socket
 import subprocess
 import threading
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.e2e.conftest import clean_environment, free_port
-from tests.e2e.wire import DEADLINE, until
+from tests.e2e.process import WebServer, clean_environment
+from tests.e2e.wire import DEADLINE
 from tests.requirements import find_program
 
-__all__ = ["PHP_DIRECTORY", "SCRIPTS", "FakePushPort", "Php", "php_server", "run_php"]
+__all__ = ["PHP_DIRECTORY", "SCRIPTS", "FakePushPort", "Php", "PhpWebServer", "php_server", "run_php"]
 
 PHP_DIRECTORY = Path(__file__).resolve().parents[2] / "php"
 SCRIPTS = Path(__file__).resolve().parents[1] / "php"
@@ -39,41 +39,6 @@ def run_php(*arguments: str, environment: dict[str, str] | None = None, deadline
     )
     assert done.returncode == 0, f"php {' '.join(arguments)}: {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-@contextmanager
-def php_server(**environment: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """The application's web server; gives a function that makes one request."""
-    port = free_port()
-    program = find_program("php-cli")
-    assert program is not None
-    process = subprocess.Popen(
-        [program, "-S", f"127.0.0.1:{port}", str(SCRIPTS / "request.php")],
-        env=clean_environment(**environment),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-    def is_up() -> bool:
-        with socket.socket() as one:
-            return one.connect_ex(("127.0.0.1", port)) == 0
-
-    def request() -> dict[str, Any]:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=DEADLINE)
-        try:
-            connection.request("GET", "/")
-            answer: dict[str, Any] = json.loads(connection.getresponse().read())
-            return answer
-        finally:
-            connection.close()
-
-    try:
-        until(is_up, "php -S to listen")
-        yield request
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
 
 
 class Php:
@@ -146,6 +111,35 @@ class Php:
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
+
+
+class PhpWebServer(WebServer):
+    """PHP's own web server, with one of `tests/php/` for every request.
+
+    :param words: more arguments of `php`.
+    """
+
+    def __init__(self, script: str, directory: Path, *words: str, **environment: str) -> None:
+        super().__init__(directory, clean_environment(**environment), log="php.log")
+        self._words = [*words, "-S", f"127.0.0.1:{self.port}", str(SCRIPTS / script)]
+
+    def command(self) -> list[str]:
+        program = find_program("php-cli")
+        assert program is not None
+        return [program, *self._words]
+
+
+@contextmanager
+def php_server(directory: Path, **environment: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The application's web server; gives a function that makes one request."""
+    with PhpWebServer("request.php", directory, **environment) as web:
+
+        def request() -> dict[str, Any]:
+            with urllib.request.urlopen(web.url, timeout=DEADLINE) as page:
+                answer: dict[str, Any] = json.load(page)
+                return answer
+
+        yield request
 
 
 class FakePushPort:

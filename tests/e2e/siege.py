@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.e2e.conftest import Server, clean_environment
+from tests.e2e.conftest import Server, run_server
 from tests.e2e.raw import Raw
 
 __all__ = ["PUSH_SECRET", "SECRET", "besieged", "bystander", "unharmed"]
@@ -34,12 +34,8 @@ def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     push_secret.write_text(PUSH_SECRET)
     arguments = ["--auth", "ticket", "--auth", "trust", "--compression", "--push-secret-file", str(push_secret)]
     arguments += ["--handshake-timeout", "2", "--auth-deadline", "2", "--max-subscriptions", "20"]
-    server = Server(directory, tuple(arguments), clean_environment(CHATWS_SECRET=SECRET))
-    server.start()
-    yield server
-    assert server.stop() == 0
-    assert "Traceback" not in server.log, server.log
-    assert "Unhandled" not in server.log, server.log
+    with run_server(directory, *arguments, CHATWS_SECRET=SECRET) as server:
+        yield server
     for secret in (SECRET, PUSH_SECRET):
         assert secret not in server.log
 

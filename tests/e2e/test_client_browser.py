@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page
 
-from tests.e2e.browser import open_browser, open_page
+from tests.e2e.browser import open_page
 from tests.e2e.conftest import Server
 from tests.requirements import needs
 
@@ -49,12 +50,6 @@ MODULE = (
 NOISE = r"ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_UNSAFE_PORT|WebSocket (connection|is closed)|status of 404"
 
 Enter = Callable[..., Page]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture
@@ -132,21 +127,17 @@ def kept(tmp_path: Path) -> tuple[str, ...]:
 @pytest.mark.parametrize(
     "html", [CLASSIC, MODULE, CLASSIC + MODULE.removeprefix(PAGE)], ids=["script", "module", "both"]
 )
-def test_the_served_file_works_as_a_script_and_as_a_module(
-    chatws_server: Callable[..., Server], enter: Enter, html: str
-) -> None:
-    server = chatws_server()
+def test_the_served_file_works_as_a_script_and_as_a_module(server: Server, enter: Enter, html: str) -> None:
     page = enter(server, 7, 5, html=html)
     push(server, 5, 1)
     (message, *_) = wait_for(page, "new_message")
     assert message["data"]["message"] == {"id": 1, "content": "olá", "sender_type": "customer"}
-    assert message["id"].endswith(":1")
+    assert re.fullmatch(r"\w+:\d+", message["id"])
     assert page.evaluate("sockets.length") == 1
     assert page.evaluate("wsClient.isConnected") is True
 
 
-def test_two_pages_see_messages_and_each_others_typing(chatws_server: Callable[..., Server], enter: Enter) -> None:
-    server = chatws_server()
+def test_two_pages_see_messages_and_each_others_typing(server: Server, enter: Enter) -> None:
     ana, bruno = enter(server, 1, 5), enter(server, 2, 5, 6)
     push(server, 5, 1, 2)
     push(server, 6, 3)
@@ -160,8 +151,7 @@ def test_two_pages_see_messages_and_each_others_typing(chatws_server: Callable[.
     assert "typing" not in events(ana)
 
 
-def test_unsubscribe_reaches_the_server(chatws_server: Callable[..., Server], enter: Enter) -> None:
-    server = chatws_server()
+def test_unsubscribe_reaches_the_server(server: Server, enter: Enter) -> None:
     page = enter(server, 1, 5, 6)
     page.evaluate("wsClient.unsubscribe(5)")
     wait_for(page, "unsubscribed")
@@ -175,10 +165,7 @@ def test_unsubscribe_reaches_the_server(chatws_server: Callable[..., Server], en
     assert numbers(page, 5) == []
 
 
-def test_what_was_missed_comes_once_and_in_order_when_the_network_is_back(
-    chatws_server: Callable[..., Server], enter: Enter
-) -> None:
-    server = chatws_server()
+def test_what_was_missed_comes_once_and_in_order_when_the_network_is_back(server: Server, enter: Enter) -> None:
     page = enter(server, 1, 5, 6)
     push(server, 5, 1)
     wait_for(page, "new_message")
@@ -243,10 +230,7 @@ def test_a_server_that_is_restarted_in_order_says_so_and_the_page_comes_back_by_
     wait_for(page, "new_message")
 
 
-def test_a_long_replay_cut_in_the_middle_several_times_gives_each_event_once(
-    chatws_server: Callable[..., Server], enter: Enter
-) -> None:
-    server = chatws_server()
+def test_a_long_replay_cut_in_the_middle_several_times_gives_each_event_once(server: Server, enter: Enter) -> None:
     page = enter(server, 1, 5)
     lose_network(page)
     lines = [{"event": "new_message", "data": {"conversation_id": 5, "message": {"id": n}}} for n in range(1, 3001)]
@@ -268,8 +252,7 @@ def test_a_long_replay_cut_in_the_middle_several_times_gives_each_event_once(
     assert numbers(page, 5) == list(range(1, 3002))
 
 
-def test_a_banned_user_is_told_and_does_not_come_back(chatws_server: Callable[..., Server], enter: Enter) -> None:
-    server = chatws_server()
+def test_a_banned_user_is_told_and_does_not_come_back(server: Server, enter: Enter) -> None:
     page = enter(server, 1)
     with server.backend() as backend:
         assert backend.request({"op": "disconnect", "user_id": 1, "reason": "logged out", "ban": True})["ok"]

@@ -16,8 +16,9 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.e2e.conftest import Server, clean_environment, free_port
+from tests.e2e.conftest import Server
 from tests.e2e.php import PHP_DIRECTORY
+from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import DEADLINE, until
 from tests.requirements import needs
 
@@ -119,8 +120,7 @@ def spooled(directory: Path, number: int, line: dict[str, Any] | bytes) -> Path:
 # push
 
 
-def test_push_reaches_the_audience_and_says_how_many_they_were(chatws_server: START) -> None:
-    server = chatws_server()
+def test_push_reaches_the_audience_and_says_how_many_they_were(server: Server) -> None:
     agent, other = server.agent(5, 456), server.agent(6)
     done = towards(server, "push", "new_message", json.dumps(MESSAGE))
     assert (done.returncode, done.stderr) == (0, "")
@@ -137,8 +137,7 @@ def test_push_reaches_the_audience_and_says_how_many_they_were(chatws_server: ST
     assert [one for one in agent.settle() if one.get("event") == "note"] == []
 
 
-def test_push_sends_a_key_once(chatws_server: START) -> None:
-    server = chatws_server()
+def test_push_sends_a_key_once(server: Server) -> None:
     push = ("push", "paid", "{}", "--to", "everyone", "--id", "order-77", "--json")
     first, second = values(towards(server, *push)) + values(towards(server, *push))
     assert (first["duplicate"], second["duplicate"]) == (False, True)
@@ -195,8 +194,7 @@ def test_errors_are_json_where_results_are() -> None:
         (("push", "authenticated", "{}", "--to", "everyone"), "reserved_event"),
     ],
 )
-def test_push_refuses_what_is_no_event(chatws_server: START, words: tuple[str, ...], says: str) -> None:
-    server = chatws_server()
+def test_push_refuses_what_is_no_event(server: Server, words: tuple[str, ...], says: str) -> None:
     done = towards(server, *words)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -206,8 +204,7 @@ def test_push_refuses_what_is_no_event(chatws_server: START, words: tuple[str, .
 # push --spool
 
 
-def test_the_spool_is_sent_in_order_and_emptied(chatws_server: START, tmp_path: Path) -> None:
-    server = chatws_server()
+def test_the_spool_is_sent_in_order_and_emptied(server: Server, tmp_path: Path) -> None:
     agent = server.agent(5)
     spool = tmp_path / "spool"
     for number in range(250):
@@ -222,8 +219,7 @@ def test_the_spool_is_sent_in_order_and_emptied(chatws_server: START, tmp_path: 
     assert [one["data"]["n"] for one in agent.settle() if one.get("event") == "x"] == list(range(250))
 
 
-def test_what_the_spool_holds_and_nobody_takes_is_put_aside(chatws_server: START, tmp_path: Path) -> None:
-    server = chatws_server()
+def test_what_the_spool_holds_and_nobody_takes_is_put_aside(server: Server, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     good = {"event": "x", "id": "good", "ack": True, "to": "everyone", "data": {}}
     refused = [
@@ -266,8 +262,7 @@ def test_a_wrong_secret_leaves_the_spool_as_it_is(chatws_server: START, tmp_path
     assert path.exists()
 
 
-def test_the_spool_is_sent_by_one_at_a_time(chatws_server: START, tmp_path: Path) -> None:
-    server = chatws_server()
+def test_the_spool_is_sent_by_one_at_a_time(server: Server, tmp_path: Path) -> None:
     path = spooled(tmp_path / "spool", 1, {"event": "x", "id": "k", "ack": True, "to": "everyone", "data": {}})
     with (path.parent / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -341,8 +336,7 @@ def test_no_ticket_without_a_good_secret(environment: dict[str, str], says: str)
 # who, kick
 
 
-def test_who_lists_agents_with_tabs_and_addresses(chatws_server: START) -> None:
-    server = chatws_server()
+def test_who_lists_agents_with_tabs_and_addresses(server: Server) -> None:
     assert towards(server, "who").stdout == "nobody is online\n"
     browser = server.browser()
     first = browser.auth(5)["connection_id"]
@@ -362,8 +356,7 @@ def test_who_lists_agents_with_tabs_and_addresses(chatws_server: START) -> None:
         assert backend.request({"op": "presence"}) == {"ok": True, "online": [5, "ana"]}
 
 
-def test_kick_closes_the_connections(chatws_server: START) -> None:
-    server = chatws_server()
+def test_kick_closes_the_connections(server: Server) -> None:
     agent, banned = server.agent(5), server.agent(6)
     assert towards(server, "kick", "5", "--reason", "out").stdout == "user 5: closed 1 connection\n"
     assert agent.expect_close() == (4000, "out")
@@ -400,8 +393,7 @@ def test_check_tells_a_wrong_configuration_in_one_line(tmp_path: Path) -> None:
 # tail
 
 
-def test_tail_shows_what_the_agent_sees(chatws_server: START, background: Callable[..., Background]) -> None:
-    server = chatws_server()
+def test_tail_shows_what_the_agent_sees(server: Server, background: Callable[..., Background]) -> None:
     tail = background("tail", "--url", server.ws_url, "--user", "5", "--conversation", "456")
     tail.expect_note("connected")
     with server.backend() as backend:
@@ -442,8 +434,7 @@ def test_tail_recovers_what_it_missed(
     assert not any("missing" in line for line in tail.err)
 
 
-def test_tail_ends_after_so_many_events(chatws_server: START, background: Callable[..., Background]) -> None:
-    server = chatws_server()
+def test_tail_ends_after_so_many_events(server: Server, background: Callable[..., Background]) -> None:
     tail = background("tail", "--url", server.ws_url, "--user", "5", "--count", "1", "--json")
     tail.expect_note("connected")
     with server.backend() as backend:
@@ -466,8 +457,7 @@ def test_tail_needs_a_server_and_a_good_ticket(chatws_server: START) -> None:
     assert "404" in wrong_path.stderr
 
 
-def test_tail_stops_when_its_reader_does(chatws_server: START) -> None:
-    server = chatws_server()
+def test_tail_stops_when_its_reader_does(server: Server) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     process = subprocess.Popen(
@@ -512,8 +502,10 @@ def shadow_words(legacy: Server, new: Server, *more: str) -> tuple[str, ...]:
     return ("shadow", *urls, "--user", "5", "--conversation", "456", "--window", "1", "--json", *more)
 
 
-def test_shadow_finds_two_equal_servers_equal(chatws_server: START, background: Callable[..., Background]) -> None:
-    legacy, new = chatws_server(), chatws_server()
+def test_shadow_finds_two_equal_servers_equal(
+    server: Server, chatws_server: START, background: Callable[..., Background]
+) -> None:
+    legacy, new = server, chatws_server()
     shadow = background(*shadow_words(legacy, new, "--seconds", "4"))
     shadow.expect_note("watching both")
     with legacy.backend() as old, new.backend() as young:
@@ -526,9 +518,9 @@ def test_shadow_finds_two_equal_servers_equal(chatws_server: START, background: 
 
 
 def test_shadow_reports_what_is_missing_extra_and_different(
-    chatws_server: START, background: Callable[..., Background]
+    server: Server, chatws_server: START, background: Callable[..., Background]
 ) -> None:
-    legacy, new = chatws_server(), chatws_server()
+    legacy, new = server, chatws_server()
     shadow = background(*shadow_words(legacy, new, "--seconds", "4", "--ignore", "noise"))
     shadow.expect_note("watching both")
     with legacy.backend() as old, new.backend() as young:
@@ -551,16 +543,14 @@ def test_shadow_reports_what_is_missing_extra_and_different(
     assert summary == {"same": 1, "differences": 3}
 
 
-def test_an_interrupt_ends_shadow_with_its_report(chatws_server: START, background: Callable[..., Background]) -> None:
-    server = chatws_server()
+def test_an_interrupt_ends_shadow_with_its_report(server: Server, background: Callable[..., Background]) -> None:
     shadow = background(*shadow_words(server, server))
     shadow.expect_note("watching both")
     assert shadow.end(signal.SIGINT) == 0
     assert json.loads(shadow.out[-1]) == {"same": 0, "differences": 0}
 
 
-def test_shadow_fails_when_a_server_is_not_there(chatws_server: START) -> None:
-    server = chatws_server()
+def test_shadow_fails_when_a_server_is_not_there(server: Server) -> None:
     done = chatws(
         "shadow", "--legacy", f"ws://127.0.0.1:{free_port()}", "--new", server.ws_url, "--user", "5", "--seconds", "5"
     )

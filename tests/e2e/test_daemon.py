@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Server, clean_environment, free_port, twistd_command
+from tests.e2e.conftest import Server, twistd_command
+from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import Browser, until
 
 Start = Callable[..., Server]
@@ -95,8 +96,7 @@ def test_what_the_operator_must_mend_is_one_line_and_status_1(mode: list[str], r
 
 @pytest.mark.parametrize("mode", [["-n"], []], ids=["foreground", "daemon"])
 @pytest.mark.parametrize("option", ["--port", "--push-port"])
-def test_a_port_in_use_is_one_line_and_status_1(mode: list[str], option: str, run: Run, chatws_server: Start) -> None:
-    server = chatws_server()
+def test_a_port_in_use_is_one_line_and_status_1(mode: list[str], option: str, run: Run, server: Server) -> None:
     taken = server.port if option == "--port" else server.push_port
     done = run(*mode, "chatws", "--port", "0", "--push-port", "0", option, str(taken))
     assert done.returncode == 1

@@ -17,7 +17,8 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.e2e.conftest import Server, free_port
+from tests.e2e.conftest import Server
+from tests.e2e.process import free_port
 from tests.e2e.wire import Browser
 
 Start = Callable[..., Server]

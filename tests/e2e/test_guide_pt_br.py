@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,12 @@ import pytest
 
 from chatws.configure import load
 from tests.e2e.browser import open_browser, open_page
-from tests.e2e.conftest import Server, clean_environment, free_port, twistd_command
+from tests.e2e.conftest import Server, twistd_command
+from tests.e2e.nginx import NginxWith
 from tests.e2e.php import PHP_DIRECTORY, run_php
-from tests.e2e.wire import DEADLINE, Browser, until
-from tests.requirements import find_program, needs
+from tests.e2e.process import clean_environment, free_port
+from tests.e2e.wire import until
+from tests.requirements import needs
 
 GUIDE = Path(__file__).resolve().parents[2] / "docs/pt-BR/WEBSOCKET.md"
 TEXT = GUIDE.read_text(encoding="utf-8")
@@ -67,7 +68,7 @@ def shell(text: str, directory: Path, server: Server | None = None) -> str:
 # --- instalação, configuração, solução de problemas
 
 
-def test_the_commands_to_install_are_words_that_their_programs_know(chatws_server: Start, tmp_path: Path) -> None:
+def test_the_commands_to_install_are_words_that_their_programs_know(tmp_path: Path) -> None:
     venv, pip, twistd = block("sh", "pip install").splitlines()
     assert (venv, pip) == ("python3 -m venv /opt/chatws", "/opt/chatws/bin/pip install .")
     assert twistd == "/opt/chatws/bin/twistd -n chatws"
@@ -78,15 +79,14 @@ def test_the_commands_to_install_are_words_that_their_programs_know(chatws_serve
 
 
 @needs("netcat-openbsd")
-def test_the_first_line_is_answered_as_said(chatws_server: Start, tmp_path: Path) -> None:
-    answer = json.loads(shell(block("sh", "new_conversation"), tmp_path, chatws_server()))
+def test_the_first_line_is_answered_as_said(server: Server, tmp_path: Path) -> None:
+    answer = json.loads(shell(block("sh", "new_conversation"), tmp_path, server))
     assert list(answer) == ["ok", "event_id", "delivered"]
     assert (answer["ok"], answer["delivered"]) == (True, 0)
 
 
 @needs("netcat-openbsd")
-def test_the_commands_of_the_last_section_ask_the_server(chatws_server: Start, tmp_path: Path) -> None:
-    server = chatws_server()
+def test_the_commands_of_the_last_section_ask_the_server(server: Server, tmp_path: Path) -> None:
     with server.agent(123):
         written = shell(block("sh", "presence"), tmp_path, server).splitlines()
     answers = [json.loads(line) for line in written if line.startswith("{")]
@@ -121,48 +121,15 @@ def test_the_configuration_is_accepted_and_runs(chatws_server: Start, tmp_path: 
 # --- nginx
 
 
-@contextmanager
-def nginx_before(server: Server, directory: Path) -> Iterator[int]:
-    """nginx with the guide's locations; gives its port. It shows the files in `directory` besides."""
-    port = free_port()
-    locations = block("nginx", "location /ws").replace("8080", str(server.port))
-    (directory / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {directory}/nginx.pid; error_log stderr;\n"
-        "events {}\n"
-        "http {\n"
-        "types { text/html html; text/javascript js; } charset utf-8;\n"
-        f"access_log off; client_body_temp_path {directory}/body; proxy_temp_path {directory}/proxy;\n"
-        f"fastcgi_temp_path {directory}/f; uwsgi_temp_path {directory}/u; scgi_temp_path {directory}/s;\n"
-        f"server {{ listen 127.0.0.1:{port}; root {directory}; {locations} }}\n"
-        "}\n"
-    )
-    program = find_program("nginx")
-    assert program is not None
-    command = [program, "-p", str(directory), "-c", str(directory / "nginx.conf")]
-    checked = subprocess.run([*command, "-t"], capture_output=True, text=True, timeout=60)
-    assert checked.returncode == 0, checked.stderr
-    with (directory / "nginx.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-
-    def opened() -> Browser | None:
-        try:
-            return Browser(f"ws://127.0.0.1:{port}/ws", origin=f"http://127.0.0.1:{port}")
-        except OSError:
-            return None
-
-    try:
-        until(opened, "nginx to listen").close()  # type: ignore[union-attr]
-        yield port
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
+def nginx_before(server: Server, directory: Path) -> NginxWith:
+    """nginx with the guide's locations."""
+    return NginxWith(directory, block("nginx", "location /ws").replace("8080", str(server.port)))
 
 
 # --- eventos
 
 
-def test_each_message_of_the_browser_is_answered_as_said(chatws_server: Start) -> None:
-    server = chatws_server()
+def test_each_message_of_the_browser_is_answered_as_said(server: Server) -> None:
     with server.browser() as browser:
         for line in block("json", '"type":"auth"').splitlines():
             browser.send_text(line)
@@ -173,8 +140,7 @@ def test_each_message_of_the_browser_is_answered_as_said(chatws_server: Start) -
         assert set(browser.expect("error")["data"]) >= {"code", "message"}
 
 
-def test_each_event_of_the_backend_reaches_who_is_said_to_get_it(chatws_server: Start) -> None:
-    server = chatws_server()
+def test_each_event_of_the_backend_reaches_who_is_said_to_get_it(server: Server) -> None:
     with server.agent(123, 456) as subscriber, server.agent(8) as other, server.backend() as backend:
         subscriber.expect("agent_status")
         lines = [json.loads(line) for line in block("json", '"event":"new_message"').splitlines()]
@@ -197,13 +163,13 @@ def test_the_page_shows_what_comes_and_tells_of_typing(chatws_server: Start, tmp
     head = '<!DOCTYPE html><html lang="pt-BR"><meta charset="utf-8">\n'
     (tmp_path / "index.html").write_text(head + block("html", "wsClient.connect(123)"))
     with (
-        nginx_before(server, tmp_path) as port,
+        nginx_before(server, tmp_path) as nginx,
         open_browser(*AT_THE_SHOP) as chromium,
         open_page(chromium, forgive="favicon|404") as page,
         server.agent(7, 456, 457) as contact,
         server.backend() as backend,
     ):
-        page.goto(f"http://loja.example:{port}/")
+        page.goto(f"http://loja.example:{nginx.port}/")
         contact.expect("agent_status", agent_id=123, status="online")
         message = {"conversation_id": 456, "message": {"id": 9, "content": "Olá <b>João</b>"}}
         until(lambda: backend.push("new_message", message)["delivered"] == 2, "the page to subscribe")
@@ -233,8 +199,7 @@ def run_snippet(mark: str, directory: Path, *, before: str = "", **environment: 
 
 
 @needs("php-cli")
-def test_the_helper_s_calls_send_the_events_of_the_list(chatws_server: Start, tmp_path: Path) -> None:
-    server = chatws_server()
+def test_the_helper_s_calls_send_the_events_of_the_list(server: Server, tmp_path: Path) -> None:
     with server.agent(123, 456) as agent:
         address = f"127.0.0.1:{server.push_port}"
         assert run_snippet("notifyNewConversation", tmp_path, CHATWS_PUSH_ADDRESS=address) == "123\n"
@@ -270,11 +235,11 @@ def test_the_ticket_lets_the_page_in(chatws_server: Start, tmp_path: Path) -> No
         f"{block('js', 'token:')}</script>"
     )
     with (
-        nginx_before(server, tmp_path) as port,
+        nginx_before(server, tmp_path) as nginx,
         open_browser(*AT_THE_SHOP) as chromium,
         open_page(chromium, forgive="favicon|404") as page,
     ):
-        page.goto(f"http://loja.example:{port}/")
+        page.goto(f"http://loja.example:{nginx.port}/")
         page.wait_for_function("document.title === '123'")
 
 
@@ -297,10 +262,7 @@ class FakePDO extends PDO {
 
 
 @needs("php-cli")
-def test_who_saves_a_message_tells_of_it_once(
-    chatws_server: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    server = chatws_server()
+def test_who_saves_a_message_tells_of_it_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = ""
     if run_php("-r", "echo in_array('sqlite', PDO::getAvailableDrivers()) ? 'yes' : 'no';") == "no":
         before = FAKE_PDO

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import chatws
 from chatws.server import MessageComponent
-from tests.e2e.conftest import Server, clean_environment, free_port
+from tests.e2e.conftest import Server
 from tests.e2e.php import run_php
+from tests.e2e.process import Command, clean_environment, free_port, listens
 from tests.e2e.wire import DEADLINE, Browser, until
 from tests.requirements import needs
 
@@ -31,27 +32,9 @@ def script(text: str, directory: Path) -> Iterator[Callable[..., Browser]]:
     port = free_port()
     assert text.count("8080") == 1
     (directory / "script.py").write_text(text.replace("8080", str(port)))
-    with (directory / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [sys.executable, "script.py"], cwd=directory, env=clean_environment(), stdout=log, stderr=log
-        )
-
-    def opened(path: str = "/", **options: str) -> Browser:
-        def attempt() -> Browser | None:
-            assert process.poll() is None, (directory / "log").read_text()
-            try:
-                return Browser(f"ws://127.0.0.1:{port}{path}", **options)  # type: ignore[arg-type]
-            except ConnectionRefusedError:
-                return None
-
-        return until(attempt, "the script to listen")  # type: ignore[return-value]
-
-    try:
-        yield opened
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
-    assert "Traceback" not in (directory / "log").read_text()
+    with Command([sys.executable, "script.py"], directory, ready=lambda: listens(port)) as running:
+        yield lambda path="/", **options: Browser(f"ws://127.0.0.1:{port}{path}", **options)
+    assert "Traceback" not in running.log
 
 
 def test_the_port_serves_all_tabs_and_keeps_the_others_when_one_closes(tmp_path: Path) -> None:
@@ -76,7 +59,7 @@ def test_the_port_serves_all_tabs_and_keeps_the_others_when_one_closes(tmp_path:
 
 def test_the_app_opens_its_components_on_their_paths(tmp_path: Path) -> None:
     with script(block("python", "SessionProvider"), tmp_path) as opened:
-        with opened("/greeter", headers={"Cookie": "PHPSESSID=abc"}) as greeter:  # type: ignore[arg-type]
+        with opened("/greeter", headers={"Cookie": "PHPSESSID=abc"}) as greeter:
             assert greeter.socket.recv(timeout=DEADLINE) == "your session is abc"
         with opened("/echo") as echo:
             echo.send_text("hello")

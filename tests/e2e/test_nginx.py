@@ -25,12 +25,8 @@ def nginx_before(upstream: str, directory: Path) -> Iterator[Nginx]:
     (directory / "nginx").mkdir()
     (directory / "public").mkdir()
     (directory / "public" / "index.html").write_text("the application")
-    one = Nginx(directory / "nginx", upstream, directory / "public")
-    one.start()
-    try:
+    with Nginx(directory / "nginx", upstream, directory / "public") as one:
         yield one
-    finally:
-        one.stop()
 
 
 def get(nginx: Nginx, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -52,8 +48,7 @@ def status_of_upgrade(url: str, **options: object) -> int:
     return 101
 
 
-def test_websockets_and_pages_share_one_port(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
-    server = chatws_server()
+def test_websockets_and_pages_share_one_port(server: Server, tmp_path: Path) -> None:
     with (
         nginx_before(f"127.0.0.1:{server.port}", tmp_path) as nginx,
         Browser(nginx.ws_url, origin=nginx.url) as browser,
@@ -78,8 +73,7 @@ def test_chatws_may_be_on_a_unix_socket(chatws_server: Callable[..., Server], tm
             assert backend.request({"op": "presence"})["online"] == [1]
 
 
-def test_a_page_of_another_host_is_refused(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
-    server = chatws_server()
+def test_a_page_of_another_host_is_refused(server: Server, tmp_path: Path) -> None:
     with nginx_before(f"127.0.0.1:{server.port}", tmp_path) as nginx:
         assert status_of_upgrade(nginx.ws_url, origin="http://evil.example") == 403
         assert status_of_upgrade(nginx.ws_url, origin=nginx.url) == 101
@@ -100,8 +94,7 @@ def test_each_browser_counts_by_its_own_address(chatws_server: Callable[..., Ser
             assert status_of_upgrade(nginx.ws_url, **from_address("203.0.113.1, 203.0.113.3")) == 101
 
 
-def test_what_is_too_big_is_answered_as_without_nginx(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
-    server = chatws_server()
+def test_what_is_too_big_is_answered_as_without_nginx(server: Server, tmp_path: Path) -> None:
     with nginx_before(f"127.0.0.1:{server.port}", tmp_path) as nginx:
         with Browser(nginx.ws_url) as browser:
             browser.auth(1)

@@ -6,9 +6,7 @@ helper by its old name.
 
 from __future__ import annotations
 
-import http.client
 import signal
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,15 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser as Chromium
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Browser, Page, expect
 
-from tests.e2e.browser import open_browser, open_page
-from tests.e2e.conftest import Server, clean_environment, free_port
+from tests.e2e.browser import open_page
+from tests.e2e.conftest import Server
 from tests.e2e.nginx import Nginx
-from tests.e2e.php import SCRIPTS, Php
-from tests.e2e.wire import DEADLINE, until
-from tests.requirements import find_program, needs
+from tests.e2e.php import Php, PhpWebServer
+from tests.requirements import needs
 
 pytestmark = needs("chromium")
 
@@ -40,12 +36,6 @@ PATIENCE = 20.0
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Chromium]:
-    with open_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
@@ -63,12 +53,8 @@ def site() -> Iterator[str]:
 @contextmanager
 def nginx_before(server: Server, directory: Path) -> Iterator[Nginx]:
     (directory / "nginx").mkdir()
-    one = Nginx(directory / "nginx", f"127.0.0.1:{server.port}", PAGES)
-    one.start()
-    try:
+    with Nginx(directory / "nginx", f"127.0.0.1:{server.port}", PAGES) as one:
         yield one
-    finally:
-        one.stop()
 
 
 @pytest.fixture(params=["direct", pytest.param("nginx", marks=needs("nginx"))])
@@ -109,9 +95,9 @@ def is_ready(page: Page) -> None:
 
 
 @needs("php-cli")
-def test_the_page_shows_all_that_the_old_helper_notifies_of(address: tuple[Server, str], chromium: Chromium) -> None:
+def test_the_page_shows_all_that_the_old_helper_notifies_of(address: tuple[Server, str], browser: Browser) -> None:
     server, url = address
-    with open_page(chromium, f"{url}user=1&conversation=456") as page, php_backend(server) as php:
+    with open_page(browser, f"{url}user=1&conversation=456") as page, php_backend(server) as php:
         is_ready(page)
         assert [one["type"] for one in wire(page, "sent")][:2] == ["auth", "subscribe"]
         assert php.notifyNewMessage(456, {"id": 9, "content": "Olá ✓ <b>", "sender_type": "contact", "sender_id": 7})
@@ -132,11 +118,11 @@ def test_the_page_shows_all_that_the_old_helper_notifies_of(address: tuple[Serve
         assert "error" not in events(page)
 
 
-def test_two_pages_see_each_other_come_type_and_go(address: tuple[Server, str], chromium: Chromium) -> None:
+def test_two_pages_see_each_other_come_type_and_go(address: tuple[Server, str], browser: Browser) -> None:
     _, url = address
-    with open_page(chromium, f"{url}user=1&conversation=456") as ana:
+    with open_page(browser, f"{url}user=1&conversation=456") as ana:
         is_ready(ana)
-        with open_page(chromium, f"{url}user=2&conversation=456") as bia:
+        with open_page(browser, f"{url}user=2&conversation=456") as bia:
             is_ready(bia)
             expect(ana.locator("#agents-2")).to_have_text("online")
             bia.locator("#answer").fill("Bom")
@@ -146,9 +132,9 @@ def test_two_pages_see_each_other_come_type_and_go(address: tuple[Server, str], 
         expect(ana.locator("#agents-2")).to_have_text("offline")
 
 
-def test_pings_and_activity_keep_it_alive_and_do_no_harm(address: tuple[Server, str], chromium: Chromium) -> None:
+def test_pings_and_activity_keep_it_alive_and_do_no_harm(address: tuple[Server, str], browser: Browser) -> None:
     _, url = address
-    with open_page(chromium) as page:
+    with open_page(browser) as page:
         page.clock.install()
         page.goto(f"{url}user=1&conversation=456")
         is_ready(page)
@@ -167,9 +153,9 @@ def test_pings_and_activity_keep_it_alive_and_do_no_harm(address: tuple[Server, 
         assert wire(page, "closes") == []
 
 
-def test_switching_conversations_without_ever_unsubscribing(address: tuple[Server, str], chromium: Chromium) -> None:
+def test_switching_conversations_without_ever_unsubscribing(address: tuple[Server, str], browser: Browser) -> None:
     server, url = address
-    with open_page(chromium, f"{url}user=1&conversation=456") as page, server.backend() as backend:
+    with open_page(browser, f"{url}user=1&conversation=456") as page, server.backend() as backend:
         is_ready(page)
         page.evaluate("openConversation(457); openConversation(458); openConversation(457)")
         page.wait_for_function("wire.received.filter(one => one.event === 'subscribed').length === 4")
@@ -184,9 +170,9 @@ def test_switching_conversations_without_ever_unsubscribing(address: tuple[Serve
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_it_comes_back_after_a_restart(address: tuple[Server, str], chromium: Chromium, number: int) -> None:
+def test_it_comes_back_after_a_restart(address: tuple[Server, str], browser: Browser, number: int) -> None:
     server, url = address
-    with open_page(chromium, f"{url}user=1&conversation=456", forgive=LOST, timeout=PATIENCE) as page:
+    with open_page(browser, f"{url}user=1&conversation=456", forgive=LOST, timeout=PATIENCE) as page:
         is_ready(page)
         page.evaluate("wire.received.length = 0")
         server.restart(number)
@@ -199,9 +185,9 @@ def test_it_comes_back_after_a_restart(address: tuple[Server, str], chromium: Ch
         expect(page.locator("#messages-1")).to_have_text("again")
 
 
-def test_it_tries_five_times_three_seconds_apart_and_gives_up(address: tuple[Server, str], chromium: Chromium) -> None:
+def test_it_tries_five_times_three_seconds_apart_and_gives_up(address: tuple[Server, str], browser: Browser) -> None:
     server, url = address
-    with open_page(chromium, forgive=LOST) as page:
+    with open_page(browser, forgive=LOST) as page:
         page.clock.install()
         page.goto(f"{url}user=1&conversation=456")
         is_ready(page)
@@ -215,10 +201,10 @@ def test_it_tries_five_times_three_seconds_apart_and_gives_up(address: tuple[Ser
 
 
 def test_a_banned_user_is_told_and_the_page_s_five_tries_do_no_harm(
-    address: tuple[Server, str], chromium: Chromium
+    address: tuple[Server, str], browser: Browser
 ) -> None:
     server, url = address
-    with open_page(chromium, f"{url}user=1&conversation=456") as page, server.backend() as backend:
+    with open_page(browser, f"{url}user=1&conversation=456") as page, server.backend() as backend:
         is_ready(page)
         assert backend.request({"op": "disconnect", "user_id": 1, "ban": True})["connections"] == 1
         page.wait_for_function("wire.closes.length === 1")
@@ -229,53 +215,21 @@ def test_a_banned_user_is_told_and_the_page_s_five_tries_do_no_harm(
 # --- who it is, by the application's session
 
 
-@contextmanager
-def application(directory: Path) -> Iterator[str]:
-    """The shop in PHP: its URL. Sessions are kept in files, as usual."""
-    port = free_port()
-    program = find_program("php-cli")
-    assert program is not None
-    process = subprocess.Popen(
-        [program, "-d", f"session.save_path={directory}", "-S", f"127.0.0.1:{port}", str(SCRIPTS / "application.php")],
-        env=clean_environment(),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        until(lambda: _answers(url), "php -S to answer")
-        yield url
-    finally:
-        process.terminate()
-        process.wait(DEADLINE)
-
-
-def _answers(url: str) -> bool:
-    connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=DEADLINE)
-    try:
-        connection.request("GET", "/whoami")
-        return connection.getresponse().status == 401
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
 @needs("php-cli")
 @pytest.mark.parametrize("way", ["direct", pytest.param("nginx", marks=needs("nginx"))])
 def test_the_application_s_session_says_who_it_is(
-    way: str, chatws_server: Callable[..., Server], tmp_path: Path, site: str, chromium: Chromium
+    way: str, chatws_server: Callable[..., Server], tmp_path: Path, site: str, browser: Browser
 ) -> None:
     with ExitStack() as running:
-        shop = running.enter_context(application(tmp_path))
+        sessions = ("-d", f"session.save_path={tmp_path}")  # in files, as usual
+        shop = running.enter_context(PhpWebServer("application.php", tmp_path, *sessions)).url
         server = chatws_server("--auth", "callback", "--auth-url", f"{shop}/whoami")
         if way == "nginx":
             url = f"{running.enter_context(nginx_before(server, tmp_path)).url}/old_page.html?"
         else:
             url = f"{site}/old_page.html?url=ws://127.0.0.1:{server.port}&"
         backend = running.enter_context(server.backend())
-        with open_page(chromium, f"{shop}/login?user=5") as page:
+        with open_page(browser, f"{shop}/login?user=5") as page:
             page.goto(f"{url}user=5&conversation=456")
             is_ready(page)
             assert wire(page, "received")[0]["data"]["user_id"] == 5
@@ -284,7 +238,7 @@ def test_the_application_s_session_says_who_it_is(
             page.goto(f"{url}user=6&conversation=456")
             page.wait_for_function("wire.closes.length === 1")
             assert wire(page, "closes") == [4901], "the session is another user's"
-        with open_page(chromium, f"{url}user=5&conversation=456") as page:
+        with open_page(browser, f"{url}user=5&conversation=456") as page:
             page.wait_for_function("wire.closes.length === 1")
             assert wire(page, "closes") == [4901], "nobody is logged in"
             assert "subscribed" not in events(page)

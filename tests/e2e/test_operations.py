@@ -14,7 +14,8 @@ from pathlib import Path
 import jwt
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.e2e.conftest import Server, clean_environment, free_port, twistd_command
+from tests.e2e.conftest import Server, twistd_command
+from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import until
 
 Start = Callable[..., Server]

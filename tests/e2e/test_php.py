@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 import pytest
 
-from tests.e2e.conftest import Server, clean_environment
+from tests.e2e.conftest import Server, run_server
 from tests.e2e.php import FakePushPort, Php
 from tests.e2e.wire import Browser, until
 from tests.requirements import needs
@@ -24,11 +24,8 @@ MESSAGE = {"id": 9, "content": "Olá, já chegou?", "sender_type": "contact", "s
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One for all: each test has browsers and conversations of its own, and looks away from who comes and goes."""
-    one = Server(tmp_path_factory.mktemp("chatws"), ("--presence-grace", "0"), clean_environment())
-    one.start()
-    yield one
-    assert one.stop() == 0
-    assert "Traceback" not in one.log
+    with run_server(tmp_path_factory.mktemp("chatws"), "--presence-grace", "0") as one:
+        yield one
 
 
 @pytest.fixture

@@ -153,13 +153,13 @@ def test_with_a_spool_the_next_request_begins_with_the_one_that_worked(tmp_path:
     spool = tmp_path / "spool"
     with FakePushPort(lambda line: None) as silent, FakePushPort() as node:
         environment = {"CHATWS_PUSH_ADDRESS": list_of(silent, node), "CHATWS_SPOOL_DIR": str(spool)}
-        with php_server(**environment) as request:
+        with php_server(tmp_path, **environment) as request:
             for _ in range(2):
                 assert request()["results"] == [True, True, True]
         assert (silent.connections, node.connections) == (1, 2)
         assert (spool / ".address").read_text() == node.address
         (spool / ".address").write_text("another list's")
-        with php_server(**environment) as request:
+        with php_server(tmp_path, **environment) as request:
             assert request()["results"] == [True, True, True]
         assert silent.connections == 2
         assert [one.name for one in spool.iterdir() if not one.name.startswith(".")] == []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import json
 import re
 import subprocess
@@ -12,13 +10,11 @@ from pathlib import Path
 
 import jwt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
-from tests.e2e.conftest import Server, free_port
+from tests.certificates import self_signed
+from tests.e2e.conftest import Server
 from tests.e2e.php import PHP_DIRECTORY, SCRIPTS, FakePushPort, Php, run_php
+from tests.e2e.process import free_port
 from tests.requirements import find_program, needs
 
 README = PHP_DIRECTORY / "README.md"
@@ -54,33 +50,12 @@ def test_ipv6_is_an_address() -> None:
         assert php.notifyUser(1, "note", {}) is True
 
 
-def certificate(directory: Path, *names: x509.GeneralName) -> tuple[Path, Path]:
-    """A self-signed certificate; returns the files of the certificate and of its key."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "chatws test")])
-    now = datetime.datetime.now(datetime.UTC)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    pem, key_pem = directory / "cert.pem", directory / "key.pem"
-    pem.write_bytes(made.public_bytes(serialization.Encoding.PEM))
-    no_password = serialization.NoEncryption()
-    key_pem.write_bytes(key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, no_password))
-    return pem, key_pem
-
-
 @needs("php-cli")
 def test_tls_is_checked_and_carries_big_messages(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
-    pem, key = certificate(tmp_path, x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("chat.example"))
+    certificate = self_signed("chat.example")
+    pem, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    pem.write_bytes(certificate.certificate)
+    key.write_bytes(certificate.key)
     secret = tmp_path / "secret"
     secret.write_text("s3cret")
     secret.chmod(0o600)

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.e2e.conftest import Server, clean_environment, free_port
+from tests.e2e.conftest import Server
 from tests.e2e.php import FakePushPort, Php
+from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import until
 from tests.requirements import needs
 

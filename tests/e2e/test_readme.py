@@ -6,19 +6,21 @@ import json
 import os
 import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from chatws.configure import load
 from tests.e2e.browser import open_browser, open_page
-from tests.e2e.conftest import Server, clean_environment, free_port
+from tests.e2e.conftest import Server
+from tests.e2e.nginx import NginxWith
+from tests.e2e.process import Command, clean_environment, free_port, listens
 from tests.e2e.wire import Browser, until
-from tests.requirements import find_program, needs
+from tests.requirements import needs
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = sorted([ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md")])
@@ -42,19 +44,8 @@ def run(words: list[str], directory: Path) -> str:
     return done.stdout
 
 
-@pytest.fixture
-def started(tmp_path: Path) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Processes to be ended by their own ids."""
-    processes: list[subprocess.Popen[bytes]] = []
-    yield processes
-    for process in processes:
-        process.terminate()
-        process.wait(20)
-
-
 @needs("netcat-openbsd")
-def test_the_line_from_a_shell_reaches_the_page_and_is_answered(chatws_server: Start, tmp_path: Path) -> None:
-    server = chatws_server()
+def test_the_line_from_a_shell_reaches_the_page_and_is_answered(server: Server, tmp_path: Path) -> None:
     command = block("sh", "nc -q1").replace("8081", str(server.push_port))
     with server.agent(1, 1) as ana:
         answer = json.loads(run(["sh", "-c", command], tmp_path))
@@ -63,16 +54,14 @@ def test_the_line_from_a_shell_reaches_the_page_and_is_answered(chatws_server: S
 
 
 @needs("php-cli")
-def test_the_lines_in_php_push_a_message(chatws_server: Start, tmp_path: Path) -> None:
-    server = chatws_server()
+def test_the_lines_in_php_push_a_message(server: Server, tmp_path: Path) -> None:
     (tmp_path / "push.php").write_text("<?php\n" + block("php", "fwrite").replace("8081", str(server.push_port)))
     with server.agent(1, 456) as ana:
         assert json.loads(run(["php", "push.php"], tmp_path))["delivered"] == 1
         assert ana.expect("new_message")["data"]["message"]["content"] == "Your parcel is on its way"
 
 
-def test_the_python_client_pushes_a_message(chatws_server: Start, tmp_path: Path) -> None:
-    server = chatws_server()
+def test_the_python_client_pushes_a_message(server: Server, tmp_path: Path) -> None:
     (tmp_path / "push.py").write_text(block("python", "BlockingPushClient").replace("8081", str(server.push_port)))
     with server.agent(1, 456) as ana:
         event_id, delivered = run([sys.executable, "push.py"], tmp_path).split()
@@ -89,24 +78,14 @@ def test_the_python_client_says_what_was_not_delivered(tmp_path: Path) -> None:
     assert run([sys.executable, "push.py"], tmp_path).startswith("not delivered: ")
 
 
-def test_the_component_runs_as_a_script(tmp_path: Path, started: list[subprocess.Popen[bytes]]) -> None:
+def test_the_component_runs_as_a_script(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "room.py").write_text(block("python", "IoServer.factory").replace("8080", str(port)))
-    with (tmp_path / "log").open("wb") as log:
-        started.append(
-            subprocess.Popen([sys.executable, "room.py"], cwd=tmp_path, env=clean_environment(), stdout=log, stderr=log)
-        )
-
-    def opened() -> Browser | None:
-        try:
-            return Browser(f"ws://127.0.0.1:{port}/")
-        except OSError:
-            return None
-
-    with until(opened, "the script to listen") as first, Browser(f"ws://127.0.0.1:{port}/") as second:
+    script = Command([sys.executable, "room.py"], tmp_path, ready=lambda: listens(port))
+    with script, Browser(f"ws://127.0.0.1:{port}/") as first, Browser(f"ws://127.0.0.1:{port}/") as second:
         second.send_text("hello")
         assert first.socket.recv(timeout=20) == "2: hello"
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert "Traceback" not in script.log
 
 
 def test_the_configuration_file_is_accepted(tmp_path: Path) -> None:
@@ -129,58 +108,29 @@ def test_the_commands_to_run_the_server_are_the_command_line_s(tmp_path: Path) -
 
 
 @needs("nginx")
-def test_through_nginx_as_described_a_page_gets_its_events(
-    chatws_server: Start, tmp_path: Path, started: list[subprocess.Popen[bytes]]
-) -> None:
-    server, port = chatws_server(), free_port()
-    locations = block("nginx", "location /ws").replace("8080", str(server.port))
-    (tmp_path / "nginx.conf").write_text(
-        f"daemon off; master_process off; pid {tmp_path}/nginx.pid; error_log stderr;\n"
-        "events {}\n"
-        "http {\n"
-        f"access_log off; client_body_temp_path {tmp_path}/body; proxy_temp_path {tmp_path}/proxy;\n"
-        f"fastcgi_temp_path {tmp_path}/f; uwsgi_temp_path {tmp_path}/u; scgi_temp_path {tmp_path}/s;\n"
-        f"server {{ listen 127.0.0.1:{port}; {locations} }}\n"
-        "}\n"
-    )
-    nginx = find_program("nginx")
-    assert nginx is not None
-    with (tmp_path / "nginx.log").open("wb") as log:
-        started.append(
-            subprocess.Popen([nginx, "-p", str(tmp_path), "-c", str(tmp_path / "nginx.conf")], stdout=log, stderr=log)
-        )
-
-    def opened() -> Browser | None:
-        try:
-            return Browser(f"ws://127.0.0.1:{port}/ws", origin=f"http://127.0.0.1:{port}")
-        except OSError:
-            return None
-
-    with until(opened, "nginx to listen") as ana, server.backend() as backend:
+def test_through_nginx_as_described_a_page_gets_its_events(server: Server, tmp_path: Path) -> None:
+    with (
+        NginxWith(tmp_path, block("nginx", "location /ws").replace("8080", str(server.port))) as nginx,
+        Browser(nginx.ws_url, origin=nginx.url) as ana,
+        server.backend() as backend,
+    ):
         ana.auth(1)
         backend.push("order_paid", {}, to={"user_id": 1})
         ana.expect("order_paid")
-    import http.client
-
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
-    connection.request("GET", "/assets/js/websocket-client.js")
-    assert b"wsClient" in connection.getresponse().read()
-    connection.close()
+        with urllib.request.urlopen(f"{nginx.url}/assets/js/websocket-client.js", timeout=20) as script:
+            assert b"wsClient" in script.read()
 
 
 @needs("chromium")
-def test_the_script_on_a_page_hears_what_a_backend_says(
-    chatws_server: Start, tmp_path: Path, started: list[subprocess.Popen[bytes]]
-) -> None:
-    server, port = chatws_server(), free_port()
+def test_the_script_on_a_page_hears_what_a_backend_says(server: Server, tmp_path: Path) -> None:
+    port = free_port()
     page = block("html", "wsClient").replace("8080", str(server.port))
     address = f"ws://localhost:{server.port}/ws"
     (tmp_path / "index.html").write_text(page.replace("connect(123)", f"connect(123, {{ url: '{address}' }})"))
     command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
-    started.append(subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
-    until(lambda: answers(port), "the page's server to listen")
     said: list[str] = []
     with (
+        Command(command, tmp_path, ready=lambda: listens(port)),
         open_browser() as browser,
         open_page(browser, forgive="favicon|404") as tab,
         server.agent(2, 456) as bruno,
@@ -193,14 +143,6 @@ def test_the_script_on_a_page_hears_what_a_backend_says(
         bruno.send({"type": "typing", "conversation_id": 456})
         until(lambda: tab.wait_for_timeout(10) or "2 is typing" in said, "the page to hear of the typing")
         assert "456 hi" in said
-
-
-def answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), timeout=5).close()
-    except OSError:
-        return False
-    return True
 
 
 # --- links ----------------------------------------------------------------------------------------------------------

@@ -21,11 +21,6 @@ Start = Callable[..., Server]
 MESSAGE = {"conversation_id": 1, "message": {"id": 9, "content": "hi"}}
 
 
-@pytest.fixture
-def server(chatws_server: Start) -> Server:
-    return chatws_server("--presence-grace", "0.1")
-
-
 def error_of(browser: Browser) -> dict[str, Any]:
     """The data of the next `error`."""
     found: dict[str, Any] = browser.expect("error")["data"]
@@ -390,7 +385,7 @@ def test_a_backend_may_come_by_a_unix_socket(chatws_server: Start, tmp_path: Any
 
 
 def test_several_addresses_for_browsers_are_one_server(chatws_server: Start, tmp_path: Any) -> None:
-    from tests.e2e.conftest import free_port
+    from tests.e2e.process import free_port
 
     first, second = free_port(), free_port()
     endpoints = [f"tcp:{port}:interface=127.0.0.1" for port in (first, second)]

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Server, clean_environment
+from tests.e2e.conftest import Server
+from tests.e2e.process import clean_environment
 
 ROOT = Path(__file__).resolve().parents[2]
 #: Built without looking at a package index where the setuptools at hand can do it by itself.
