@@ -3,6 +3,9 @@
 PYTHON ?= python3
 PORT ?= 8080
 PYTEST_ARGS ?=
+# Processes that share the tests: most of them wait for other processes, so a few more than cores. A part of the suite
+# runs in the one that is asked.
+WORKERS ?= $(if $(PYTEST_ARGS),0,3)
 
 # The default Python's environment is .venv, that of another one .venv-3.13 and so on.
 ifeq ($(PYTHON),python3)
@@ -19,9 +22,9 @@ INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check 
 
 help:
 	@echo 'make run        the demo on http://localhost:8080/ (PORT=8080)'
-	@echo 'make test       the whole suite (PYTHON=python3.13, PYTEST_ARGS="-k push")'
+	@echo 'make test       the whole suite (PYTHON=python3.13, PYTEST_ARGS="-k push", WORKERS=2)'
 	@echo 'make test-deps  install what the tests need of Debian (as root)'
-	@echo 'make check      ruff, mypy --strict, the import rules'
+	@echo 'make check      ruff, mypy --strict, the import rules: a part of make test'
 	@echo 'make bench      the benchmarks: fifteen minutes (BENCH_ARGS=--quick), writes docs/performance.md'
 	@echo 'make conformance  the Autobahn test suite, with a Python 2.7 (PYTHON27=python2.7)'
 	@echo 'make clean      remove everything that was made, environments included'
@@ -45,7 +48,7 @@ run: $(VENV)/.installed
 	@exec $(VENV)/bin/twistd -n --pidfile= chatws --demo --port $(PORT)
 
 test: $(VENV)/.installed-for-tests
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check
