@@ -208,7 +208,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest_twisted.ensureDeferred
 async def test_tls_is_spoken_and_the_certificate_is_looked_at(server: Make, nodes: Nodes, certificate: Path) -> None:
-    from tests.e2e.conftest import free_port
+    from tests.e2e.process import free_port
 
     port = free_port()
     server(

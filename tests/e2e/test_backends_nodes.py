@@ -19,8 +19,9 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 
 from chatws.push.client import BlockingPushClient, PushClient
-from tests.e2e.conftest import Server, free_port
+from tests.e2e.conftest import Server
 from tests.e2e.php import FakePushPort, Php
+from tests.e2e.process import free_port
 from tests.e2e.test_command import chatws
 from tests.e2e.wire import DEADLINE, Browser, until
 from tests.push_wire import in_thread

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.conftest import free_port
 from tests.e2e.php import FakePushPort, Php, php_server
+from tests.e2e.process import free_port
 from tests.requirements import needs
 
 pytestmark = needs("php-cli")
