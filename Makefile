@@ -18,7 +18,7 @@ endif
 INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check test-deps bench conformance clean
+.PHONY: help run test check test-deps bench bench-cluster conformance clean
 
 help:
 	@echo 'make run        the demo on http://localhost:8080/ (PORT=8080)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-deps  install what the tests need of Debian (as root)'
 	@echo 'make check      ruff, mypy --strict, the import rules: a part of make test'
 	@echo 'make bench      the benchmarks: fifteen minutes (BENCH_ARGS=--quick), writes docs/performance.md'
+	@echo 'make bench-cluster  several nodes on each engine, beside Socket.IO: twelve minutes, writes docs/scaling.md'
 	@echo 'make conformance  the Autobahn test suite, with a Python 2.7 (PYTHON27=python2.7)'
 	@echo 'make clean      remove everything that was made, environments included'
 
@@ -66,6 +67,11 @@ bench: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
 	$(VENV)/bin/python benchmarks/storms.py
 	$(VENV)/bin/python benchmarks/report.py
+
+# Needs redis-server, ss and Node; PostgreSQL comes with the tests.
+bench-cluster: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python benchmarks/cluster/measure.py $(BENCH_ARGS)
+	$(VENV)/bin/python benchmarks/cluster/scaling.py
 
 conformance: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m tests.e2e.conformance --write

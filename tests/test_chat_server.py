@@ -251,6 +251,19 @@ class PresenceTests(ChatTestCase):
         self.clock.advance(0)
         self.assertEqual(self.statuses(watcher), [(2, "offline")])
 
+    def test_who_comes_and_goes_can_be_kept_from_everybody_and_still_be_asked_for(self) -> None:
+        self.chat.audiences = AudienceTable({"agent_status": Kind.NONE})
+        watcher, colleague = self.enter(1), self.enter(2)
+        self.assertEqual(self.statuses(watcher), [])
+        self.say(watcher, type="presence")
+        self.assertEqual(watcher.take(), [{"event": "presence", "data": {"online": [1, 2]}}])
+        self.leave(colleague)
+        self.clock.advance(3.2)
+        self.clock.advance(0)
+        self.assertEqual(self.statuses(watcher), [])
+        self.say(watcher, type="presence")
+        self.assertEqual(watcher.take(), [{"event": "presence", "data": {"online": [1]}}])
+
     def test_a_reload_within_the_grace_is_no_news(self) -> None:
         watcher, tab = self.enter(1), self.enter(2)
         watcher.take()

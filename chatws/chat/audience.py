@@ -88,6 +88,10 @@ class AudienceTable:
         for name, kind in (overrides or {}).items():
             self._rules[name] = self._rules.get(name, _UNKNOWN)._replace(kind=kind)
 
+    def has_default(self, name: str) -> bool:
+        """Whether an event of this name goes to anybody when nobody is named."""
+        return self._rules.get(name, _UNKNOWN).kind is not Kind.NONE
+
     def draft(
         self,
         name: str,

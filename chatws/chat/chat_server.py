@@ -394,6 +394,8 @@ class ChatServer:
         self._carry_out(client, client.session.close(CloseCode.AUTH_TIMEOUT, "no auth in time"))
 
     def _announce(self, news: list[tuple[Id, bool]]) -> None:
+        # with `agent_status = "none"` the nodes still tell each other, as who is online can be asked for
+        told = news if self.audiences.has_default("agent_status") else ()
         drafts = [
             Draft(
                 "agent_status",
@@ -401,7 +403,7 @@ class ChatServer:
                 messages.status_data(user_id, "online" if is_online else "offline"),
                 transient=True,
             )
-            for user_id, is_online in news
+            for user_id, is_online in told
         ]
         online = [user_id for user_id, is_online in news if is_online]
         offline = [user_id for user_id, is_online in news if not is_online]

@@ -1,0 +1,401 @@
+"""Clusters under the same load, one after the other: how soon an event arrives, how many go through, what they cost.
+
+    make bench-cluster                              everything, and the report: twelve minutes at most
+    python benchmarks/cluster/measure.py --quick    a look: shorter phases, one repetition
+    python benchmarks/cluster/measure.py --only redis-3 socketio-3
+
+Each cluster is started anew: the engine, then its nodes, all on the loopback. Nothing is bound to a core: the engine,
+up to three nodes and the load client (benchmarks/cluster/flow.c) share what there is. The phases:
+
+    idle     nothing happens
+    quiet    200 events a second pushed to node 1; a browser on each node
+    busy     six backends, spread over all nodes, each with up to 64 lines unanswered; a browser on each node
+    small    four backends on each node but the last, each waiting for every answer; no browser, so that what the last
+             node does is nothing but reading the log
+    flood    the same, each backend with up to 64 lines unanswered
+
+Results go to benchmarks/cluster/results.json, and from there into docs/scaling.md (benchmarks/cluster/report.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from engines import ENGINES, POSTGRES_SETTINGS, REDIS_SETTINGS, Engine, Postgres, Running, disk_sync_ms, free_ports
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from run import BUILD, PAD, PEERS  # noqa: E402
+
+NODE_PEERS = ("socket.io", "@socket.io/redis-adapter", "@socket.io/redis-streams-adapter", "redis")
+FLOW = BUILD / "flow"
+LINE = f'{{"event":"new_message","data":{{"conversation_id":1,"ts":%T,"seq":%S,"pad":"{PAD}"}},"ack":true}}'
+IDLE_SECONDS = 1.0
+#: For the cost of a connection that only stays: how many, and seconds between its pings.
+STAYING = 8_000
+PING_INTERVAL = 2
+
+
+@dataclass(frozen=True)
+class Phase:
+    """:ivar rate: events a second; 0 for as many as go through. :ivar window: lines that a backend has unanswered.
+    :ivar backends: how many. :ivar where: "first" node, "all" of them together, or on "each" but the last.
+    :ivar browsers: how many a node."""
+
+    seconds: float
+    rate: int
+    window: int
+    backends: int
+    where: str
+    browsers: int = 1
+
+
+PHASES = {
+    "warm": Phase(0.6, 0, 64, 6, "all"),  # not counted: what compiles at run time is to have done so
+    "quiet": Phase(3, 200, 64, 1, "first"),
+    "busy": Phase(3, 0, 64, 6, "all"),
+    "small": Phase(2, 0, 1, 4, "each", 0),
+    "flood": Phase(2, 0, 64, 4, "each", 0),
+}
+#: What only the calculation (benchmarks/cluster/model.py) uses, and so is measured on chatws only.
+FOR_THE_MODEL = ("small", "flood")
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """:ivar engine: a shared one; empty where the log is the node's own. :ivar workers: processes in one node."""
+
+    title: str
+    engine: str
+    nodes: int
+    kind: str = "chatws"
+    options: tuple[str, ...] = ()
+    workers: int = 1
+
+
+def _clusters() -> dict[str, Cluster]:
+    found = {
+        "memory-1": Cluster("chatws, memory", "", 1),
+        "sqlite-1": Cluster("chatws, sqlite", "", 1, options=("--broker=sqlite:///log.db",)),
+        "sqlite-durable-1": Cluster(
+            "chatws, sqlite, durable", "", 1, options=("--broker=sqlite:///log.db", "--durable")
+        ),
+    }
+    for engine, title in (("redis", "Redis"), ("postgresql", "PostgreSQL")):
+        for nodes in (1, 2, 3):
+            found[f"{engine}-{nodes}"] = Cluster(f"chatws, {title}", engine, nodes)
+    for nodes in (1, 2, 3):
+        found[f"socketio-{nodes}"] = Cluster("Socket.IO, Redis adapter", "redis", nodes, "redis")
+    found["socketio-streams-2"] = Cluster("Socket.IO, Redis Streams adapter", "redis", 2, "streams")
+    return found
+
+
+CLUSTERS = _clusters()
+
+
+def install() -> None:
+    """Build the load client and bring Socket.IO."""
+    BUILD.mkdir(parents=True, exist_ok=True)
+    source = HERE / "flow.c"
+    if not FLOW.exists() or FLOW.stat().st_mtime < source.stat().st_mtime:
+        subprocess.run(["cc", "-O2", "-Wall", "-o", str(FLOW), str(source), "-lm"], check=True)
+    place = PEERS / "cluster"
+    if not all((place / "node_modules" / name).exists() for name in NODE_PEERS):
+        place.mkdir(exist_ok=True)
+        subprocess.run(["npm", "install", "--silent", "--prefix", str(place), *NODE_PEERS], check=True)
+    shutil.copy(HERE / "socketio_node.mjs", place)  # modules are looked for beside the script
+
+
+class Node:
+    """A process that browsers and backends connect to, or a supervisor with several."""
+
+    def __init__(self, cluster: Cluster, url: str, options: tuple[str, ...] = ()) -> None:
+        self.port, self.push = free_ports(2)
+        if cluster.kind == "chatws":
+            twistd = str(Path(sys.executable).with_name("twistd"))
+            command = [twistd, "-n", "--pidfile=", "chatws", f"--port={self.port}", f"--push-port={self.push}"]
+            command += [*cluster.options, *options, *([f"--broker={url}"] if url else [])]
+        else:
+            command = ["node", str(PEERS / "cluster" / "socketio_node.mjs"), str(self.port), str(self.push), url]
+            command.append(cluster.kind)
+        self.running = Running(command, [], env=dict(os.environ, NODE_ENV="production"))
+
+    def await_ready(self) -> None:
+        self.running.await_ports([self.port, self.push])
+
+
+@contextlib.contextmanager
+def started(cluster: Cluster) -> Iterator[tuple[list[Node], Engine | None]]:
+    """The engine and its nodes, ended afterwards whatever happens."""
+    with contextlib.ExitStack() as stack:
+        engine = ENGINES[cluster.engine]() if cluster.engine else None
+        url = ""
+        if engine is not None:
+            stack.callback(engine.end)
+            url = engine.url
+            if isinstance(engine, Postgres):
+                upgrade = [str(Path(sys.executable).with_name("chatws")), "db", "upgrade", "--broker", url]
+                subprocess.run(upgrade, check=True, capture_output=True)
+        nodes = []
+        for _ in range(cluster.nodes):
+            node = Node(cluster, url)
+            stack.callback(node.running.end)
+            nodes.append(node)
+        for node in nodes:
+            node.await_ready()
+        yield nodes, engine
+
+
+class Flow:
+    """The load client, once its listeners have subscribed."""
+
+    def __init__(self, kind: str, places: str, seconds: float, rate: int = 0, window: int = 1) -> None:
+        if kind == "chatws":
+            path, hellos = "/ws", ['{"type":"auth","user_id":%u}', '{"type":"subscribe","conversation_id":1}']
+        else:
+            path = "/socket.io/?EIO=4&transport=websocket"
+            hellos = ["40", '42["subscribe",{"conversation_id":1}]']
+        self._process = subprocess.Popen(
+            [str(FLOW), *map(str, (seconds, rate, window)), path, places, *hellos, "--", LINE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        self._read()
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        assert self._process.stderr is not None
+        line = self._process.stdout.readline()
+        if not line:
+            self._process.wait()
+            raise RuntimeError(f"the load client: {self._process.stderr.read()[-300:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+    def run(self) -> dict[str, Any]:
+        """Let it begin, and wait for what it has seen."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        seen = self._read()
+        self.end()
+        return seen
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
+
+
+def _places(nodes: list[Node], phase: Phase, workers: int) -> str:
+    """For flow: each node's ports, and how many listeners and backends it has."""
+    words = []
+    for index, node in enumerate(nodes):
+        if phase.where == "all":
+            backends = phase.backends // len(nodes)
+        elif phase.where == "each":
+            backends = phase.backends if index < max(1, len(nodes) - 1) else 0
+        else:
+            backends = phase.backends if index == 0 else 0
+        listeners = phase.browsers * workers
+        words.append(f"{node.port}:{node.push}:{listeners}:{backends}")
+    return ",".join(words)
+
+
+def measure(cluster: Cluster, scale: float = 1.0) -> dict[str, Any]:
+    """One cluster through all phases.
+
+    :param scale: the phases' length, as a part of the full one.
+    :returns: by phase what the client saw, and `cpu_us` per event by process; `idle_cpu`, shares of a core;
+        `resident_kib`; per event what the engine received, sent and stored, in bytes, and how many batches it took.
+    :raises RuntimeError: something failed, was lost or came twice.
+    """
+    found: dict[str, Any] = {}
+    with started(cluster) as (nodes, engine):
+        processes: dict[str, Any] = {f"node{index + 1}": node.running for index, node in enumerate(nodes)}
+        if engine is not None:
+            processes["engine"] = engine
+        time.sleep(0.5)  # the start has an aftermath
+        before = {name: process.cpu() for name, process in processes.items()}
+        time.sleep(IDLE_SECONDS)
+        found["idle_cpu"] = {name: (process.cpu() - before[name]) / IDLE_SECONDS for name, process in processes.items()}
+        for name, phase in PHASES.items():
+            if name in FOR_THE_MODEL and cluster.kind != "chatws":
+                continue
+            flow = Flow(
+                cluster.kind, _places(nodes, phase, cluster.workers), phase.seconds * scale, phase.rate, phase.window
+            )
+            try:
+                traffic = engine.traffic() if engine is not None else (0, 0)
+                stored = engine.stored() if engine is not None else 0
+                batches = engine.batches() if engine is not None else 0
+                logged = engine.logged() if isinstance(engine, Postgres) else 0
+                before = {key: process.cpu() for key, process in processes.items()}
+                seen = flow.run()
+                after = {key: process.cpu() for key, process in processes.items()}
+            finally:
+                flow.end()
+            events = seen["events"]
+            if seen["lost"] or seen["repeated"] or seen["errors"] or seen["acked"] != events:
+                raise RuntimeError(f"{name}: {seen}")
+            seen["cpu_us"] = {key: (after[key] - before[key]) / events * 1e6 for key in processes}
+            if engine is not None:
+                received, sent = (new - old for new, old in zip(engine.traffic(), traffic, strict=True))
+                seen["batches"] = (engine.batches() - batches) / events
+                seen["engine_bytes"] = {"received": received / events, "sent": sent / events}
+                seen["engine_bytes"]["stored"] = (engine.stored() - stored) / events
+                if isinstance(engine, Postgres):
+                    seen["engine_bytes"]["logged"] = (engine.logged() - logged) / events
+            if name != "warm":
+                found[name] = seen
+        found["resident_kib"] = {f"node{index + 1}": node.running.resident_kib() for index, node in enumerate(nodes)}
+        if engine is not None:
+            found["resident_kib"]["engine"] = engine.running.resident_kib()
+    return found
+
+
+def _slab_kib() -> int:
+    """The kernel's own memory."""
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("Slab:"):
+            return int(line.split()[1])
+    raise RuntimeError("no Slab in /proc/meminfo")
+
+
+def staying(scale: float = 1.0) -> dict[str, float]:
+    """What connections cost that only stay.
+
+    :returns: `ping_us`, processor time of one ping and its answer; `socket_kib`, the kernel's memory for one end of a
+        connection, the server's and the client's taken to be alike; `connections`.
+    """
+    count = min(STAYING, resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200)
+    node = Node(CLUSTERS["memory-1"], "", (f"--ping-interval={PING_INTERVAL}", "--max-connections-per-user=0"))
+    try:
+        node.await_ready()
+        slab = _slab_kib()
+        flow = Flow("chatws", f"{node.port}:{node.push}:{count}:0", 4 * PING_INTERVAL * max(scale, 0.5))
+        try:
+            slab = _slab_kib() - slab
+            time.sleep(2)  # until what the connecting left behind is done
+            before = node.running.cpu()
+            seen = flow.run()
+            used = node.running.cpu() - before
+        finally:
+            flow.end()
+    finally:
+        node.running.end()
+    if seen["errors"] or not seen["pings"]:
+        raise RuntimeError(f"staying: {seen}")
+    return {"ping_us": used / seen["pings"] * 1e6, "socket_kib": slab / count / 2, "connections": count}
+
+
+def versions() -> dict[str, str]:
+    """What was measured."""
+    found = {"python": platform.python_version(), "kernel": platform.release(), "machine": platform.machine()}
+    for name in ("chatws", "Twisted", "txpostgres", "psycopg2-binary", "txredisapi"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    for name in NODE_PEERS:
+        package = PEERS / "cluster" / "node_modules" / name / "package.json"
+        found["node-redis" if name == "redis" else name] = json.loads(package.read_text())["version"]
+    found["node"] = subprocess.check_output(["node", "--version"], text=True).strip().removeprefix("v")
+    return found
+
+
+def middle(runs: list[Any]) -> Any:
+    """The medians of what has the same place in each run."""
+    first = runs[0]
+    if isinstance(first, dict):
+        return {key: middle([run[key] for run in runs]) for key in first}
+    return None if first is None else statistics.median(runs)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=CLUSTERS, default=list(CLUSTERS))
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--minutes", type=float, default=11.5, help="begin no repetition that would take longer")
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--output", type=Path, default=HERE / "results.json")
+    arguments = parser.parse_args()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    install()
+    scale = 0.4 if arguments.quick else 1.0
+    began = time.monotonic()
+    failed = False
+    runs: dict[str, list[dict[str, Any]]] = {}
+    stays: list[dict[str, float]] = []
+    for number in range(1 if arguments.quick else arguments.repeat):
+        elapsed = time.monotonic() - began
+        if number and elapsed * (number + 1) / number > arguments.minutes * 60:
+            print(f"{number} repetitions took {elapsed / 60:.1f} minutes: enough", file=sys.stderr)
+            break
+        stays.append(staying(scale))
+        for name in arguments.only:
+            try:
+                one = measure(CLUSTERS[name], scale)
+            except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
+                failed = True
+                print(f"{number + 1} {name:18} failed: {error}", file=sys.stderr)
+                continue
+            runs.setdefault(name, []).append(one)
+            quiet, busy = one["quiet"], one["busy"]
+            near, far = quiet["same"], quiet["other"] or {"p50_ms": 0, "p99_ms": 0}
+            print(
+                f"{number + 1} {name:18} same {near['p50_ms']:5.2f}/{near['p99_ms']:5.2f} ms  "
+                f"other {far['p50_ms']:5.2f}/{far['p99_ms']:5.2f} ms  {busy['per_s']:7.0f}/s  "
+                + "  ".join(f"{key} {cost:.0f}" for key, cost in busy["cpu_us"].items())
+                + f" us  client {busy['client_cpu'] * 100:.0f} %",
+                file=sys.stderr,
+            )
+    document = {
+        "versions": versions() | _engine_versions(),
+        "cores": len(os.sched_getaffinity(0)),
+        "settings": {"redis": " ".join(filter(None, REDIS_SETTINGS)), "postgresql": " ".join(POSTGRES_SETTINGS)},
+        "disk_sync_ms": disk_sync_ms(),
+        "phases": {name: vars(phase) for name, phase in PHASES.items()},
+        "clusters": {
+            name: {"title": one.title, "engine": one.engine, "nodes": one.nodes, "workers": one.workers}
+            for name, one in CLUSTERS.items()
+        },
+        "staying": middle(stays),
+        "medians": {name: middle(found) for name, found in runs.items()},
+        "runs": runs,
+    }
+    arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+    print(f"{(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
+    if failed:
+        sys.exit("not everything could be measured")
+
+
+def _engine_versions() -> dict[str, str]:
+    found = {}
+    for name, engine in ENGINES.items():
+        one = engine()
+        found[name] = one.version
+        one.end()
+    return found
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""docs/scaling.md says what was measured and calculated, and the calculation holds together. Nothing is timed here."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+CLUSTER = ROOT / "benchmarks" / "cluster"
+MODULES = ("model", "scaling", "report")
+
+
+@pytest.fixture(scope="module")
+def modules() -> Iterator[dict[str, ModuleType]]:
+    """The programs of benchmarks/cluster, as one of them imports the others."""
+    path = list(sys.path)
+    sys.path.insert(0, str(CLUSTER))
+    try:
+        yield {name: importlib.import_module(name) for name in ("model", "scaling")}
+    finally:
+        sys.path[:] = path
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def model(modules: dict[str, ModuleType]) -> Any:
+    return modules["model"]
+
+
+@pytest.fixture
+def scaling(modules: dict[str, ModuleType]) -> Any:
+    return modules["scaling"]
+
+
+def test_the_page_and_the_chart_say_what_was_measured_and_calculated(scaling: Any) -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    assert scaling.fill(page, scaling.sections()) == page
+    document = json.loads((CLUSTER / "results.json").read_text())
+    assert (ROOT / "docs" / "images" / "cluster.svg").read_text() == scaling.chart(document)
+
+
+def test_no_measured_figure_stands_outside_of_what_is_written_by_the_program() -> None:
+    page = (ROOT / "docs" / "scaling.md").read_text()
+    prose = re.sub(r"<!-- cluster: .*? -->.*?<!-- end -->", "", page, flags=re.S)
+    assert not re.findall(r"[0-9][0-9.,]* (?:µs|ms|KiB|MiB|GiB|cores?\b)", prose)
+
+
+def test_every_engine_and_each_number_of_nodes_was_measured(scaling: Any) -> None:
+    document = json.loads((CLUSTER / "results.json").read_text())
+    assert set(document["medians"]) == set(document["clusters"])
+
+
+def test_a_page_without_a_marker_is_refused(scaling: Any) -> None:
+    with pytest.raises(KeyError, match="measured"):
+        scaling.fill("# Scaling\n", {"measured": "…"})
+
+
+def test_a_plan_that_fits_keeps_every_limit_and_one_node_less_does_not(model: Any) -> None:
+    costs, limits, settings = model.read_costs(), model.Limits(), model.SETTINGS[-1]
+    engine = costs.engines["redis"]
+    most, _ = model.largest(model.Workload(), settings, engine, costs, limits)
+    work = replace(model.Workload(), connections=most)
+    found = model.plan(work, settings, engine, costs, limits)
+    assert found.fits
+    assert all(need.used <= need.limit for need in found.needs)
+    assert found.nodes > 1
+    fewer = model.needs(work, settings, engine, costs, limits, found.nodes - 1)
+    assert any(need.used > need.limit for need in fewer)
+
+
+def test_what_goes_to_everybody_grows_with_the_square_and_the_rest_in_proportion(model: Any) -> None:
+    one = model.load(replace(model.Workload(), connections=10_000), model.SETTINGS[0])
+    two = model.load(replace(model.Workload(), connections=20_000), model.SETTINGS[0])
+    assert two.updates_to_all == pytest.approx(4 * one.updates_to_all)
+    assert two.presence_to_all == pytest.approx(4 * one.presence_to_all)
+    assert two.to_conversations == pytest.approx(2 * one.to_conversations)
+    assert two.events == pytest.approx(2 * one.events)
+
+
+def test_settings_that_tell_fewer_people_carry_more_connections(model: Any) -> None:
+    costs, limits = model.read_costs(), model.Limits()
+    engine = costs.engines["redis"]
+    most = [model.largest(model.Workload(), settings, engine, costs, limits) for settings in model.SETTINGS]
+    assert [connections for connections, _ in most] == sorted({connections for connections, _ in most})
+    assert not any(beyond.fits for _, beyond in most)
+
+
+def test_clusters_that_know_nothing_of_each_other_carry_a_million(model: Any) -> None:
+    costs, limits = model.read_costs(), model.Limits()
+    for name, engine in costs.engines.items():
+        found = model.sharded(model.Workload(), model.SETTINGS[-1], engine, costs, limits)
+        assert found is not None, name
+        shards, one = found
+        assert one.fits
+        assert shards > 1
+        size = -(-model.Workload().connections // shards)
+        again = model.plan(replace(model.Workload(), connections=size), model.SETTINGS[-1], engine, costs, limits)
+        assert again == one
+
+
+def test_the_nodes_reading_does_not_shrink_with_more_of_them(model: Any) -> None:
+    costs, limits, work = model.read_costs(), model.Limits(), model.Workload()
+    engine = costs.engines["redis"]
+
+    def used(nodes: int, what: str) -> float:
+        plan = model.Plan(False, nodes, model.needs(work, model.SETTINGS[-1], engine, costs, limits, nodes))
+        return float(plan.used(what))
+
+    assert used(20, model.READING) >= used(10, model.READING)
+    assert used(20, model.NETWORK) > used(10, model.NETWORK)
+    assert used(20, model.MEMORY) < used(10, model.MEMORY)
+
+
+def test_what_the_engine_spends_is_the_straight_line_through_what_was_measured(model: Any) -> None:
+    assert model.for_nodes({1: 10.0, 2: 12.0, 3: 14.0}, 10) == pytest.approx(28.0)
+    assert model.for_nodes({1: 10.0, 2: 12.0, 3: 14.0}, 2) == 12.0
+
+
+def test_assumptions_can_be_changed_on_the_command_line(
+    model: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["model.py", "--set", "connections=5000", "--set", "cpu=0.25"])
+    model.main()
+    said = capsys.readouterr().out
+    assert "| connections | 5,000 |" in said
+    assert "25 % of a core" in said
+    monkeypatch.setattr(sys, "argv", ["model.py", "--set", "shops=3"])
+    with pytest.raises(SystemExit):
+        model.main()
+    assert "agent_share" in capsys.readouterr().err
