@@ -8,8 +8,7 @@ from typing import Any
 import pytest
 
 from chatws.chat.contracts import Identity
-from chatws.chat.messages import PONG
-from chatws.chat.session import (
+from chatws.chat.effects import (
     Authenticate,
     Check,
     Close,
@@ -20,11 +19,10 @@ from chatws.chat.session import (
     ListPresence,
     Record,
     Reply,
-    Session,
-    SessionLimits,
-    State,
     Tell,
 )
+from chatws.chat.messages import PONG
+from chatws.chat.session import Session, SessionLimits, State
 from chatws.errors import AuthenticationFailed, ClientError, ErrorCode, Unavailable
 
 ANA = Identity(5, "trust")

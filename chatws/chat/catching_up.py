@@ -11,9 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from chatws.chat.client import Client
+from chatws.chat.effects import Effect
 from chatws.chat.history import History
 from chatws.chat.messages import Position
-from chatws.chat.session import Effect
 from chatws.errors import CloseCode
 
 __all__ = ["CatchingUp"]

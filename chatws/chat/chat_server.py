@@ -16,19 +16,20 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chatws.brokers.contract import EVERYONE, NODES, Audience, Bounds, Broker, Draft, Event
-from chatws.chat import messages, nodes, session
+from chatws.chat import effects, messages, nodes
 from chatws.chat.agents import Agents
 from chatws.chat.audience import TO_EVERYONE, AudienceTable, conversation_channel, user_channel
 from chatws.chat.catching_up import CatchingUp
 from chatws.chat.client import Client
 from chatws.chat.contracts import ActivitySink, Authenticator, Authorizer
 from chatws.chat.delivery import make_runs
+from chatws.chat.effects import Effect
 from chatws.chat.gate import Gate
 from chatws.chat.history import History
 from chatws.chat.hub import Hub
 from chatws.chat.journal import Journal
 from chatws.chat.recovery import Recovery
-from chatws.chat.session import Effect, Session, SessionLimits
+from chatws.chat.session import Session, SessionLimits, State
 from chatws.chat.stats import Stats
 from chatws.chat.steering import Steering
 from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
@@ -112,16 +113,16 @@ class ChatServer:
         self.disconnect = self._steering.disconnect
         self.unsubscribe = self._steering.unsubscribe
         self._perform: dict[type, Callable[[Client, Any], list[Effect] | None]] = {
-            session.Reply: self._reply,
-            session.Authenticate: self._authenticate,
-            session.Enter: self._enter,
-            session.Check: self._check,
-            session.Join: self._join,
-            session.Leave: self._leave,
-            session.Tell: self._tell,
-            session.ListPresence: self._list_presence,
-            session.Record: self._record,
-            session.Close: self._close,
+            effects.Reply: self._reply,
+            effects.Authenticate: self._authenticate,
+            effects.Enter: self._enter,
+            effects.Check: self._check,
+            effects.Join: self._join,
+            effects.Leave: self._leave,
+            effects.Tell: self._tell,
+            effects.ListPresence: self._list_presence,
+            effects.Record: self._record,
+            effects.Close: self._close,
         }
         if broker is None:
             from chatws.brokers.memory import MemoryBroker
@@ -179,7 +180,7 @@ class ChatServer:
             client.deadline.cancel()
             client.deadline = None
         self.hub.remove(connection)
-        effects = client.session.gone()
+        decided = client.session.gone()
         user_id = client.user_id
         if connection.ended:
             self._journal.ended(connection, user_id)
@@ -187,7 +188,7 @@ class ChatServer:
             self._catching_up.forget(client)
         if user_id is not None:
             self.agents.local.leave(user_id)
-            self._carry_out(client, effects)
+            self._carry_out(client, decided)
 
     def on_error(self, connection: Connection, exception: Exception) -> None:
         """A fault of ours: no details to the browser, which comes back and recovers."""
@@ -285,10 +286,10 @@ class ChatServer:
 
     # Carrying out what a session decided
 
-    def _carry_out(self, client: Client, effects: list[Effect]) -> None:
-        if not effects:
+    def _carry_out(self, client: Client, decided: list[Effect]) -> None:
+        if not decided:
             return
-        waiting = effects[::-1]
+        waiting = decided[::-1]
         while waiting:
             effect = waiting.pop()
             more = self._perform[type(effect)](client, effect)
@@ -298,7 +299,7 @@ class ChatServer:
     def _send(self, connection: Connection, payload: bytes) -> None:
         connection.send_frames(text_frame(payload))
 
-    def _reply(self, client: Client, effect: session.Reply) -> None:
+    def _reply(self, client: Client, effect: effects.Reply) -> None:
         code = effect.error
         if code is not None:
             self.stats.errors[code] = self.stats.errors.get(code, 0) + 1
@@ -306,23 +307,23 @@ class ChatServer:
                 self._journal.rate_limited(client.connection, client.user_id)
         self._send(client.connection, effect.payload)
 
-    def _close(self, client: Client, effect: session.Close) -> None:
+    def _close(self, client: Client, effect: effects.Close) -> None:
         self.stats.closes[effect.code] = self.stats.closes.get(effect.code, 0) + 1
         if effect.code in NOTEWORTHY:
             self._journal.closed(client.connection, client.user_id, int(effect.code), effect.reason)
         self.hub.remove(client.connection)
         client.connection.close(int(effect.code), effect.reason)
 
-    def _authenticate(self, client: Client, effect: session.Authenticate) -> list[Effect] | None:
+    def _authenticate(self, client: Client, effect: effects.Authenticate) -> list[Effect] | None:
         last_event_id = effect.message.last_event_id
         return self._catching_up.ask(client, last_event_id, lambda: self._gate.authenticate(client, effect))
 
-    def _check(self, client: Client, effect: session.Check) -> list[Effect] | None:
+    def _check(self, client: Client, effect: effects.Check) -> list[Effect] | None:
         message = effect.message
         last_event_id = message.last_event_id if isinstance(message, messages.Subscribe) else None
         return self._catching_up.ask(client, last_event_id, lambda: self._gate.check(client, effect))
 
-    def _enter(self, client: Client, effect: session.Enter) -> list[Effect] | None:
+    def _enter(self, client: Client, effect: effects.Enter) -> list[Effect] | None:
         connection, user_id = client.connection, effect.identity.user_id
         channel = user_channel(user_id)
         if not effect.again:
@@ -342,7 +343,7 @@ class ChatServer:
         self._recovery.enter(client, self.broker.epoch, (EVERYONE, channel), effect.last_event_id, reply)
         return None
 
-    def _join(self, client: Client, effect: session.Join) -> None:
+    def _join(self, client: Client, effect: effects.Join) -> None:
         conversation_id = effect.conversation_id
 
         def reply(position: str, replayed: int | None, lost: bool) -> bytes:
@@ -351,19 +352,19 @@ class ChatServer:
         channels = (conversation_channel(conversation_id),)
         self._recovery.enter(client, self.broker.epoch, channels, effect.last_event_id, reply)
 
-    def _leave(self, client: Client, effect: session.Leave) -> None:
+    def _leave(self, client: Client, effect: effects.Leave) -> None:
         self._recovery.leave(client, conversation_channel(effect.conversation_id))
         self._send(client.connection, messages.unsubscribed(effect.conversation_id))
 
-    def _tell(self, client: Client, effect: session.Tell) -> None:
+    def _tell(self, client: Client, effect: effects.Tell) -> None:
         data = messages.typing_data(effect.conversation_id, effect.user_id, effect.is_typing)
         audience = Audience((conversation_channel(effect.conversation_id),), effect.user_id)
         self._publish_own([Draft("typing", audience, data, transient=True)])
 
-    def _list_presence(self, client: Client, effect: session.ListPresence) -> None:
+    def _list_presence(self, client: Client, effect: effects.ListPresence) -> None:
         self._send(client.connection, messages.presence(self.agents.online()))
 
-    def _record(self, client: Client, effect: session.Record) -> None:
+    def _record(self, client: Client, effect: effects.Record) -> None:
         if self._activity is None:
             return
         message = effect.message
@@ -389,7 +390,7 @@ class ChatServer:
 
     def _too_late(self, client: Client) -> None:
         client.deadline = None
-        if client.session.state is session.State.DECIDING:
+        if client.session.state is State.DECIDING:
             return  # it has sent its `auth`; that has a time limit of its own
         self._carry_out(client, client.session.close(CloseCode.AUTH_TIMEOUT, "no auth in time"))
 

@@ -15,8 +15,8 @@ from twisted.python.failure import Failure
 
 from chatws.chat.client import Client
 from chatws.chat.contracts import Authenticator, Authorizer, Credentials, Identity
+from chatws.chat.effects import Authenticate, Check, Close, Effect
 from chatws.chat.journal import Journal
-from chatws.chat.session import Authenticate, Check, Close, Effect
 from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id
 

@@ -14,30 +14,28 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, ClassVar, NamedTuple, TypeAlias
+from typing import Any, ClassVar
 
 from chatws.chat import messages
 from chatws.chat.contracts import Identity
+from chatws.chat.effects import (
+    Authenticate,
+    Check,
+    Close,
+    Effect,
+    Enter,
+    Join,
+    Leave,
+    ListPresence,
+    Record,
+    Reply,
+    Tell,
+)
 from chatws.chat.messages import Activity, Auth, Message, Ping, Presence, Subscribe, Typing, Unsubscribe
 from chatws.errors import AuthenticationFailed, ClientError, CloseCode, ErrorCode, Forbidden, Unavailable
 from chatws.ids import Id
 
-__all__ = [
-    "Authenticate",
-    "Check",
-    "Close",
-    "Effect",
-    "Enter",
-    "Join",
-    "Leave",
-    "ListPresence",
-    "Record",
-    "Reply",
-    "Session",
-    "SessionLimits",
-    "State",
-    "Tell",
-]
+__all__ = ["Session", "SessionLimits", "State"]
 
 #: Messages held while an answer is awaited; one more is refused. More than any page sends at once.
 MAX_HELD = 1000
@@ -50,87 +48,6 @@ class SessionLimits:
     max_subscriptions: int = 200
     rate: float = 20.0
     rate_burst: int = 100
-
-
-# Effects
-
-
-class Reply(NamedTuple):
-    """Send this text to the client.
-
-    :ivar error: its code, when it is an `error`.
-    """
-
-    payload: bytes
-    error: ErrorCode | None = None
-
-
-class Authenticate(NamedTuple):
-    """Find out who this is; the answer goes to `auth_decided`."""
-
-    message: Auth
-
-
-class Enter(NamedTuple):
-    """The client is `identity` from now on: let it in, say `authenticated`, replay after `last_event_id`.
-
-    :ivar again: it was in already, and has only shown fresh credentials.
-    """
-
-    identity: Identity
-    last_event_id: str | None
-    again: bool
-
-
-class Check(NamedTuple):
-    """Find out whether the client may read the conversation; the answer goes to `check_decided` with this check."""
-
-    message: Subscribe | Typing
-    identity: Identity
-
-
-class Join(NamedTuple):
-    """Subscribe, say `subscribed`, replay after `last_event_id`."""
-
-    conversation_id: Id
-    last_event_id: str | None
-
-
-class Leave(NamedTuple):
-    """Unsubscribe, and say `unsubscribed`."""
-
-    conversation_id: Id
-
-
-class Tell(NamedTuple):
-    """Tell the conversation's others that the user is typing, or no longer."""
-
-    conversation_id: Id
-    user_id: Id
-    is_typing: bool
-
-
-class ListPresence(NamedTuple):
-    """Say who is online."""
-
-
-class Record(NamedTuple):
-    """Note that the person is there (`Ping`) or did something (`Activity`)."""
-
-    user_id: Id
-    message: Ping | Activity
-
-
-class Close(NamedTuple):
-    """Close the connection."""
-
-    code: CloseCode
-    reason: str
-
-
-Effect: TypeAlias = (
-    Reply | Authenticate | Enter | Check | Join | Leave | Tell | ListPresence | Record | Close
-)  # fmt: skip
 
 
 class State(Enum):

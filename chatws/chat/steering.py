@@ -12,12 +12,12 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 
 from chatws.brokers.contract import Broker, Draft
-from chatws.chat import nodes, session
+from chatws.chat import nodes
 from chatws.chat.audience import user_channel
 from chatws.chat.client import Client
+from chatws.chat.effects import Close, Effect, Leave
 from chatws.chat.gate import Gate
 from chatws.chat.hub import Hub
-from chatws.chat.session import Effect
 from chatws.errors import CloseCode
 from chatws.ids import Id
 from chatws.server.component import Connection
@@ -93,7 +93,7 @@ class Steering:
         """Close the user's connections on this node, and tell how many they were."""
         found = self._clients_of(user_id)
         code = CloseCode.FORBIDDEN if ban else CloseCode.RECONNECT
-        close = session.Close(code, reason or ("not allowed" if ban else "reconnect"))
+        close = Close(code, reason or ("not allowed" if ban else "reconnect"))
         self._gate.send_away(user_id, close)
         for client in found:
             self._carry_out(client, client.session.close(*close))
@@ -105,7 +105,7 @@ class Steering:
         had = 0
         for client in self._clients_of(user_id):
             effects = client.session.revoke(conversation_id)
-            had += any(isinstance(effect, session.Leave) for effect in effects)
+            had += any(isinstance(effect, Leave) for effect in effects)
             self._carry_out(client, effects)
         return had
 
