@@ -70,7 +70,7 @@ class ChatCase(ServerCase):
         for wire in self.wires:
             wire.close()
         self.reactor.turn()
-        self.chat.presence.stop()
+        self.chat.hold_presence()
         super().tearDown()
 
 
