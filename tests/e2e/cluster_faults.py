@@ -1,0 +1,155 @@
+"""Faults in a cluster under load: what nodes and the engine do to each other, and what pages and backends see of it.
+
+Every node has a backend that pushes to it, and to the next one when it does not answer; browsers come to any node and
+go from one to another of their own accord.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from tests.e2e.cluster import Cluster
+from tests.e2e.conftest import Server
+from tests.e2e.load import Page, Publisher, Report, caught_up
+
+__all__ = ["FAULTS", "Account", "Fault", "order", "run"]
+
+#: Seconds that something is frozen, stopped or silent: longer than the lease and grace, and the broker's time-out.
+AWAY = 4.0
+
+
+@dataclass
+class Fault:
+    """:ivar began: on `time.monotonic`; it counts as going on until the next one begins."""
+
+    name: str
+    began: float
+
+
+@dataclass
+class Account:
+    """The faults of a run and what came of them."""
+
+    report: Report
+    faults: list[Fault] = field(default_factory=list)
+
+    def outages(self) -> dict[str, tuple[int, float, float]]:
+        """By the fault's name: how often, the longest that an event waited for its acknowledgement, and the longest
+        from there until every page had handled it, in seconds."""
+        found: dict[str, tuple[int, float, float]] = {}
+        for index, fault in enumerate(self.faults):
+            end = self.faults[index + 1].began if index + 1 < len(self.faults) else float("inf")
+            stories = [
+                one for one in self.report.stories.values() if fault.began <= one.sent < end and one.acknowledged
+            ]
+            push = max((one.acknowledged - one.sent for one in stories), default=0.0)
+            page = max((one.last_handled - one.acknowledged for one in stories), default=0.0)
+            count, worst_push, worst_page = found.get(fault.name, (0, 0.0, 0.0))
+            found[fault.name] = count + 1, max(push, worst_push), max(page, worst_page)
+        return found
+
+    def __str__(self) -> str:
+        lines = [
+            "| fault | times | longest until acknowledged, s | longest from there to the last page, s |",
+            "| --- | ---: | ---: | ---: |",
+        ]
+        for name, (count, push, page) in self.outages().items():
+            lines.append(f"| {name} | {count} | {push:.1f} | {page:.1f} |")
+        return "\n".join(lines)
+
+
+def _kill(cluster: Cluster, node: Server, away: float) -> None:
+    node.restart(signal.SIGKILL)
+
+
+def _terminate(cluster: Cluster, node: Server, away: float) -> None:
+    node.restart(signal.SIGTERM)
+
+
+def _freeze(cluster: Cluster, node: Server, away: float) -> None:
+    assert node.process is not None
+    node.process.send_signal(signal.SIGSTOP)
+    time.sleep(away)
+    node.process.send_signal(signal.SIGCONT)
+
+
+def _kill_engine(cluster: Cluster, node: Server, away: float) -> None:
+    cluster.engine.kill()
+    cluster.engine.start()
+
+
+def _stop_engine(cluster: Cluster, node: Server, away: float) -> None:
+    cluster.engine.stop()
+    time.sleep(away)
+    cluster.engine.start()
+
+
+def _silence_engine(cluster: Cluster, node: Server, away: float) -> None:
+    cluster.engine.silence()
+    time.sleep(away)
+    cluster.engine.resume()
+
+
+#: What is done, to one of the nodes or to the engine, by name.
+FAULTS: dict[str, Callable[[Cluster, Server, float], None]] = {
+    "kill -9 of a node": _kill,
+    "SIGTERM of a node": _terminate,
+    "a node frozen": _freeze,
+    "kill -9 of the engine": _kill_engine,
+    "the engine stopped": _stop_engine,
+    "the engine silent": _silence_engine,
+}
+
+
+def order(faults: int, seed: int) -> list[str]:
+    """So many names, every kind once before any comes again."""
+    chance = random.Random(seed)
+    names: list[str] = []
+    while len(names) < faults:
+        names += chance.sample(list(FAULTS), len(FAULTS))
+    return names[:faults]
+
+
+async def run(
+    cluster: Cluster, names: Sequence[str], clients: int, seed: int, *, away: float = AWAY, show: bool = False
+) -> Account:
+    """
+    :param cluster: started.
+    :param names: of `FAULTS`, one after the other.
+    :param seed: of when they come, and to which node.
+    """
+    chance = random.Random(seed)
+    account = Account(Report(clients))
+    report = account.report
+    pages = [Page(cluster.choose, number, report, wander=8.0) for number in range(clients)]
+    tasks = [asyncio.create_task(page.stay()) for page in pages]
+    publishers = [
+        Publisher(cluster.push_addresses(number), report, pause=0.04, patience=60.0, attempt=2.5)
+        for number in range(len(cluster.nodes))
+    ]
+    try:
+        await asyncio.gather(*(page.live.wait() for page in pages))
+        for publisher in publishers:
+            publisher.start()
+        for number, name in enumerate(names, 1):
+            await asyncio.sleep(chance.uniform(0.2, 1.0))
+            account.faults.append(Fault(name, time.monotonic()))
+            await cluster.do(FAULTS[name], cluster, chance.choice(cluster.nodes), away)
+            await cluster.do(cluster.wait_until_ready)
+            if show:
+                print(f"{number} of {len(names)}: {name}, {len(report.acknowledged)} acknowledged", file=sys.stderr)
+        await asyncio.gather(*(asyncio.to_thread(publisher.end) for publisher in publishers))
+        await caught_up(report)
+    finally:
+        for publisher in publishers:
+            publisher.ending.set()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    return account

@@ -1,0 +1,63 @@
+"""Three nodes on one engine, and what was acknowledged arrives whatever happens to them and to it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e import cluster_faults
+from tests.e2e.cluster import ENGINES, Cluster
+from tests.e2e.load import Page, Report, Story
+from tests.e2e.wire import Browser
+from tests.postgres import needs_postgres
+from tests.requirements import needs
+
+#: Longer than the lease, the grace and the time-out below.
+AWAY = 2.0
+TIMES = ("--presence-lease", "1", "--presence-grace", "0.5", "--broker-timeout", "0.7")
+
+
+@pytest.fixture(params=["postgresql", pytest.param("redis", marks=needs("redis-server"))])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    if request.param == "postgresql":
+        needs_postgres()
+    with Cluster(tmp_path, ENGINES[request.param](), 3, *TIMES) as cluster:
+        yield cluster
+
+
+def test_nothing_is_lost_or_repeated_whatever_happens_to_nodes_and_engine(cluster: Cluster) -> None:
+    seed = random.randrange(2**32)
+    names = ["kill -9 of a node", "a node frozen", "kill -9 of the engine", "the engine silent"]
+    account = asyncio.run(cluster_faults.run(cluster, names, 20, seed, away=AWAY))
+    report = account.report
+    shown = f"seed {seed}\n{account}\n{report}"
+    assert len(report.acknowledged) > 100, shown
+    assert (report.lost, report.duplicates, report.out_of_order, report.resyncs, report.given_up) == (0,) * 5, shown
+    assert cluster.faults_in_logs() == {}
+
+    # and an engine that has lost its data: everybody is told to reload, and what is pushed then arrives
+    pages = [Browser(node.ws_url) for node in cluster.nodes]
+    last = [page.auth(number)["last_event_id"] for number, page in enumerate(pages)]
+    cluster.engine.lose_data()
+    cluster.wait_until_ready()
+    for node, page, seen in zip(cluster.nodes, pages, last, strict=True):
+        assert page.expect_close() == (4000, "the event log started anew")
+        with Browser(node.ws_url) as back:
+            answer = back.auth(1, last_event_id=seen)
+            assert answer["recovered"] is False
+            assert answer["last_event_id"].partition(":")[0] != seen.partition(":")[0]
+            with node.backend() as backend:
+                backend.push("note", {"from": node.port}, to="everyone")
+            back.expect("note", **{"from": node.port})
+
+
+def test_the_account_knows_what_is_missing_what_came_twice_and_what_came_late() -> None:
+    report = Report(2, stories={1: Story(0.0, 1.0), 2: Story(0.0, 1.0), 3: Story(0.0)})
+    whole, other = Page([""], 1, report), Page([""], 2, report)
+    whole.library.handled = [("new_message", {"n": n}, f"E:{n}") for n in (1, 2)]
+    other.library.handled = [("new_message", {"n": n}, f"E:{n}") for n in (3, 2, 2)]
+    assert (report.lost, report.duplicates, report.out_of_order, report.given_up) == (1, 1, 1, 1)
