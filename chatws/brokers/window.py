@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 from chatws.brokers.contract import EVERYONE, Audience, Bounds, Event
 
 __all__ = ["Window"]
@@ -29,8 +31,8 @@ class Window:
 
     def __init__(self, bounds: Bounds) -> None:
         self._bounds = bounds
-        self._most: float = bounds.events or float("inf")
-        self._size_limit: float = bounds.size or float("inf")
+        self._most = bounds.events or sys.maxsize
+        self._size_limit = bounds.size or sys.maxsize
         self.clear(0)
 
     def clear(self, last: int) -> None:

@@ -232,12 +232,17 @@ class PushConnection(protocol.Protocol):
         self._op_waits = False
         requests: list[Publish | Refused] = []
         drafts: list[Draft] = []
+        max_line = self._max_line
         for position, line in enumerate(lines):
             if line[-1:] == b"\r":
                 line = line[:-1]
             if not line:
                 continue
-            request = self._parse(line)
+            request: Publish | Operation | LineError
+            try:
+                request = parse_line(line) if len(line) <= max_line else self._line_too_long()
+            except LineError as error:
+                request = error
             if not self._admitted:
                 refusal = self._admit(request)
                 if refusal is not None:
@@ -263,6 +268,7 @@ class PushConnection(protocol.Protocol):
                 self._operate(request)
                 if self._sent_away:  # it was a wrong secret
                     return
+                max_line = self._max_line
                 requests, drafts = [], []
             if len(requests) >= BATCH_LINES:
                 self._hand_over(requests, drafts)
@@ -271,14 +277,6 @@ class PushConnection(protocol.Protocol):
                 self._backlog = lines[position + 1 :] + self._backlog
                 return
         self._hand_over(requests, drafts)
-
-    def _parse(self, line: bytes) -> Publish | Operation | LineError:
-        if len(line) > self._max_line:
-            return self._line_too_long()
-        try:
-            return parse_line(line)
-        except LineError as error:
-            return error
 
     def _line_too_long(self) -> LineError:
         return LineError(ErrorCode.LINE_TOO_LONG, f"a line may have {self._max_line} bytes")

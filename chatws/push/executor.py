@@ -119,18 +119,19 @@ class Executor:
     def receipts(self, requests: Sequence[Publish | Refused], events: Sequence[Event]) -> list[Answer]:
         """The answers to a batch that was published, with one event for each publish among `requests`."""
         answers: list[Answer] = []
-        position = 0
+        position = duplicates = 0
         for request in requests:
             if type(request) is Publish:
                 event = events[position]
                 position += 1
-                if not event.duplicate:
-                    self._stats.published += 1
+                if event.duplicate:
+                    duplicates += 1
                 if request.ack:
                     event_id = self._target.event_id(event)
                     answers.append(Published(True, request.request_id, event_id, event.delivered, event.duplicate))
             else:
                 answers.append(request)  # type: ignore[arg-type]
+        self._stats.published += position - duplicates
         return answers
 
     def _not_published(self, requests: Sequence[Publish | Refused], error: ClientError) -> list[Answer]:

@@ -202,7 +202,8 @@ def parse_line(line: bytes) -> Publish | Operation:
         `unknown_type` (an unknown `op`), or `reserved_event`.
     """
     try:
-        line.decode()
+        if not line.isascii():
+            line.decode()
         found = _decode_line(line)
         if found.op is _NOTHING:
             return _publish(found)

@@ -85,7 +85,9 @@ class Deflater:
         first = frames[start]
         if end - payload < WORTHWHILE or first not in (0x81, 0x82):
             return frames[start:end]
-        deflate = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -self._window)
+        # a window that holds the payload is as good as a larger one, which takes several times as long to set up
+        window = min(self._window, max(9, (end - payload - 1).bit_length()))
+        deflate = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -window, max(1, window - 7))
         # RFC 7692 §7.2.1: the four last bytes are left off
         data = (deflate.compress(frames[payload:end]) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
         frame = text_frame(data) if first == 0x81 else binary_frame(data)

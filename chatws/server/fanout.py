@@ -48,18 +48,45 @@ def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
     :param runs: pairs of connections and complete frames (`text_frame`). Connections that are no longer open are
         passed over.
     """
-    if len(runs) == 1:
-        recipients, frames = runs[0]
-        _send(recipients, frames[0] if len(frames) == 1 else b"".join(frames))
-        return
-    everybody: set[Writer] = set()
-    for recipients, _ in runs:
-        everybody.update(recipients)
-    if len(everybody) == sum(len(recipients) for recipients, _ in runs):
+    if len(runs) > 1:
+        everybody: set[Writer] = set().union(*[recipients for recipients, _ in runs])
         # nobody is in two of them: the usual case where many conversations have few subscribers each
-        for recipients, frames in runs:
-            _send(recipients, frames[0] if len(frames) == 1 else b"".join(frames))
-        return
+        if len(everybody) != sum([len(recipients) for recipients, _ in runs]):
+            runs = _regroup(runs)
+    sends = sent_bytes = 0
+    connection = None
+    for recipients, frames in runs:
+        blob = frames[0] if len(frames) == 1 else b"".join(frames)
+        size = len(blob)
+        if not size:
+            continue
+        sends += len(recipients)
+        sent_bytes += len(recipients) * size
+        for connection in recipients:
+            direct = connection._socket
+            if direct is None or connection._deflated is not None:
+                sends -= 1  # what counts itself
+                sent_bytes -= size
+                if direct is None:
+                    connection.send_frames(blob)
+                else:
+                    connection._write(connection._deflated(blob))
+                continue
+            try:
+                sent = direct.send(blob)
+            except OSError as error:
+                connection._send_failed(error, blob)
+                continue
+            if sent != size:
+                connection._hold_back(blob, sent)
+    if connection is not None:
+        stats = connection.stats  # all of them belong to one server
+        stats.sends += sends
+        stats.bytes_sent += sent_bytes
+
+
+def _regroup(runs: Sequence[tuple[Collection[Writer], list[bytes]]]) -> list[tuple[list[Writer], list[bytes]]]:
+    """The same runs with each connection in one of them: with all that is its, in order."""
     pending: dict[Writer, list[bytes]] = {}
     for recipients, frames in runs:
         blob = frames[0] if len(frames) == 1 else b"".join(frames)
@@ -68,39 +95,14 @@ def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
                 pending[connection].append(blob)
             else:
                 pending[connection] = [blob]
-    together: dict[tuple[int, ...], tuple[bytes, list[Writer]]] = {}
+    together: dict[tuple[int, ...], tuple[list[Writer], list[bytes]]] = {}
     for connection, blobs in pending.items():
         key = tuple(map(id, blobs))
         if key in together:
-            together[key][1].append(connection)
+            together[key][0].append(connection)
         else:
-            together[key] = (blobs[0] if len(blobs) == 1 else b"".join(blobs), [connection])
-    for blob, connections in together.values():
-        _send(connections, blob)
-
-
-def _send(recipients: Collection[Writer], blob: bytes) -> None:
-    size = len(blob)
-    if not size or not recipients:
-        return
-    direct_sends = len(recipients)
-    for connection in recipients:
-        direct = connection._socket
-        if direct is None or connection._deflated is not None:
-            connection.send_frames(blob)
-            direct_sends -= 1
-            continue
-        try:
-            sent = direct.send(blob)
-        except OSError as error:
-            connection._send_failed(error, blob)
-            continue
-        if sent != size:
-            connection._hold_back(blob, sent)
-    # all of them belong to one server
-    stats = connection.stats
-    stats.sends += direct_sends
-    stats.bytes_sent += direct_sends * size
+            together[key] = ([connection], blobs)
+    return list(together.values())
 
 
 class Writer:

@@ -38,6 +38,9 @@ __all__ = ["WsProtocol", "make_protocol_class"]
 log = Logger()
 
 _PING = b"\x89\x00"
+#: The answer: an empty pong, masked, with four bytes of mask.
+_PONG = b"\x8a\x80"
+_PONG_SIZE = 6
 #: Bytes read at a time. Twisted's 64 KiB can hold ten thousand messages, and nobody else is served meanwhile.
 _READ = 8192
 #: Pings and pongs that a peer may send between two of our pings.
@@ -155,6 +158,15 @@ class WsProtocol(WebSocketServerProtocol):
         if self.state == self.STATE_CLOSED:
             return
         self.server.stats.bytes_received += len(data)
+        if (
+            len(data) == _PONG_SIZE
+            and data.startswith(_PONG)
+            and not self.data
+            and self.current_frame is None
+            and self.state == self.STATE_OPEN
+        ):
+            self._onPong(b"")  # the answer to our ping: what most connections say most of the time
+            return
         self.data = self.data + data if self.data else data
         if not self._waits:
             self._waits = True
