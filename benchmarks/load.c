@@ -5,11 +5,13 @@
      load HOST PORT PATH N M W hello1 [hello2 ...] -- tcp:PUSH_PORT 'line with %T' | ws 'message with %T'
 
    In a hello %d is the connection's number, %u its user, number % USERS, and %g its group, number / PER; in the
-   publisher's template %g is some group.
+   publisher's template %g is some group. A publisher on a WebSocket says no hello: it is in no group.
    %T is CLOCK_MONOTONIC in ns, read back from the frames behind "ts": for the latency.
-   Environment: USERS (how many people the connections are of; 0 for one each), PER (each message goes to one group of PER connections, not to all N), MATCH (only frames that contain it
-   count), HELLO_PAUSE (seconds after each hello, 0.3), SETTLE (seconds after the last, 1), HOLD (seconds to stay idle),
-   RATE (messages/s, 0 = as the window allows), GATE (say {"ready":N} and wait for a byte on stdin before publishing). */
+   Environment: USERS (how many people the connections are of; 0 for one each), PER (each message goes to one group of
+   PER connections, not to all N), MATCH (only frames that contain it count), HELLO_PAUSE (seconds after each hello,
+   0.3), SETTLE (seconds after the last, 1), DEFLATE (offer permessage-deflate; compressed frames count whatever they
+   contain), RATE (messages/s, 0 = as the window allows), GATE (say {"ready":N}; then each line on stdin is the number
+   of messages to publish, and is answered with what was seen of them, until stdin ends). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -31,9 +33,9 @@ typedef struct {
   char *buf;
 } Conn;
 static Conn *cs;
-static int ep, N, M, W, per = 3, users, sparse;
+static int ep, N, M, W, per = 3, users, deflated;
 static const char *match;
-static long frames, wanted, opened, errors, bytes;
+static long frames, opened, errors, bytes;
 static uint64_t hist[64 * 16];
 static uint64_t maxlat;
 static uint64_t now(void) {
@@ -102,7 +104,8 @@ static void wsend(int fd, const char *t) {
   memcpy(b + h + 4, t, n);
   if (write(fd, b, h + 4 + n) < 0) errors++;
 }
-static void onframe(Conn *c, int op, char *p, unsigned n) {
+static void onframe(Conn *c, int head, char *p, unsigned n) {
+  int op = head & 15;
   if (op == 9) {
     unsigned char b[6 + 125] = {0x8A, 0x80 | n};
     memcpy(b + 6, p, n);
@@ -114,7 +117,7 @@ static void onframe(Conn *c, int op, char *p, unsigned n) {
     wsend(c->fd, "3");
     return;
   }
-  if (match && !memmem(p, n, match, strlen(match))) return;
+  if (match && !(head & 0x40) && !memmem(p, n, match, strlen(match))) return;
   frames++;
   bytes += n;
   char *t = memmem(p, n, "\"ts\":", 5);
@@ -165,7 +168,7 @@ static void feed(Conn *c) {
         h = 10;
       }
       if (c->len - o < h + n) break;
-      onframe(c, b[0] & 15, c->buf + o + h, n);
+      onframe(c, b[0], c->buf + o + h, n);
       o += h + n;
     }
     memmove(c->buf, c->buf + o, c->len - o);
@@ -178,11 +181,16 @@ static void feed(Conn *c) {
     c->cap = 0;
   }
 }
-static void pump(int ms) {
+/* Whether stdin has something to say. */
+static int pump(int ms) {
   struct epoll_event ev[512];
-  int n = epoll_wait(ep, ev, 512, ms);
+  int n = epoll_wait(ep, ev, 512, ms), told = 0;
   for (int i = 0; i < n; i++)
-    feed(ev[i].data.ptr);
+    if (ev[i].data.ptr)
+      feed(ev[i].data.ptr);
+    else
+      told = 1;
+  return told;
 }
 static void fill(char *out, const char *t, int i, uint64_t ts) {
   for (; *t; t++) {
@@ -203,6 +211,47 @@ static void fill(char *out, const char *t, int i, uint64_t ts) {
   }
   *out = 0;
 }
+/* Publish m messages, and tell on stdout what came of them. */
+static void publish(int m, int pfd, const char *tmpl, double rate) {
+  static char line[65536];
+  int sparse = !!getenv("PER"), groups = sparse ? N / per * per : 1;
+  static long next;
+  frames = bytes = 0;
+  memset(hist, 0, sizeof hist);
+  maxlat = 0;
+  struct rusage r0, r1;
+  getrusage(RUSAGE_SELF, &r0);
+  uint64_t t1 = now(), last = t1;
+  long sent = 0, seen = 0, each = sparse ? per : N, wanted = each * m;
+  while (frames < wanted) {
+    while (sent < m && frames >= (sent - W + 1) * each && (rate == 0 || now() - t1 >= sent / rate * 1e9)) {
+      fill(line, tmpl, sparse ? next++ * 7919 % groups : 0, now());
+      if (pfd >= 0) {
+        strcat(line, "\n");
+        if (write(pfd, line, strlen(line)) < 0) errors++;
+        char d[4096];
+        recv(pfd, d, sizeof d, MSG_DONTWAIT);
+      } else
+        wsend(cs[N].fd, line);
+      sent++;
+    }
+    pump(rate ? 1 : 10);
+    if (frames != seen) {
+      seen = frames;
+      last = now();
+    }
+    if (now() - last > 5e9) break;
+  }
+  uint64_t t2 = now();
+  getrusage(RUSAGE_SELF, &r1);
+  double cpu = (r1.ru_utime.tv_sec - r0.ru_utime.tv_sec) + (r1.ru_stime.tv_sec - r0.ru_stime.tv_sec) +
+               ((r1.ru_utime.tv_usec - r0.ru_utime.tv_usec) + (r1.ru_stime.tv_usec - r0.ru_stime.tv_usec)) / 1e6;
+  printf("{\"m\":%d,\"frames\":%ld,\"bytes\":%ld,\"lost\":%ld,\"errors\":%ld,\"wall_s\":%.3f,\"per_s\":%.0f,"
+         "\"client_us_per_frame\":%.2f,\"p50_ms\":%.2f,\"p90_ms\":%.2f,\"p99_ms\":%.2f,\"max_ms\":%.2f}\n",
+         m, frames, bytes, wanted - frames, errors, (t2 - t1) / 1e9, frames / ((t2 - t1) / 1e9),
+         frames ? cpu * 1e6 / frames : 0, pct(.5), pct(.9), pct(.99), maxlat / 1e6);
+  fflush(stdout);
+}
 int main(int ac, char **av) {
   struct rlimit rl = {1000000, 1000000};
   setrlimit(RLIMIT_NOFILE, &rl);
@@ -220,8 +269,8 @@ int main(int ac, char **av) {
   if (getenv("USERS")) users = atoi(getenv("USERS"));
   signal(SIGPIPE, SIG_IGN);
   match = getenv("MATCH");
-  double hold = getenv("HOLD") ? atof(getenv("HOLD")) : 0, rate = getenv("RATE") ? atof(getenv("RATE")) : 0,
-         settle = getenv("SETTLE") ? atof(getenv("SETTLE")) : 1.0,
+  deflated = !!getenv("DEFLATE");
+  double rate = getenv("RATE") ? atof(getenv("RATE")) : 0, settle = getenv("SETTLE") ? atof(getenv("SETTLE")) : 1.0,
          pause = getenv("HELLO_PAUSE") ? atof(getenv("HELLO_PAUSE")) : 0.3;
   ep = epoll_create1(0);
   int total = N + (pub[0] == 'w');
@@ -234,8 +283,8 @@ int main(int ac, char **av) {
     if (c->fd < 0) continue;
     int n = sprintf(m,
                     "GET %s HTTP/1.1\r\nHost: %s:%d\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: "
-                    "dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
-                    path, host, port);
+                    "dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n%s\r\n",
+                    path, host, port, deflated ? "Sec-WebSocket-Extensions: permessage-deflate\r\n" : "");
     if (write(c->fd, m, n) != n) errors++;
     struct epoll_event e = {.events = EPOLLIN, .data.ptr = c};
     epoll_ctl(ep, EPOLL_CTL_ADD, c->fd, &e);
@@ -245,7 +294,7 @@ int main(int ac, char **av) {
   while (opened < total && errors == 0 && now() - t0 < 120e9)
     pump(10);
   for (int k = h0; k < h1; k++) {
-    for (int i = 0; i < total; i++) {
+    for (int i = 0; i < N; i++) {
       fill(m, av[k], i, 0);
       wsend(cs[i].fd, m);
       if (i % 64 == 63) pump(0);
@@ -257,62 +306,27 @@ int main(int ac, char **av) {
   uint64_t tc = now();
   while (now() - tc < settle * 1e9)
     pump(20);
-  double connect_s = (tc - t0) / 1e9;
   fprintf(stderr, "READY opened=%ld errors=%ld\n", opened, errors);
   printf("{\"ready\":%ld}\n", opened);
   fflush(stdout);
-  if (getenv("GATE")) {
-    char b[8];
-    if (read(0, b, 1) < 0) {
-    }
-  }
-  uint64_t th = now();
-  while (now() - th < hold * 1e9)
-    pump(50);
-  frames = bytes = 0;
-  memset(hist, 0, sizeof hist);
-  maxlat = 0;
   int pfd = -1;
   if (pub[0] == 't') {
     pfd = dial("127.0.0.1", atoi(pub + 4), 0);
     if (pfd < 0) die("push");
   }
-  struct rusage r0, r1;
-  getrusage(RUSAGE_SELF, &r0);
-  uint64_t t1 = now();
-  long sent = 0;
-  sparse = !!getenv("PER");
-  long each = sparse ? per : N;
-  wanted = each * M;
-  uint64_t last = now();
-  long seen = 0;
-  while (frames < wanted && M) {
-    while (sent < M && frames >= (sent - W + 1) * each && (rate == 0 || now() - t1 >= sent / rate * 1e9)) {
-      fill(m, tmpl, sparse ? (sent * 7919) % (N / per * per) : 0, now());
-      if (pub[0] == 't') {
-        strcat(m, "\n");
-        if (write(pfd, m, strlen(m)) < 0) errors++;
-        char d[4096];
-        recv(pfd, d, sizeof d, MSG_DONTWAIT);
-      } else
-        wsend(cs[N].fd, m);
-      sent++;
-    }
-    pump(rate ? 1 : 10);
-    if (frames != seen) {
-      seen = frames;
-      last = now();
-    }
-    if (now() - last > 5e9) break;
+  if (!getenv("GATE")) {
+    publish(M, pfd, tmpl, rate);
+    return 0;
   }
-  uint64_t t2 = now();
-  getrusage(RUSAGE_SELF, &r1);
-  double cpu = (r1.ru_utime.tv_sec - r0.ru_utime.tv_sec) + (r1.ru_stime.tv_sec - r0.ru_stime.tv_sec) +
-               ((r1.ru_utime.tv_usec - r0.ru_utime.tv_usec) + (r1.ru_stime.tv_usec - r0.ru_stime.tv_usec)) / 1e6;
-  printf(
-      "{\"n\":%d,\"m\":%d,\"window\":%d,\"frames\":%ld,\"lost\":%ld,\"errors\":%ld,\"connect_s\":%.3f,\"wall_s\":%.3f,"
-      "\"per_s\":%.0f,\"client_us_per_frame\":%.2f,\"p50_ms\":%.2f,\"p90_ms\":%.2f,\"p99_ms\":%.2f,\"max_ms\":%.2f}\n",
-      N, M, W, frames, wanted - frames, errors, connect_s, (t2 - t1) / 1e9, frames / ((t2 - t1) / 1e9),
-      frames ? cpu * 1e6 / frames : 0, pct(.5), pct(.9), pct(.99), maxlat / 1e6);
-  return 0;
+  struct epoll_event e = {.events = EPOLLIN};
+  epoll_ctl(ep, EPOLL_CTL_ADD, 0, &e);
+  char order[64];
+  for (;;) {
+    while (!pump(1000))
+      ;
+    ssize_t n = read(0, order, sizeof order - 1);
+    if (n <= 0) return 0;
+    order[n] = 0;
+    publish(atoi(order), pfd, tmpl, rate);
+  }
 }

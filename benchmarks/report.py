@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
@@ -29,6 +30,8 @@ COLUMNS = {
 }
 MESSAGES = ("room1", "room16", "inbox")
 SCALING = {"inbox1000": 1_000, "inbox": 9_000, "inbox19000": 19_000}
+#: Rows that are not in the main table: chatws in another shape.
+VARIANTS = ("chatws-asyncio", "chatws-uvloop", "chatws-deflate")
 VERSIONS = {
     "chatws": "chatws",
     "Twisted": "Twisted",
@@ -58,6 +61,24 @@ def figures(medians: dict[str, Any]) -> Figures:
     return found
 
 
+def spread(results: dict[str, Any], name: str, column: str) -> str:
+    """The quartiles of a message column, where there were several rounds."""
+    one = results["medians"].get(column, {}).get(name, {})
+    if "cpu_us_low" not in one or len(results["runs"][column][name]) < 3:
+        return ""
+    return f" ({number(one['cpu_us_low'])} to {number(one['cpu_us_high'])})"
+
+
+def paired(results: dict[str, Any], column: str, name: str, other: str) -> tuple[float, float, float, int]:
+    """How two servers compare within each round: the median of the ratios, their quartiles, and how many there were."""
+    runs = results["runs"][column]
+    ratios = [one["cpu_us"] / two["cpu_us"] for one, two in zip(runs[name], runs[other], strict=False)]
+    if len(ratios) < 2:
+        return ratios[0], ratios[0], ratios[0], len(ratios)
+    low, median, high = statistics.quantiles(ratios, method="inclusive")
+    return median, low, high, len(ratios)
+
+
 def best_peer(found: Figures, column: str) -> tuple[str, float] | None:
     """The cheapest of the servers that are neither chatws nor the floor."""
     peers = {
@@ -81,13 +102,13 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def main_table(found: Figures, titles: dict[str, str]) -> str:
+def main_table(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> str:
     rows = []
     for name, title in titles.items():
         row = found.get(name)
-        if row is None or not set(MESSAGES) & set(row) or name in ("chatws-asyncio", "chatws-uvloop"):
+        if row is None or not set(MESSAGES) & set(row) or name in VARIANTS:
             continue
-        cells = [number(row.get(column)) for column in COLUMNS]
+        cells = [number(row.get(column)) + spread(results, name, column) for column in COLUMNS]
         rows.append([f"**{title}**", *[f"**{cell}**" for cell in cells]] if name == "chatws" else [title, *cells])
     ours, floor = found["chatws"], found.get("floor", {})
     peers, floors = [], []
@@ -100,7 +121,7 @@ def main_table(found: Figures, titles: dict[str, str]) -> str:
     return table(["", *COLUMNS.values()], rows)
 
 
-def verdict(found: Figures, titles: dict[str, str]) -> str:
+def verdict(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> str:
     """What the table says of chatws, in sentences."""
     ours = found["chatws"]
     sentences = []
@@ -109,13 +130,12 @@ def verdict(found: Figures, titles: dict[str, str]) -> str:
         if peer is None or column not in ours:
             continue
         name, cost = peer
-        ratio = ours[column] / cost
         unit = COLUMNS[column].rpartition("µs ")[2]
-        how = "as much as" if 0.97 <= ratio <= 1.03 else f"{1 / ratio:.1f} times less than" if ratio < 0.75 else ""
-        how = how or (f"{(1 - ratio) * 100:.0f} % less than" if ratio < 1 else f"{(ratio - 1) * 100:.0f} % more than")
+        ratio, low, high, rounds = paired(results, column, "chatws", name)
         sentences.append(
-            f"- {COLUMNS[column].partition(':')[0]}: {number(ours[column])} µs {unit}, {how} the best of the others, "
-            f"{titles[name]} ({number(cost)} µs)."
+            f"- {COLUMNS[column].partition(':')[0]}: {number(ours[column])} µs {unit}; the best of the others, "
+            f"{titles[name]}, {number(cost)} µs. Within the same round chatws took {ratio:.2f} times as much "
+            f"(the median of {rounds} rounds; quartiles {low:.2f} and {high:.2f})."
         )
     if "ratchet" in found:
         old = [f"{found['ratchet'][column] / ours[column]:.1f}" for column in MESSAGES if column in found["ratchet"]]
@@ -141,13 +161,41 @@ def scaling(found: Figures) -> str:
     rows.append(["difference", *[number(own.get(key)) for key in SCALING]])
     text = table(["µs per message", *[f"{count:,} connections" for count in SCALING.values()]], rows)
     if len(own) > 1:
-        first, last = own[min(own, key=SCALING.__getitem__)], own[max(own, key=SCALING.__getitem__)]
-        change = (last - first) / ours[min(own, key=SCALING.__getitem__)] * 100
+        fewest = min(own, key=SCALING.__getitem__)
+        changes = {key: (own[key] - own[fewest]) / ours[fewest] * 100 for key in own if key != fewest}
+        told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in changes.items())
         text += (
-            f"\n\nFrom the fewest connections to the most, what chatws adds to the kernel's own cost changes by "
-            f"{change:+.0f} % of a message's whole cost."
+            f"\n\nAgainst {SCALING[fewest]:,} connections, what chatws adds to the kernel's own cost changes by {told} "
+            "of a message's whole cost. What grows with the connections is what the loop of `send()` shows too: more "
+            "sockets than the processor's caches hold."
         )
     return text
+
+
+def compression(results: dict[str, Any]) -> str:
+    """What `--compression` costs and saves."""
+    medians = results["medians"]
+    rows = []
+    for recipients, kind in (("500", "room"), ("3", "group")):
+        plain, deflated = (medians.get(f"{way}_{kind}", {}).get("chatws-deflate") for way in ("plain", "deflated"))
+        if plain is None or deflated is None:
+            continue
+        cells = [recipients]
+        for one in (plain, deflated):
+            cells += [number(one["cpu_us"]), f"{one['bytes']:.0f}"]
+        more = deflated["cpu_us"] - plain["cpu_us"]
+        cells += [
+            ("+" if more >= 0 else "-") + number(abs(more)),
+            f"{100 - deflated['bytes'] / plain['bytes'] * 100:.0f} %",
+        ]
+        rows.append(cells)
+    if not rows:
+        return "Its cost was not measured in this run."
+    head = ["recipients", "plain: µs per event", "bytes", "compressed: µs per event", "bytes", "µs more", "bytes saved"]
+    return (
+        table(head, rows) + "\n\nOne event at a time, of plain text; bytes are those of one recipient's payload. The "
+        "difference is one `deflate` for the event, and a look at what is deflated already for each recipient."
+    )
 
 
 def storms(document: dict[str, Any]) -> str:
@@ -233,10 +281,11 @@ PAGE = """# Performance
 <!-- written by benchmarks/report.py: do not edit -->
 
 Processor time of the server, with everything switched on (authentication, hub, log and recovery ids, limits, budget
-for slow readers), beside other servers under the same load in the same run. Each server ran alone on one core, the load
-client (C, one epoll loop) on another, over the loopback, with events of some 250 bytes. The time is the kernel's own
-count for the server's threads, {repetitions}. The first row is the floor: a loop of `send()` in C
-that knows no rooms.{clients}
+for slow readers, pings), beside other servers under the same load in the same run. All servers are pinned to one core,
+their load clients (C, one epoll loop each) to another, over the loopback, with events of some 250 bytes; in each round
+they take turns, and whoever has no turn does nothing. The time is the kernel's own count for the server's threads, user
+and system: {repetitions}. The first row is the floor: a loop of `send()` in C that knows no rooms and joins
+nothing.{clients}
 
 ![chatws and others: processor time per message](images/performance.svg)
 
@@ -246,6 +295,21 @@ that knows no rooms.{clients}
 
 The 9,000 connections are of {users} people, each with some pages open: chatws tells everybody who comes online, which
 no other server here does; it is part of what connecting costs it, and over before messages are counted.
+
+What each of them does, so that the figures can be compared (`benchmarks/servers/`):
+
+- Every server sends every message to every recipient in a frame of its own; the client counts them, and a run with a
+  frame lost or one too many does not count. Each decodes the message's JSON and looks its room up.
+- The messages come from one backend over TCP, a line each. uWebSockets takes no other socket than a WebSocket: there
+  the backend is one more WebSocket client, which is in no room. chatws's frames are some 25 bytes longer: they carry
+  an id.
+- chatws and uWebSockets write once to each connection for all that one read has brought; the others write, or ask
+  their loop to write, for each message.
+- uWebSockets is there twice: with libuv's loop, which blocks until something comes, as in C++; and as socketify's
+  documentation starts it, where asyncio polls that loop without pause while there is work and for some time after:
+  part of what it takes is waiting. socketify 0.0.31 runs the application's Python for each message in both.
+- chatws, uWebSockets, websockets, Socket.IO and Autobahn send pings, every 25 to 120 s; picows and ws do not unless
+  told to.
 
 ## Many connections that are not addressed
 
@@ -266,6 +330,8 @@ An event for three, while others are connected.
 Off by default. With `--compression` an event is deflated once for all connections that negotiated the same window,
 which `tests/test_server_compression.py` shows, and not once for each.
 
+{compression}
+
 ## What the tests hold
 
 Timings are left to this page. `tests/test_speed_guard.py` counts instead: one `send` for each connection and batch, no
@@ -276,9 +342,10 @@ connection.
 
     make bench
 
-takes about fifteen minutes, needs two cores, a C compiler and Node, and installs the peers into `benchmarks/.peers`.
-`make bench BENCH_ARGS=--quick` is a look. Ratchet takes part where `php` is installed and `RATCHET_VENDOR` names a
-vendor directory with `cboden/ratchet`.
+takes about fifteen minutes, needs two cores with nothing else to do, a C compiler and Node, and installs the peers into
+`benchmarks/.peers`. `make bench BENCH_ARGS=--quick` is a look, and `python benchmarks/run.py --nearest` compares the
+nearest in three minutes. Ratchet takes part where `php` is installed and `RATCHET_VENDOR` names a vendor directory with
+`cboden/ratchet`.
 
 Measured with {versions}.
 """
@@ -288,17 +355,18 @@ def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
     """docs/performance.md."""
     found = figures(results["medians"])
     titles = results["titles"]["servers"]
-    repeats = sorted({len(runs) for runs in results["runs"].get("room1", {}).values()} or {1})
+    rounds = sorted(len(runs) for runs in results["runs"].get("room1", {}).values()) or [1]
     versions = results["versions"]
     return PAGE.format(
-        repetitions="taken once" if repeats == [1] else f"the median of {repeats[-1]} runs",
+        repetitions="taken once" if rounds[-1] == 1 else f"the median of {rounds[-1]} rounds (and their quartiles)",
         clients=clients(results["medians"]),
-        table=main_table(found, titles),
-        verdict=verdict(found, titles),
+        table=main_table(results, found, titles),
+        verdict=verdict(results, found, titles),
         users=results["users"],
         scaling=scaling(found),
         storms=storms(storm) if storm else "Not measured in this run.",
         reactors=reactors(found, titles),
+        compression=compression(results),
         versions=", ".join(f"{title} {versions[key]}" for key, title in VERSIONS.items() if key in versions),
     )
 
@@ -321,7 +389,7 @@ def chart(results: dict[str, Any]) -> str:
     parts = []
     for column in MESSAGES:
         costs = {name: line[column] for name, line in found.items() if column in line}
-        costs = {name: cost for name, cost in costs.items() if name not in ("chatws-asyncio", "chatws-uvloop")}
+        costs = {name: cost for name, cost in costs.items() if name not in VARIANTS}
         if not costs:
             continue
         ordered = sorted(costs, key=lambda name: (name != "floor", costs[name]))

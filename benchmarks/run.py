@@ -1,13 +1,17 @@
-"""Every server under the same load, one after the other, and what it cost them.
+"""Every server under the same load, and what it cost them.
 
-    make bench                                everything, storms and report: about fifteen minutes
-    python benchmarks/run.py --quick          a look: fewer messages, one repetition
-    python benchmarks/run.py --only chatws ws --workloads room1
+    make bench                                everything, storms and report
+    python benchmarks/run.py --quick          a look: three rounds
+    python benchmarks/run.py --nearest        only chatws, what comes nearest to it, and the floor
 
-The server runs alone on one core, the load client (benchmarks/load.c) on another. What counts is the processor time
-that the server's threads used between two moments, read from the kernel's scheduler (/proc/PID/task/*/schedstat, ns).
-Of the repetitions the median is taken. Results go to benchmarks/results.json, and from there into
-docs/performance.md and docs/images/performance.svg (benchmarks/report.py).
+For each workload every server is started, pinned to one core, and given its connections by a load client of its own
+(benchmarks/load.c), pinned to another. Then they take turns: in each round every server gets one burst of messages
+while the others have nothing to do. What the machine does besides befalls all of them alike, and many rounds cost
+little. The first round warms up and is not counted; of the others the median is taken, and the quartiles are kept.
+
+What counts is the processor time that the server's threads used during the burst, read from the kernel's scheduler
+(/proc/PID/task/*/schedstat, ns): its own and the kernel's on its behalf. Results go to benchmarks/results.json, and
+from there into docs/performance.md and docs/images/performance.svg (benchmarks/report.py).
 
 Peers are installed into benchmarks/.peers by pip and npm. Ratchet takes part where `php` is there and RATCHET_VENDOR
 names a vendor directory with cboden/ratchet.
@@ -28,27 +32,34 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / ".peers"
 BUILD = PEERS / "bin"
 PYTHON_PEERS = ("websockets", "picows", "socketify", "autobahn[twisted]")
 NODE_PEERS = ("ws", "socket.io")
-PAD = "x" * 150
+#: What people write; compresses as such.
+TEXT = (
+    "Good morning! I ordered the blue one in size M last Thursday, and the parcel that came today has the green one. "
+    "Can I send it back for free? Order 4711-0815."
+)
 #: The people that the connections are of, as far as a server wants to know: each has some pages open.
 USERS = 900
 #: Seconds for which a server may go on with what the connecting left behind, before messages are sent: chatws tells
 #: everybody who is online now, others collect garbage.
 QUIET_SECONDS = 20
+#: What one server may take for its part of a round; a slower one gets fewer messages.
+SLOW_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Workload:
     """:ivar per: connections a group, each message going to one group; 0 for one room of all.
-    :ivar window: messages outstanding."""
+    :ivar messages: in one round.
+    :ivar window: messages outstanding.
+    :ivar deflate: the client offers permessage-deflate."""
 
     title: str
     connections: int
@@ -56,18 +67,31 @@ class Workload:
     messages: int
     window: int
     unit: str  # "delivery" or "message"
+    deflate: bool = False
 
 
 WORKLOADS = {
-    "room1": Workload("one room of 500, one message at a time", 500, 0, 800, 1, "delivery"),
-    "room16": Workload("one room of 500, 16 messages outstanding", 500, 0, 1600, 16, "delivery"),
-    "inbox": Workload("9,000 connections, 3 recipients a message, 16 outstanding", 9000, 3, 12000, 16, "message"),
-    "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 12000, 16, "message"),
-    "inbox19000": Workload(
-        "19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 12000, 16, "message"
-    ),
+    "room1": Workload("one room of 500, one message at a time", 500, 0, 120, 1, "delivery"),
+    "room16": Workload("one room of 500, 16 messages outstanding", 500, 0, 320, 16, "delivery"),
+    "inbox": Workload("9,000 connections, 3 recipients a message, 16 outstanding", 9000, 3, 3000, 16, "message"),
+    "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 3000, 16, "message"),
+    "inbox19000": Workload("19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 3000, 16, "message"),
+    "plain_room": Workload("one room of 500, not compressed", 500, 0, 120, 1, "message"),
+    "deflated_room": Workload("one room of 500, compressed", 500, 0, 120, 1, "message", deflate=True),
+    "plain_group": Workload("3 recipients a message, not compressed", 900, 3, 3000, 1, "message"),
+    "deflated_group": Workload("3 recipients a message, compressed", 900, 3, 3000, 1, "message", deflate=True),
 }
 MAIN = ("room1", "room16", "inbox")
+NEAREST = ("floor", "chatws", "uwebsockets", "socketify", "picows")
+#: Those that only some take part in.
+ONLY = {
+    "inbox1000": ("floor", "chatws"),
+    "inbox19000": ("floor", "chatws"),
+    "plain_room": ("chatws-deflate",),
+    "deflated_room": ("chatws-deflate",),
+    "plain_group": ("chatws-deflate",),
+    "deflated_group": ("chatws-deflate",),
+}
 
 
 @dataclass(frozen=True)
@@ -79,23 +103,30 @@ class Server:
     command: tuple[str, ...]
     path: str = "/"
     publisher: str = "tcp"
-    wrap: str = "%s"  # how a published message looks on the wire of this publisher
     prefix: tuple[str, ...] = ()
     subscribe: str = '{"type":"subscribe","conversation_id":%g}'
 
 
 _TWISTD = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=")
-_CHATWS = ("chatws", "--port={port}", "--push-port={push}")
+# The client opens all its connections before it says who they are: that may take longer than pages are given.
+_CHATWS = ("chatws", "--port={port}", "--push-port={push}", "--auth-deadline=120")
 #: chatws on other reactors than the default one.
 REACTORS = ("chatws-asyncio", "chatws-uvloop")
+#: Which of the workloads they take part in.
+REACTOR_WORKLOADS = ("room1", "inbox")
 PEER_PYTHON = str(PEERS / "venv" / "bin" / "python")
 SERVERS = {
     "floor": Server("a C loop of send()", (str(BUILD / "floor"), "{port}", "{push}")),
     "chatws": Server("chatws", (*_TWISTD, *_CHATWS), "/ws"),
     "chatws-asyncio": Server("chatws on asyncio", (*_TWISTD, "--reactor=asyncio", *_CHATWS), "/ws"),
     "chatws-uvloop": Server("chatws on asyncio with uvloop", (*_TWISTD, "--reactor=uvloop", *_CHATWS), "/ws"),
+    "chatws-deflate": Server("chatws --compression", (*_TWISTD, *_CHATWS, "--compression"), "/ws"),
+    # with a loop that blocks, as uWebSockets' own; and with socketify's, which polls
     "uwebsockets": Server(
-        "uWebSockets (socketify)", (PEER_PYTHON, "uwebsockets_server.py", "{port}", "{push}"), publisher="ws"
+        "uWebSockets (socketify)", (PEER_PYTHON, "uwebsockets_server.py", "{port}", "{push}", "native"), publisher="ws"
+    ),
+    "socketify": Server(
+        "uWebSockets (socketify's run)", (PEER_PYTHON, "uwebsockets_server.py", "{port}", "{push}"), publisher="ws"
     ),
     "picows": Server("picows", (PEER_PYTHON, "picows_server.py", "{port}", "{push}")),
     "ws": Server("ws (Node)", ("node", "ws_server.mjs", "{port}", "{push}")),
@@ -203,6 +234,8 @@ class Running:
 
     def await_quiet(self) -> None:
         """Wait until it does nothing of its own accord."""
+        if not self.server.title.startswith("chatws"):
+            return  # no other goes on for longer than the client waits
         deadline = time.monotonic() + QUIET_SECONDS
         while time.monotonic() < deadline:
             start = self.cpu()
@@ -224,61 +257,128 @@ class Running:
         self.directory.cleanup()
 
 
-def measure(name: str, workload: Workload, options: list[str]) -> dict[str, Any]:
-    """One server under one load.
+class Contestant:
+    """A server with its connections, and the client that holds them.
 
-    :returns: `cpu_us` per delivery or message; `connect_us` and `idle_kib` per connection; what the client saw.
+    :ivar connect_us: processor time of the server, per connection; :ivar idle_kib: and its memory.
     """
-    running = Running(name, workload, options)
-    server = running.server
-    group = server.subscribe if workload.per else server.subscribe.replace("%g", "1")
-    hellos = [*server.prefix, *(['{"type":"auth","user_id":%u}'] if not server.prefix else []), group]
-    conversation = "%g" if workload.per else "1"
-    line = f'{{"event":"new_message","data":{{"conversation_id":{conversation},"ts":%T,"pad":"{PAD}"}}}}'
-    publisher = f"tcp:{running.push}" if server.publisher == "tcp" else "ws"
-    environment = dict(os.environ, GATE="1", MATCH="new_message", SETTLE="1", USERS=str(USERS))
-    environment["HELLO_PAUSE"] = "2" if server.prefix else "0.3"
-    if workload.per:
-        environment["PER"] = str(workload.per)
-    numbers = map(str, (running.port, server.path, workload.connections, workload.messages, workload.window))
-    try:
-        cpu_0, resident_0 = running.cpu(), running.resident()
-        client = subprocess.Popen(
+
+    def __init__(self, name: str, workload: Workload, options: list[str]) -> None:
+        self.name = name
+        self.workload = workload
+        self.running = Running(name, workload, options)
+        self.client: subprocess.Popen[str] | None = None
+        self.connect_us = self.idle_kib = 0.0
+        self.messages = workload.messages
+
+    def connect(self) -> None:
+        """Open the connections, and have each say who it is and what it wants to hear."""
+        workload, running = self.workload, self.running
+        server = running.server
+        group = server.subscribe if workload.per else server.subscribe.replace("%g", "1")
+        hellos = [*server.prefix, *(['{"type":"auth","user_id":%u}'] if not server.prefix else []), group]
+        conversation = "%g" if workload.per else "1"
+        line = f'{{"event":"new_message","data":{{"conversation_id":{conversation},"ts":%T,"content":"{TEXT}"}}}}'
+        publisher = f"tcp:{running.push}" if server.publisher == "tcp" else "ws"
+        environment = dict(os.environ, GATE="1", MATCH="new_message", SETTLE="1", USERS=str(USERS))
+        environment["HELLO_PAUSE"] = "2" if server.prefix else "0.3"
+        if workload.per:
+            environment["PER"] = str(workload.per)
+        if workload.deflate:
+            environment["DEFLATE"] = "1"
+        numbers = map(str, (running.port, server.path, workload.connections, 0, workload.window))
+        cpu, resident = running.cpu(), running.resident()
+        self.client = subprocess.Popen(
             ["taskset", "-c", "1", str(BUILD / "load"), "127.0.0.1", *numbers, *hellos, "--", publisher, line],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
         )
-        assert client.stdin is not None
-        assert client.stdout is not None
-        ready = client.stdout.readline()
-        if not ready:
-            raise RuntimeError(f"{server.title}: the client could not connect: {client.stderr.read()[-300:]}")  # type: ignore[union-attr]
-        cpu_1, resident_1 = running.cpu(), running.resident()
-        running.await_quiet()
-        before = running.cpu()
-        client.stdin.write("\n")
-        client.stdin.flush()
-        seen = json.loads(client.stdout.readline())
-        cpu_2 = running.cpu()
-        client.wait()
+        assert self.client.stdout is not None
+        if json.loads(self.client.stdout.readline() or "{}").get("ready", 0) < workload.connections:
+            raise RuntimeError("the client could not connect")
+        self.connect_us = (running.cpu() - cpu) / workload.connections * 1e6
+        self.idle_kib = (running.resident() - resident) / workload.connections
+
+    def burst(self, messages: int) -> dict[str, float]:
+        """Publish, and wait until all is received.
+
+        :returns: `cpu_us` per delivery or message, and what the client saw.
+        """
+        assert self.client is not None
+        assert self.client.stdin is not None
+        assert self.client.stdout is not None
+        before = self.running.cpu()
+        self.client.stdin.write(f"{messages}\n")
+        self.client.stdin.flush()
+        seen = json.loads(self.client.stdout.readline())
+        spent = self.running.cpu() - before
+        if seen["lost"] or seen["errors"]:
+            raise RuntimeError(f"{seen['lost']} frames lost, {seen['errors']} errors")
+        deliveries = messages * (self.workload.per or self.workload.connections)
+        return {
+            "cpu_us": spent / (deliveries if self.workload.unit == "delivery" else messages) * 1e6,
+            "bytes": seen["bytes"] / deliveries,
+            **{key: seen[key] for key in ("p50_ms", "p99_ms", "per_s", "wall_s", "client_us_per_frame")},
+        }
+
+    def warm_up(self) -> None:
+        """A burst that does not count, and tells how many messages take too long."""
+        self.running.await_quiet()
+        first = self.burst(max(self.workload.messages // 10, self.workload.window))
+        seconds = first["wall_s"] * 10
+        if seconds > SLOW_SECONDS:
+            self.messages = max(int(self.messages * SLOW_SECONDS / seconds), 3 * self.workload.window)
+        self.burst(max(self.messages // 2, self.workload.window))
+
+    def end(self) -> None:
+        """Stop both."""
+        if self.client is not None:
+            self.client.kill()
+            self.client.wait()
+        self.running.end()
+
+
+def compete(
+    key: str, workload: Workload, names: list[str], rounds: int, options: list[str]
+) -> dict[str, list[dict[str, float]]]:
+    """One workload: every server gets its connections, then they take turns.
+
+    :returns: by server, what `burst` says of each round, with `connect_us` and `idle_kib`.
+    """
+    results: dict[str, list[dict[str, float]]] = {}
+    contestants: list[Contestant] = []
+    try:
+        for name in names:
+            contestants.append(Contestant(name, workload, options))
+        for step in ("connect", "warm_up", *["burst"] * rounds):
+            for one in list(contestants):
+                try:
+                    if step == "burst":
+                        measured = one.burst(one.messages)
+                        fixed = {"connect_us": one.connect_us, "idle_kib": one.idle_kib}
+                        results.setdefault(one.name, []).append(measured | fixed)
+                    else:
+                        getattr(one, step)()
+                except (RuntimeError, json.JSONDecodeError, OSError) as error:
+                    print(f"{key:10} {one.name:12} failed at {step}: {error}", file=sys.stderr)
+                    one.end()
+                    contestants.remove(one)
+            contestants.reverse()  # nobody always follows the same one
     finally:
-        running.end()
-    if seen["lost"] > 0 or seen["errors"]:
-        raise RuntimeError(f"{server.title}: {seen['lost']} frames lost, {seen['errors']} errors")
-    deliveries = workload.messages * (workload.per or workload.connections)
-    units = deliveries if workload.unit == "delivery" else workload.messages
-    return {
-        "cpu_us": (cpu_2 - before) / units * 1e6,
-        "connect_us": (cpu_1 - cpu_0) / workload.connections * 1e6,
-        "idle_kib": (resident_1 - resident_0) / workload.connections,
-        "p50_ms": seen["p50_ms"],
-        "p99_ms": seen["p99_ms"],
-        "per_s": seen["per_s"],
-        "client_us_per_frame": seen["client_us_per_frame"],
-    }
+        for one in contestants:
+            one.end()
+    return results
+
+
+def summary(runs: list[dict[str, float]]) -> dict[str, float]:
+    """The medians of some rounds; `cpu_us` with its quartiles."""
+    found = {field: statistics.median(one[field] for one in runs) for field in runs[0]}
+    costs = [one["cpu_us"] for one in runs]
+    low, _, high = statistics.quantiles(costs, method="inclusive") if len(costs) > 1 else costs * 3
+    return found | {"cpu_us_low": low, "cpu_us_high": high}
 
 
 def _free_ports() -> tuple[int, int]:
@@ -292,75 +392,69 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=None)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=None)
-    parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=13, help="begin no repetition that would take longer")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--repeat", type=int, default=2, help="times that everything is started anew")
+    parser.add_argument("--minutes", type=float, default=16, help="begin no repetition that would take longer")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--nearest", action="store_true")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     parser.add_argument("--chatws-option", action="append", default=[], help="passed on to twistd chatws")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     if len(os.sched_getaffinity(0)) < 2:
         sys.exit("two cores are needed: one for the server, one for its clients")
-    names = arguments.only or [
-        name for name in SERVERS if name != "ratchet" or (shutil.which("php") and "RATCHET_VENDOR" in os.environ)
-    ]
+    names = (
+        arguments.only
+        or (arguments.nearest and list(NEAREST))
+        or [name for name in SERVERS if name != "ratchet" or (shutil.which("php") and "RATCHET_VENDOR" in os.environ)]
+    )
     install(names)
-    # the costs at other numbers of connections show that a message does not pay for who is not addressed
-    extra = {"inbox1000": ("floor", "chatws"), "inbox19000": ("floor", "chatws")}
-    workloads = arguments.workloads or [*MAIN, *extra]
-    reactors = dict.fromkeys(REACTORS, ("room1", "inbox"))
     began = time.monotonic()
-    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    results: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
     for number in range(1 if arguments.quick else arguments.repeat):
         elapsed = time.monotonic() - began
         if number and elapsed * (number + 1) / number > arguments.minutes * 60:
             print(f"{number} repetitions took {elapsed / 60:.0f} minutes: enough", file=sys.stderr)
             break
-        for key in workloads:
+        for key in arguments.workloads or (MAIN if arguments.nearest else WORKLOADS):
             workload = WORKLOADS[key]
-            if arguments.quick:
-                workload = Workload(**{**asdict(workload), "messages": workload.messages // 5})
             if workload.connections + 100 > files:
                 print(f"{key}: left out, only {files} files may be open", file=sys.stderr)
                 continue
-            for name in names:
-                if arguments.workloads is None and (
-                    name not in extra.get(key, names) or key not in reactors.get(name, (key,))
-                ):
-                    continue
-                try:
-                    one = measure(name, workload, arguments.chatws_option)
-                except (RuntimeError, json.JSONDecodeError) as error:
-                    print(f"{number + 1} {key:10} {name:12} failed: {error}", file=sys.stderr)
-                    continue
-                results.setdefault(key, {}).setdefault(name, []).append(one)
+            taking_part = [name for name in names if takes_part(name, key)]
+            for name, runs in compete(
+                key, workload, taking_part, 3 if arguments.quick else arguments.rounds, arguments.chatws_option
+            ).items():
+                results.setdefault(key, {}).setdefault(name, []).extend(runs)
+                one = summary(runs)
                 print(
-                    f"{number + 1} {key:10} {name:12} {one['cpu_us']:9.2f} us/{workload.unit}  "
-                    f"connect {one['connect_us']:6.0f} us  idle {one['idle_kib']:5.1f} KiB  p99 {one['p99_ms']} ms",
+                    f"{number + 1} {key:14} {name:14} {one['cpu_us']:9.2f} us/{workload.unit}  "
+                    f"({one['cpu_us_low']:.2f} to {one['cpu_us_high']:.2f})  connect {one['connect_us']:6.0f} us  "
+                    f"idle {one['idle_kib']:5.1f} KiB  p99 {one['p99_ms']} ms",
                     file=sys.stderr,
                 )
-    medians = {
-        key: {
-            name: {field: statistics.median(one[field] for one in runs) for field in runs[0]}
-            for name, runs in by_server.items()
-        }
-        for key, by_server in results.items()
-    }
-    titles = {
-        "servers": {name: server.title for name, server in SERVERS.items()},
-        "workloads": {key: workload.title for key, workload in WORKLOADS.items()},
-    }
-    units = {key: workload.unit for key, workload in WORKLOADS.items()}
     document = {
         "versions": versions(),
         "users": USERS,
-        "units": units,
-        "titles": titles,
-        "medians": medians,
+        "units": {key: workload.unit for key, workload in WORKLOADS.items()},
+        "titles": {
+            "servers": {name: server.title for name, server in SERVERS.items()},
+            "workloads": {key: workload.title for key, workload in WORKLOADS.items()},
+        },
+        "medians": {
+            key: {name: summary(runs) for name, runs in by_server.items()} for key, by_server in results.items()
+        },
         "runs": results,
     }
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
+
+
+def takes_part(name: str, key: str) -> bool:
+    """Whether a server is put under a workload."""
+    if key in ONLY:
+        return name in ONLY[key]
+    return name != "chatws-deflate" and (name not in REACTORS or key in REACTOR_WORKLOADS)
 
 
 if __name__ == "__main__":
