@@ -9,7 +9,7 @@ from typing import Any
 from chatws.server import compression
 from chatws.server.fanout import send_all
 from chatws.server.frames import text_frame
-from tests.server_wire import ServerCase, Wire, frame, head
+from tests.server_wire import ServerCase, Wire, frame, head, split_frames
 
 OFFER = "permessage-deflate; client_max_window_bits"
 LONG = '{"event":"new_message","data":{"content":"' + "so it goes, " * 50 + '"}}'
@@ -131,6 +131,14 @@ class CompressionTests(ServerCase):
         assert (first, inflate(payload, 10)) == (0xC1, LONG)
         assert plain.texts() == [LONG]
         assert len(made) == 2
+
+    def test_what_was_deflated_inflates_whatever_its_length_and_the_window(self) -> None:
+        text = "".join(f"{number} of these, " for number in range(9000))
+        for window in range(9, 16):
+            deflater = compression.Deflater(window)
+            for length in (128, 512, 513, 1024, 5000, 32768, 100_000):
+                ((first, payload),), rest = split_frames(deflater(text_frame(text[:length].encode())))
+                assert (first, rest, inflate(payload, window)) == (0xC1, b"", text[:length])
 
     def test_frames_keep_their_order_and_short_ones_are_left_plain(self) -> None:
         wire, connection = self.compressed()

@@ -237,6 +237,26 @@ class PingTests(ServerCase):
                 wire.send(frame(payload, opcode=10))
         assert connection.is_open
 
+    def test_a_pong_between_the_parts_of_a_message_or_in_two_reads_is_one(self) -> None:
+        wire, _ = self.connect()
+        pong = frame(b"", opcode=10)
+        wire.send(frame("a", fin=False))
+        wire.send(pong)
+        wire.send(pong[:3])
+        wire.send(pong[3:])
+        wire.send(frame("b", opcode=0))
+        assert self.component.events[1:] == [("message", 1, "ab")]
+
+    def test_six_bytes_in_the_middle_of_a_frame_are_no_pong(self) -> None:
+        wire, _ = self.connect()
+        inner = b"\x8a\x80\1\2\3\4"
+        payload = bytes(one ^ b"\1\2\3\4"[index % 4] for index, one in enumerate(inner))
+        whole = frame(payload, opcode=2)
+        wire.send(whole[: -len(inner)])
+        wire.send(inner)
+        assert whole.endswith(inner)
+        assert wire.closed_with()[0] == 1003, "it was a binary message"
+
     def test_any_sign_of_life_counts_as_an_answer(self) -> None:
         wire, connection = self.connect()
         for _ in range(200):

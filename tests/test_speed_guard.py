@@ -16,6 +16,7 @@ from typing import Any
 from twisted.internet.testing import StringTransport
 
 from chatws.chat import chat_server
+from chatws.chat.audience import MAX_KEPT
 from chatws.chat.chat_server import ChatServer
 from chatws.push.listener import PushFactory
 from tests.requirements import needs
@@ -149,6 +150,22 @@ class HotPathTests(ChatCase):
         backend.dataReceived(data * 50)
         kept = sys.getallocatedblocks() - before
         assert kept / (50 * 100) < BLOCKS_A_DELIVERY, kept
+
+    def test_the_events_of_one_conversation_share_their_audience_up_to_so_many_conversations(self) -> None:
+        self.start()
+        table = self.chat.audiences
+
+        def draft(conversation_id: int, except_user_id: int | None = None) -> Any:
+            data = json.dumps({"conversation_id": conversation_id}).encode()
+            return table.draft("new_message", data, None, except_user_id)
+
+        first = draft(1)
+        assert draft(1).audience is first.audience
+        assert draft(1, 5).audience == (("conversation:1",), 5)
+        assert draft(1).audience == (("conversation:1",), None)
+        for conversation_id in range(MAX_KEPT):
+            draft(conversation_id)
+        assert len(table._conversations) <= MAX_KEPT
 
     def test_an_idle_connection_is_small(self) -> None:
         self.start()
