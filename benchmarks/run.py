@@ -41,7 +41,7 @@ BUILD = PEERS / "bin"
 PYTHON_PEERS = ("websockets", "picows", "socketify", "autobahn[twisted]")
 NODE_PEERS = ("ws", "socket.io")
 #: What people write; compresses as such.
-TEXT = (
+PAD = (
     "Good morning! I ordered the blue one in size M last Thursday, and the parcel that came today has the green one. "
     "Can I send it back for free? Order 4711-0815."
 )
@@ -278,7 +278,7 @@ class Contestant:
         group = server.subscribe if workload.per else server.subscribe.replace("%g", "1")
         hellos = [*server.prefix, *(['{"type":"auth","user_id":%u}'] if not server.prefix else []), group]
         conversation = "%g" if workload.per else "1"
-        line = f'{{"event":"new_message","data":{{"conversation_id":{conversation},"ts":%T,"content":"{TEXT}"}}}}'
+        line = f'{{"event":"new_message","data":{{"conversation_id":{conversation},"ts":%T,"content":"{PAD}"}}}}'
         publisher = f"tcp:{running.push}" if server.publisher == "tcp" else "ws"
         environment = dict(os.environ, GATE="1", MATCH="new_message", SETTLE="1", USERS=str(USERS))
         environment["HELLO_PAUSE"] = "2" if server.prefix else "0.3"
