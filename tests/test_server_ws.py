@@ -8,7 +8,7 @@ import pytest
 
 from chatws.errors import CloseCode
 from chatws.server.echo import EchoServer
-from tests.server_wire import ACCEPT, BinaryRecorder, Recorder, ServerCase, frame, head
+from tests.server_wire import ACCEPT, BinaryRecorder, Recorder, ServerCase, Wire, frame, head
 
 
 class OpeningTests(ServerCase):
@@ -275,6 +275,45 @@ class PingTests(ServerCase):
         assert not connection.is_open
         assert self.component.events == [("open", 1), ("close", 1)]
         assert self.ws.stats.dead_peers == 1
+
+    def seconds_of_pings(self, wire: Wire, seconds: int, *, answer: bool) -> list[float]:
+        """When pings came, from the first one's time on."""
+        found = []
+        for _ in range(4 * seconds):
+            self.reactor.advance(0.25)
+            self.reactor.turn()
+            for _ in wire.frames():
+                found.append(self.reactor.seconds())
+                if answer:
+                    wire.send(frame(b"", opcode=10))
+        return [one - found[0] for one in found]
+
+    def test_an_interval_below_the_time_out_is_kept(self) -> None:
+        self.serve(ping_interval=5, ping_timeout=60)
+        wire, connection = self.connect()
+        pings = self.seconds_of_pings(wire, 300, answer=True)
+        assert 55 <= len(pings) <= 60, pings
+        assert connection.is_open
+
+    def test_who_answers_none_of_several_pings_is_dropped_at_the_time_out_of_the_first(self) -> None:
+        self.serve(ping_interval=5, ping_timeout=12)
+        wire, connection = self.connect()
+        pings = self.seconds_of_pings(wire, 16, answer=False)
+        assert [round(one) for one in pings] == [0, 5, 10]
+        assert connection.is_open
+        self.reactor.advance(2)
+        self.reactor.turn()
+        assert not connection.is_open
+        assert self.ws.stats.dead_peers == 1
+
+    def test_who_answers_the_second_ping_has_the_whole_time_again(self) -> None:
+        self.serve(ping_interval=5, ping_timeout=12)
+        wire, connection = self.connect()
+        self.seconds_of_pings(wire, 12, answer=False)
+        wire.send(frame(b"", opcode=10))
+        pings = self.seconds_of_pings(wire, 14, answer=False)
+        assert len(pings) == 3
+        assert connection.is_open
 
     def test_pings_are_spread_over_time(self) -> None:
         wires = [self.connect()[0] for _ in range(16)]

@@ -114,6 +114,7 @@ class WsProtocol(WebSocketServerProtocol):
     _perMessageCompress: Any = None
     _fragments = 0
     _control_frames = 0
+    _silence = 0.0  # seconds from the first ping that was not answered to the last
     _waits = False  # for its turn, in a storm
     _paused = False
 
@@ -251,17 +252,27 @@ class WsProtocol(WebSocketServerProtocol):
         self.connection._write(_PING)
         if self.state != self.STATE_OPEN:
             return  # that was one frame too many for a slow reader
-        self.timer = server.wheel.schedule(server.ping_timeout, self._pong_is_due)
+        patience = server.ping_timeout - self._silence
+        self.timer = server.wheel.schedule(min(server.ping_interval, patience), self._look_for_life)
 
-    def _pong_is_due(self) -> None:
+    def _look_for_life(self) -> None:
+        """The time to answer is over, or that for another ping has come before."""
         server = self.server
-        if not self.heard:
+        if self.heard:
+            if self._silence:
+                self._silence = 0.0
+            if server.ping_interval > server.ping_timeout:
+                self.timer = server.wheel.schedule(server.ping_interval - server.ping_timeout, self._ping)
+            else:
+                self._ping()
+        elif server.ping_interval < server.ping_timeout - self._silence:
+            self._silence += server.ping_interval
+            self._ping()
+        else:
             server.stats.dead_peers += 1
             self.connection.ended = "no answer to a ping"
             self.timer = None
             self.abort()
-            return
-        self.timer = server.wheel.schedule(max(server.ping_interval - server.ping_timeout, 0), self._ping)
 
     # closing
 
