@@ -14,9 +14,11 @@ from twisted.internet.task import deferLater
 
 from chatws.brokers import open_broker
 from chatws.brokers.contract import Audience, Bounds
+from chatws.brokers.postgres.schema import migrations
 from chatws.chat.audience import DEFAULT_RULES, AudienceTable
 from chatws.chat.messages import RESERVED_EVENTS
 from chatws.chat.nodes import Disconnect, Unsubscribe, order_of
+from chatws.database.migrations import apply, transaction
 from chatws.errors import OperatorError, Unavailable
 from tests.postgres_nodes import Nodes, Told, draft, nodes, reactor, until
 
@@ -148,6 +150,9 @@ async def test_whatever_isolation_is_the_default_offsets_have_no_gap(nodes: Node
     await gatherResults([broker.publish([draft()]) for _ in range(30) for broker in (one, other)])
     await until(lambda: len(told.events) == 60, "all events")
     assert told.offsets == list(range(1, 61))
+    leases = await gatherResults([broker.lease(name, {5: 1}, 60) for broker, name in ((one, "a"), (other, "b"))])
+    assert sorted(len(leased.changed) for leased in leases) == [0, 1]
+    await one.trim()
 
 
 # chatws.publish
@@ -349,6 +354,26 @@ async def test_the_shops_role_needs_nothing_but_execute(nodes: Nodes) -> None:
             cursor.execute(forbidden)
     await until(lambda: len(told.events) == 4, "four events")
     assert told.events[0].audience.except_user_id == "ana"
+
+
+@pytest_twisted.ensureDeferred
+async def test_the_nodes_role_need_not_be_a_superuser(nodes: Nodes) -> None:
+    nodes.run(f"""
+        DROP SCHEMA chatws CASCADE;
+        DO $$ BEGIN CREATE ROLE node LOGIN; CREATE ROLE buyer LOGIN; EXCEPTION WHEN duplicate_object THEN NULL; END $$;
+        GRANT CREATE ON DATABASE {nodes.name} TO node;
+    """)
+    url = nodes.url.replace("postgres:not-asked-for", "node")
+    with transaction(url) as cursor:
+        apply(cursor, "chatws", migrations())
+        cursor.execute("SELECT chatws.allow('buyer')")
+    broker, told = await nodes.node(url)
+    shop = nodes.shop("buyer")
+    publish(shop.cursor(), "new_message")
+    shop.commit()
+    await told.until("new_message")
+    await broker.lease("a", {5: 1}, 60)
+    await broker.trim()
 
 
 # Waking

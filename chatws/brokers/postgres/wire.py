@@ -31,19 +31,20 @@ __all__ = [
     "to_event",
 ]
 
-#: The one line of SQL for each call. An append must see what was committed before it got its lock, so it needs READ
-#: COMMITTED, whatever the role's or the database's default is.
+#: What takes a lock must see what was committed before it had it, so it needs READ COMMITTED, whatever the role's or
+#: the database's default is. Both statements travel as one message, and are one transaction.
+_LOCKING = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
+
 APPEND = (
-    "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; "
-    "SELECT chatws.append(%(drafts)s, %(epoch)s, %(place)s, %(offset)s, %(stamp)s, %(wait)s, %(notify)s, %(awake)s,"
-    " %(now)s) AS answer"
+    f"{_LOCKING}SELECT chatws.append(%(drafts)s, %(epoch)s, %(place)s, %(offset)s, %(stamp)s, %(wait)s, %(notify)s,"
+    " %(awake)s, %(now)s) AS answer"
 )
 POLL = "SELECT chatws.poll(%(epoch)s, %(place)s, %(offset)s, %(stamp)s, %(limit)s, %(size)s) AS answer"
 READ = "SELECT chatws.read(%(after)s, %(limit)s, %(size)s)::text AS answer"
 BOUNDS = "SELECT first, last FROM chatws.bounds()"
 HEAD = "SELECT epoch, place, log_offset, stamp FROM chatws.head()"
-TRIM = "SELECT chatws.trim(%(events)s, %(seconds)s, %(size)s, %(limit)s, %(now)s) AS deleted"
-LEASE = "SELECT chatws.lease(%(node)s, %(tabs)s, %(seconds)s, %(now)s) AS answer"
+TRIM = f"{_LOCKING}SELECT chatws.trim(%(events)s, %(seconds)s, %(size)s, %(limit)s, %(now)s) AS deleted"
+LEASE = f"{_LOCKING}SELECT chatws.lease(%(node)s, %(tabs)s, %(seconds)s, %(now)s) AS answer"
 ONLINE = "SELECT chatws.online(%(now)s) AS answer"
 STAY_AWAKE = "SELECT chatws.stay_awake(%(seconds)s)"
 NOTIFY = "SELECT pg_notify('chatws', %(payload)s)"

@@ -1,4 +1,4 @@
--- The log: what nodes call. docs/design.md ("PostgreSQL") has the reasons and the proof.
+-- The log: what nodes call. docs/design.md ("The log in PostgreSQL") has the reasons and the proof.
 -- Programs that know migration 1 or a later one can work with it.
 
 CREATE TABLE chatws.log (
@@ -87,18 +87,29 @@ RETURNS boolean LANGUAGE sql STABLE AS $$
     FROM chatws._newest() n
 $$;
 
+-- What follows a lock must see what was committed before it was had: a snapshot of its own for each statement.
+CREATE FUNCTION chatws._need_read_committed() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
+BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'chatws: this needs the isolation level READ COMMITTED';
+    END IF;
+END
+$$;
+
 -- The caller holds the lock of `append`.
 CREATE FUNCTION chatws._start_over() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
     UPDATE chatws.log SET epoch = chatws._new_epoch(), place = n.place, log_offset = 0, total = 0
         FROM chatws._newest() n;
-    TRUNCATE chatws.events;
+    -- not TRUNCATE, which would wait for a pg_dump, and all publishers with it
+    DELETE FROM chatws.events;
     UPDATE chatws.keys SET log_offset = 0 WHERE log_offset <> 0;
 END
 $$;
 
 CREATE FUNCTION chatws.start_over() RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 BEGIN
+    PERFORM chatws._need_read_committed();
     PERFORM pg_advisory_xact_lock(1667785076, 1);
     PERFORM chatws._start_over();
     PERFORM pg_notify('chatws', 'anew');
@@ -140,13 +151,11 @@ DECLARE
     v_own_place bigint;
     v_missed json;
 BEGIN
+    PERFORM chatws._need_read_committed();
     IF p_wait THEN
         PERFORM pg_advisory_xact_lock(1667785076, 1);
     ELSIF NOT pg_try_advisory_xact_lock(1667785076, 1) THEN
         RETURN '{"busy":true}';
-    END IF;
-    IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'chatws.append needs READ COMMITTED: a snapshot from before the lock would not show the last events';
     END IF;
     IF chatws._has_lost(p_epoch, p_place, p_offset, p_stamp) THEN
         PERFORM chatws._start_over();
@@ -308,6 +317,7 @@ DECLARE
     v_deleted integer;
     v_most integer := 0;
 BEGIN
+    PERFORM chatws._need_read_committed();
     IF NOT pg_try_advisory_xact_lock(1667785076, 2) THEN
         RETURN 0;
     END IF;

@@ -36,6 +36,7 @@ DECLARE
     v_before text[];
     v_after text[];
 BEGIN
+    PERFORM chatws._need_read_committed();
     -- One at a time, or two nodes that lose the same user would each believe that the other has it still.
     PERFORM pg_advisory_xact_lock(1667785076, 3);
     v_now := coalesce(p_now, extract(epoch FROM clock_timestamp()));
