@@ -1,8 +1,8 @@
 """The broker on PostgreSQL: what a node does with the log that the schema `chatws` keeps.
 
-docs/design.md ("The log in PostgreSQL") says why offsets are gapless and in the order of commits. Here, in short: `publish`
-gathers drafts, and one append at a time takes them to the log; one loop reads on, woken by notifications and by a
-clock; both hand what they have to `InOrder`, which tells the listener.
+docs/design.md ("The log in PostgreSQL") says why offsets are gapless and in the order of commits. Here, in short:
+`publish` gathers drafts, and one append at a time takes them to the log; one loop reads on, woken by notifications and
+by a clock; both hand what they have to `InOrder`, which tells the listener.
 """
 
 from __future__ import annotations
