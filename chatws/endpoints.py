@@ -25,7 +25,15 @@ from zope.interface import implementer
 
 from chatws.errors import OperatorError
 
-__all__ = ["Endpoint", "is_loopback", "make_endpoint", "parse_endpoint", "tcp_endpoint", "try_to_listen"]
+__all__ = [
+    "Endpoint",
+    "adopt_unix_port",
+    "is_loopback",
+    "make_endpoint",
+    "parse_endpoint",
+    "tcp_endpoint",
+    "try_to_listen",
+]
 
 #: Connections that the kernel may hold ready for us to accept, where the string does not say. Twisted's 50 is soon full
 #: when many pages reconnect, and whoever finds it full tries again after a second, then two, then four.
@@ -144,28 +152,34 @@ def make_endpoint(reactor: Any, description: str, source: str) -> Any:
         raise OperatorError(f"{quoted}: {reason}") from None
 
 
+def adopt_unix_port(reactor: Any, descriptor: int, factory: Any) -> Any:
+    """Listen on a Unix socket that was open before us and stays so when we go. The descriptor is taken over.
+
+    Twisted's own way takes it for its property: it opens it to everybody (mode 666), leaves room for 50 waiting
+    connections, and at the end shuts it down and deletes its file, so that the next start finds a dead one.
+
+    :returns: an IListeningPort.
+    """
+    os.set_blocking(descriptor, False)
+    port = _InheritedUnixPort._fromListeningDescriptor(reactor, descriptor, factory)  # type: ignore[no-untyped-call]
+    os.close(descriptor)
+    port.startListening()
+    return port
+
+
 @implementer(IStreamServerEndpoint)
 class _InheritedUnixSocket:
-    """A Unix socket that was open before us and stays so when we go: systemd's.
-
-    Twisted's own endpoint takes it for its property: it opens it to everybody (mode 666), leaves room for 50 waiting
-    connections, and at the end shuts it down and deletes its file, so that the next start finds a dead one.
-    """
+    """systemd's Unix socket."""
 
     def __init__(self, adopted: Any) -> None:
         self._adopted = adopted
 
     def listen(self, factory: Any) -> Deferred[Any]:
         """See `IStreamServerEndpoint`. Once, as the descriptor is given away."""
-        adopted = self._adopted
         try:
-            os.set_blocking(adopted.fileno, False)
-            port = _InheritedUnixPort._fromListeningDescriptor(adopted.reactor, adopted.fileno, factory)  # type: ignore[no-untyped-call]
-            os.close(adopted.fileno)
-            port.startListening()
+            return succeed(adopt_unix_port(self._adopted.reactor, self._adopted.fileno, factory))
         except Exception:
             return fail()
-        return succeed(port)
 
 
 class _InheritedUnixPort(unix.Port):

@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, succeed
 
 from chatws.errors import ClientError
 
-__all__ = ["Readiness"]
+__all__ = ["PATIENCE", "Readiness"]
 
 #: Seconds for which an answer holds: whoever can reach the browsers' port can ask, and each asking is a query.
 HOLDS = 1.0
@@ -20,12 +20,20 @@ PATIENCE = 2.0
 class Readiness:
     """Asks the parts, all at once, and at most once a second.
 
-    :param parts: by name: what fails, or takes longer than `PATIENCE`, when the part does not answer.
+    :param parts: by name: what fails, or takes longer than `patience`, when the part does not answer.
     :param state: why the server as a whole is not ready ("starting", "stopping"), or nothing.
+    :param patience: seconds that a part may take.
     """
 
-    def __init__(self, parts: Mapping[str, Callable[[], Awaitable[object]]], state: Callable[[], str], clock: Any):
+    def __init__(
+        self,
+        parts: Mapping[str, Callable[[], Awaitable[object]]],
+        state: Callable[[], str],
+        clock: Any,
+        patience: float = PATIENCE,
+    ) -> None:
         self._parts = dict(parts)
+        self._patience = patience
         self._state = state
         self._clock = clock
         self._known: Mapping[str, str] = {}
@@ -62,7 +70,7 @@ class Readiness:
 
         for name, ask in self._parts.items():
             asked = Deferred.fromCoroutine(_whatever(ask))
-            asked.addTimeout(PATIENCE, self._clock).addBoth(heard, name)
+            asked.addTimeout(self._patience, self._clock).addBoth(heard, name)
 
     def _answer(self, problems: Mapping[str, str]) -> None:
         self._known, self._known_at = problems, self._clock.seconds()

@@ -20,7 +20,7 @@ from twisted.python import logfile
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["JsonObserver", "format_event", "observer_for"]
+__all__ = ["JsonObserver", "fields_of", "format_event", "observer_for", "use_json"]
 
 #: Characters kept of any one text, the traceback excepted.
 LONGEST = 2000
@@ -31,7 +31,12 @@ _OWN = frozenset(
 
 
 def format_event(event: LogEvent) -> str:
-    """One event as a line of JSON, without its end.
+    """One event as a line of JSON, without its end. Never raises."""
+    return json.dumps(fields_of(event), ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
+
+
+def fields_of(event: LogEvent) -> dict[str, Any]:
+    """One event as plain values.
 
     `time` (ISO 8601, UTC), `level`, `logger`, `message`; `traceback` of a failure; then its own fields: numbers,
     booleans, null and texts as such, anything else as its `repr`. Never raises.
@@ -53,7 +58,7 @@ def format_event(event: LogEvent) -> str:
     for name, value in event.items():
         if not name.startswith("log_") and name not in _OWN and name.isidentifier():
             line[name] = _plain(value)
-    return json.dumps(line, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace").decode()
+    return line
 
 
 def _cut(text: str) -> str:
@@ -85,6 +90,12 @@ class JsonObserver:
     def __call__(self, event: LogEvent) -> None:
         """See `ILogObserver`."""
         self._write(format_event(event) + "\n")
+
+
+def use_json(application: Any, twistd: Mapping[str, Any] | None) -> None:
+    """Have twistd log through `observer_for`, when it looks for an observer in its application."""
+    if twistd is not None and hasattr(application, "setComponent"):
+        application.setComponent(ILogObserver, observer_for(twistd))
 
 
 def observer_for(twistd: Mapping[str, Any]) -> JsonObserver:

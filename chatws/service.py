@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
-from twisted.logger import ILogObserver, Logger
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
@@ -26,19 +26,17 @@ from chatws import startup
 from chatws.auth.build import build_activity, build_authenticator, build_authorizer
 from chatws.auth.secrets import load_secrets
 from chatws.auth.ticket import TicketMethod
-from chatws.brokers import open_broker
-from chatws.brokers.contract import Bounds
 from chatws.chat.audience import AudienceTable, Kind
 from chatws.chat.chat_server import ChatServer
 from chatws.chat.history import History
 from chatws.chat.session import SessionLimits
 from chatws.config import Config
 from chatws.database.engines import open_database
-from chatws.endpoints import make_endpoint
 from chatws.errors import CloseCode, OperatorError
 from chatws.health import Readiness
-from chatws.logs import observer_for
+from chatws.logs import use_json
 from chatws.metrics import Exporter, Lag, MeasuredDatabase, make_site
+from chatws.place import Place, log_bounds
 from chatws.push.listener import PushFactory
 from chatws.push.queue import PushQueue
 from chatws.reload import compare, push_secret
@@ -48,7 +46,7 @@ from chatws.server.io_server import IoServer, raise_file_limit
 from chatws.server.wheel import Wheel
 from chatws.server.ws_server import WsServer
 
-__all__ = ["ChatwsService", "build"]
+__all__ = ["ChatwsService", "build", "listed", "make_admission", "make_audiences"]
 
 log = Logger()
 
@@ -77,11 +75,12 @@ class ChatwsService(Service):
 
     twistd: Mapping[str, Any] | None = None
 
-    def __init__(self, config: Config, reactor: Any) -> None:
+    def __init__(self, config: Config, reactor: Any, place: Place | None = None) -> None:
         self.config = config
         self.reactor = reactor
+        self.place = place or Place(config, reactor)
         wheel = Wheel(reactor)
-        bounds = Bounds(config.history_events, config.history_seconds, config.history_bytes)
+        bounds = log_bounds(config)
         url = startup.database_url(config)
         self.database: MeasuredDatabase | None = None
         if url:
@@ -90,25 +89,18 @@ class ChatwsService(Service):
         self.authenticator = build_authenticator(config, self.database, reactor)
         self.activity = build_activity(config, self.database, reactor)
         self.chat = ChatServer(
-            open_broker(
-                config.broker,
-                bounds,
-                durable=config.durable,
-                reactor=reactor,
-                timeout=config.broker_timeout,
-                listen_url=config.broker_listen,
-                poll=config.broker_poll,
-            ),
+            self.place.broker(),
             authenticator=self.authenticator,
             authorizer=build_authorizer(config, self.database, reactor),
             activity=self.activity,
             history=History(bounds, time.time),
-            audiences=_audiences(config),
+            audiences=make_audiences(config),
             limits=SessionLimits(config.max_subscriptions, config.rate, config.rate_burst),
             auth_deadline=config.auth_deadline,
             max_connections_per_user=config.max_connections_per_user,
             presence_grace=config.presence_grace,
             presence_lease=config.presence_lease,
+            node=self.place.node,
             reactor=reactor,
             schedule=wheel.schedule,
         )
@@ -133,27 +125,23 @@ class ChatwsService(Service):
             self.websockets,
             resource=self.demo.resource() if self.demo else None,
             ready=self.ready,
-            admission=_admission(config),
+            admission=make_admission(config),
             max_head_size=config.max_head_size,
             handshake_timeout=config.handshake_timeout,
             reactor=reactor,
         )
-        source = "--listen" if config.listen else "--port"
-        endpoints = [make_endpoint(reactor, one, source) for one in startup.browser_endpoints(config)]
-        self.browsers = IoServer(http, endpoints, reactor)
+        self.browsers = IoServer(http, self.place.browser_endpoints(), reactor)
         self.push_queue = PushQueue(self.chat, config.push_queue, reactor) if config.push_queue else None
         self.push = PushFactory(
             self.push_queue or self.chat, secret=self._push_secret, max_line_size=config.max_line_size, reactor=reactor
         )
-        source = "--push-listen" if config.push_listen else "--push-port"
-        endpoints = [make_endpoint(reactor, one, source) for one in startup.push_endpoints(config)]
         # an IoServer binds any factory, and says the same of a port in use
-        self.backends = IoServer(self.push, endpoints, reactor)  # type: ignore[arg-type]
+        self.backends = IoServer(self.push, self.place.push_endpoints(), reactor)  # type: ignore[arg-type]
         self._secret = push_secret(config)
         self._ticket_secrets = load_secrets(config)
         self.lag = Lag(reactor)
         self.monitors: IoServer | None = None
-        endpoints = [make_endpoint(reactor, one, "--metrics-port") for one in startup.metrics_endpoint(config)]
+        endpoints = self.place.metrics_endpoints()
         if endpoints:
             site: Any = make_site(Exporter(self, self.lag), self.ready, reactor)
             self.monitors = IoServer(site, endpoints, reactor)
@@ -163,8 +151,8 @@ class ChatwsService(Service):
 
     def setServiceParent(self, parent: Any) -> None:
         """See `IService`. twistd looks for the observer of its log in the application, which is the parent."""
-        if self.config.log_format == "json" and self.twistd is not None and hasattr(parent, "setComponent"):
-            parent.setComponent(ILogObserver, observer_for(self.twistd))
+        if self.config.log_format == "json":
+            use_json(parent, self.twistd)
         super().setServiceParent(parent)  # type: ignore[no-untyped-call]
 
     def privilegedStartService(self) -> None:
@@ -201,25 +189,27 @@ class ChatwsService(Service):
             for port in server.ports:
                 port.startReading()
         self._state = ""
-        if self.monitors:
+        if self.config.metrics_port:
             self.lag.start()
-            log.info("metrics are on {where}", where=_addresses(self.monitors.ports))
+        if self.monitors:
+            log.info("metrics are on {where}", where=listed(self.monitors.ports))
         _spare_the_collector()
         log.info(
             "listening for browsers on {browsers}, for backends on {backends}; up to {files} open files, {reactor}",
-            browsers=_addresses(self.browsers.ports),
-            backends=_addresses(self.backends.ports),
+            browsers=listed(self.browsers.ports),
+            backends=listed(self.backends.ports),
             files=raise_file_limit(),
             reactor=type(self.reactor).__name__,
         )
         if self.demo:
             host = self.browsers.ports[0].getHost()
             log.info("the demo: open http://localhost:{port}/ in two windows", port=getattr(host, "port", "?"))
+        self.place.started()
 
     def _failed(self, failure: Failure) -> None:
         if not isinstance(failure.value, OperatorError):
             log.failure("chatws cannot start", failure)
-        startup.fail(self.reactor, str(failure.value))
+        self.place.failed(str(failure.value))
 
     def _push_secret(self) -> bytes | None:
         return self._secret
@@ -233,10 +223,14 @@ class ChatwsService(Service):
         :raises OperatorError: `new` is no good. Then nothing has changed.
         """
         startup.check(new, self.reactor, running=True)
+        return self.take(new)
+
+    def take(self, new: Config) -> tuple[str, ...]:
+        """As `reconfigure`, of a configuration that has been checked."""
         change = compare(self.config, self._ticket_secrets, self._secret, new)
         config = change.config
-        _admission(config)  # what it would refuse it has to refuse before anything is changed
-        audiences = _audiences(config)
+        audiences = make_audiences(config)
+        make_admission(config)  # what it would refuse it has to refuse before anything is changed
         self.http.admission.reconfigure(**_doors(config))
         self.http.max_head_size = config.max_head_size
         self.http.handshake_timeout = config.handshake_timeout
@@ -341,7 +335,8 @@ def _spare_the_collector() -> None:
     gc.set_threshold(5000, 20, 20)
 
 
-def _audiences(config: Config) -> AudienceTable:
+def make_audiences(config: Config) -> AudienceTable:
+    """:raises OperatorError: `[audience]` names what there is not."""
     pairs = (one.partition("=") for one in config.audience)
     try:
         return AudienceTable({name: Kind(kind) for name, _, kind in pairs})
@@ -358,10 +353,12 @@ def _doors(config: Config) -> dict[str, Any]:
     }
 
 
-def _admission(config: Config) -> Admission:
+def make_admission(config: Config) -> Admission:
+    """Who may come in. Raises what it raises for settings that it cannot take."""
     return Admission(**_doors(config))
 
 
-def _addresses(ports: Sequence[Any]) -> str:
+def listed(ports: Sequence[Any]) -> str:
+    """Where these ports listen, for people."""
     hosts = [port.getHost() for port in ports]
     return ", ".join(f"{host.host}:{host.port}" if hasattr(host, "port") else f"unix:{host.name}" for host in hosts)

@@ -34,6 +34,7 @@ __all__ = [
     "database_url",
     "end_cleanly_on_sigterm",
     "fail",
+    "log_is_local",
     "metrics_endpoint",
     "push_endpoints",
     "read_secret_file",
@@ -46,6 +47,8 @@ AUTH_METHODS = ("ticket", "callback", "database", "trust")
 LOG_FORMATS = ("text", "json")
 REDIS_SCHEMES = ("redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel")
 BROKER_SCHEMES = ("sqlite", "postgresql", "postgres", *REDIS_SCHEMES)
+#: Kinds of endpoints that --workers can share.
+SHAREABLE = ("tcp", "tcp6", "ssl", "unix", "systemd")
 _SQLITE_MAGIC = b"SQLite format 3\0"
 
 
@@ -62,6 +65,11 @@ def push_endpoints(config: Config) -> tuple[str, ...]:
 def metrics_endpoint(config: Config) -> tuple[str, ...]:
     """The endpoint string for metrics, if there is one: never reachable from elsewhere."""
     return (tcp_endpoint(config.metrics_port, "127.0.0.1"),) if config.metrics_port else ()
+
+
+def log_is_local(config: Config) -> bool:
+    """Whether one process only can have the event log open: then its workers get to it through that one."""
+    return config.broker.partition(":")[0] in ("memory", "sqlite")
 
 
 def read_secret_file(path: str, setting: str) -> str:
@@ -120,6 +128,7 @@ def check(config: Config, reactor: Any, *, running: bool = False) -> list[str]:
     _check_push(config)
     _check_stores(config, look_inside=not running)
     _check_door(config, warnings)
+    _check_workers(config)
     if config.log_format not in LOG_FORMATS:
         raise OperatorError(f'--log-format must be {" or ".join(LOG_FORMATS)}, not "{config.log_format}"')
     return warnings
@@ -240,6 +249,19 @@ def _check_door(config: Config, warnings: list[str]) -> None:
             raise OperatorError(f'--allowed-origin must be scheme://host or scheme://host:port, not "{origin}"')
     if config.max_head_size < 1024:
         warnings.append("--max-head-size is so small that a browser's cookies may not fit")
+
+
+def _check_workers(config: Config) -> None:
+    if config.workers < 2:
+        return
+    if config.demo:
+        raise OperatorError("--demo runs in one process: leave --workers out")
+    for descriptions, source in ((config.listen, "--listen"), (config.push_listen, "--push-listen")):
+        for description in descriptions:
+            if parse_endpoint(description).kind not in SHAREABLE:
+                raise OperatorError(
+                    f'{source} "{description}" cannot be shared by workers, only {", ".join(SHAREABLE)} can'
+                )
 
 
 # --- the end --------------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
@@ -167,13 +167,19 @@ def makeService(options: Options) -> Service:
     from twisted.internet import reactor
 
     from chatws import service
+    from chatws.workers.supervisor import Supervisor
 
     assert options.loaded is not None
     try:
         for note in options.loaded.notes:
             startup.log.warn("{note}", note=note)
-        root = service.build(options.loaded.config, reactor)
-        startup.try_ports(options.loaded.config)
+        config = options.loaded.config
+        # with workers it is built and thrown away: what a part refuses is to be known here too
+        root: service.ChatwsService | Supervisor = service.build(config, reactor)
+        startup.try_ports(config)
+        if config.workers > 1:
+            twistd: Mapping[str, Any] = options.parent or {}
+            root = Supervisor(config, reactor, twistd.get("reactor") or "")
         root.twistd = options.parent
     except OperatorError as error:
         _leave(str(error))
@@ -271,6 +277,7 @@ def describe(loaded: Loaded, warnings: Sequence[str]) -> str:
         f"  auth      {', '.join(default_methods(config))}",
         f"  database  {without_secrets(startup.database_url(config)) or 'none'}",
         f"  events    {without_secrets(config.broker)}",
+        *([f"  workers   {config.workers} processes and a supervisor"] if config.workers > 1 else []),
         *(["  the demo"] if config.demo else []),
     ]
     table = settings()

@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "chatws.endpoints": ["chatws.errors"],
     "chatws.configure": ["chatws.config", "chatws.errors"],
     "chatws.server": ["chatws.errors", "chatws.ids"],
-    "chatws.brokers": ["chatws.errors", "chatws.ids", "chatws.database"],
+    "chatws.brokers": ["chatws.channel", "chatws.database", "chatws.errors", "chatws.ids"],
+    "chatws.channel": [],
     "chatws.database": ["chatws.errors", "chatws.ids"],
     "chatws.chat": ["chatws.errors", "chatws.ids", "chatws.server", "chatws.brokers"],
     "chatws.push": ["chatws.errors", "chatws.ids", "chatws.brokers.contract", "chatws.chat"],
@@ -56,9 +57,31 @@ MAY_IMPORT = {
         "chatws.server.pages",
         "chatws.service",  # for types
     ],
+    "chatws.place": [
+        "chatws.brokers",
+        "chatws.config",
+        "chatws.endpoints",
+        "chatws.startup",
+    ],
     "chatws.reload": ["chatws.auth", "chatws.config", "chatws.configure", "chatws.errors", "chatws.startup"],
     "chatws.startup": ["chatws.auth", "chatws.config", "chatws.configure", "chatws.endpoints", "chatws.errors"],
     "chatws.uvloop_reactor": [],
+    "chatws.workers": [
+        "chatws.auth.secrets",
+        "chatws.brokers",
+        "chatws.channel",
+        "chatws.config",
+        "chatws.endpoints",
+        "chatws.errors",
+        "chatws.health",
+        "chatws.logs",
+        "chatws.metrics",
+        "chatws.place",
+        "chatws.reload",
+        "chatws.server",
+        "chatws.service",
+        "chatws.startup",
+    ],
 }
 
 #: Libraries that one room keeps from all the others.

@@ -37,7 +37,7 @@ class Audience(NamedTuple):
     except_user_id: Id | None = None
 
 
-class Draft(msgspec.Struct, frozen=True, gc=False):
+class Draft(msgspec.Struct, frozen=True, gc=False, array_like=True, omit_defaults=True):
     """An event on its way into the log.
 
     :ivar data: the JSON object, UTF-8, as it will go out.
@@ -52,7 +52,7 @@ class Draft(msgspec.Struct, frozen=True, gc=False):
     transient: bool = False
 
 
-class Event(msgspec.Struct, gc=False):
+class Event(msgspec.Struct, gc=False, array_like=True, omit_defaults=True):
     """An event that the log has accepted.
 
     :ivar offset: its place in the log, from 1; 0 for a transient event.

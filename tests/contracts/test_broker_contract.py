@@ -24,8 +24,9 @@ from chatws.errors import Unavailable
 from tests.fakes_brokers import SharedBroker, SharedLog
 from tests.postgres import PostgresLogs, postgres_logs
 from tests.redis import RedisServer, redis, redis_6
+from tests.relays import Relays, relays
 
-__all__ = ["postgres_logs", "redis", "redis_6"]
+__all__ = ["postgres_logs", "redis", "redis_6", "relays"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ def on_postgres(name: str, fixture: str) -> Engine:
     return Engine(name, open_postgres, persistent=True, fixture=fixture, nodes=True, trim=lambda broker: broker.trim())
 
 
+def open_relayed(relays: Relays, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+    return relays.broker(place, lambda: open_memory(None, place, bounds, now))
+
+
+def open_relayed_sqlite(relays: Relays, place: Path, bounds: Bounds, now: Callable[[], float]) -> Broker:
+    return relays.broker(place, lambda: open_durable_sqlite(None, place, bounds, now))
+
+
 ENGINES = [
     Engine("fake", open_fake, persistent=False),
     Engine("memory", open_memory, persistent=False),
@@ -90,6 +99,8 @@ ENGINES = [
     on_postgres("postgres", "postgres_logs"),
     Engine("redis", open_redis, persistent=True, fixture="redis", nodes=True),
     Engine("redis-6", open_redis, persistent=True, fixture="redis_6", nodes=True),
+    Engine("relayed", open_relayed, persistent=False, fixture="relays", nodes=True),
+    Engine("relayed-sqlite-durable", open_relayed_sqlite, persistent=True, fixture="relays", nodes=True),
 ]
 
 

@@ -15,9 +15,9 @@ from twisted.internet.task import deferLater
 
 from chatws.brokers.contract import Audience, Bounds, Broker, Draft, Event
 from chatws.errors import Unavailable
-from tests.contracts.test_broker_contract import ENGINES, Recorder, World, draft, postgres_logs, redis, redis_6
+from tests.contracts.test_broker_contract import ENGINES, Recorder, World, draft, postgres_logs, redis, redis_6, relays
 
-__all__ = ["postgres_logs", "redis", "redis_6"]
+__all__ = ["postgres_logs", "redis", "redis_6", "relays"]
 
 SHARED = [engine for engine in ENGINES if engine.nodes]
 

@@ -1,0 +1,85 @@
+"""A log that is relayed within this process: the exchange and its workers' brokers, over real socket pairs."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from chatws.brokers.contract import Broker, Listener
+from chatws.brokers.exchange import Exchange
+from chatws.brokers.relay import RelayBroker
+from chatws.channel import Channel
+
+
+class _Gives:
+    """A factory for one connection."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+
+    def buildProtocol(self, address: object) -> Channel:
+        return self.channel
+
+
+def connect(reactor: Any, one: Channel, other: Channel) -> None:
+    """Make them the two ends of a socket pair."""
+    for end, channel in zip(socket.socketpair(), (one, other), strict=True):
+        end.setblocking(False)
+        reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, _Gives(channel))
+        end.close()
+
+
+class Relays:
+    """The logs that are open, each with its exchange, by the directory that they belong to."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
+        self.open: dict[Path, list[RelayedBroker]] = {}
+        self.exchanges: dict[Path, Exchange] = {}
+
+    def broker(self, place: Path, make: Callable[[], Broker]) -> Broker:
+        """One more node on the log of `place`, which the first one makes and the last one closes."""
+        return RelayedBroker(self, place, make)
+
+
+class RelayedBroker(RelayBroker):
+    """A worker's broker whose exchange starts with the first such one and stops with the last."""
+
+    def __init__(self, relays: Relays, place: Path, make: Callable[[], Broker]) -> None:
+        super().__init__(lambda channel: connect(relays.reactor, relays.exchanges[place].channel("w"), channel))
+        self._relays = relays
+        self._place = place
+        self._make = make
+
+    def start(self, listener: Listener) -> Deferred[None]:
+        self._relays.open.setdefault(self._place, []).append(self)
+        if self._place in self._relays.exchanges:
+            return super().start(listener)
+        exchange = Exchange(self._make(), lambda name: os.abort(), self._relays.reactor)
+        self._relays.exchanges[self._place] = exchange
+        return exchange.start().addCallback(lambda _: RelayBroker.start(self, listener))
+
+    def stop(self) -> Deferred[None]:
+        async def stop() -> None:
+            await RelayBroker.stop(self)
+            users = self._relays.open.get(self._place, [])
+            if self in users:
+                users.remove(self)
+                if not users:
+                    await self._relays.exchanges.pop(self._place).stop()
+
+        return Deferred.fromCoroutine(stop())
+
+
+@pytest.fixture
+def relays() -> Relays:
+    """No log yet."""
+    from twisted.internet import reactor
+
+    return Relays(reactor)

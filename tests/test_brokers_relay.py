@@ -1,0 +1,292 @@
+"""One log for several workers: order, receipts, who does not read, and who is gone. The wire is pumped by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+from twisted.internet.testing import StringTransport
+from twisted.trial.unittest import SynchronousTestCase
+
+from chatws.brokers import relay as relay_module
+from chatws.brokers.contract import Audience, Bounds, Draft, Event
+from chatws.brokers.exchange import HIGH, STUCK, Exchange
+from chatws.brokers.memory import MemoryBroker
+from chatws.brokers.relay import RelayBroker
+from chatws.channel import Channel
+from chatws.errors import OperatorError, Unavailable
+
+
+def draft(name: str, size: int = 2, **options: Any) -> Draft:
+    return Draft(name, Audience(("conversation:1",)), b"x" * size, **options)
+
+
+class Listener:
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.epochs: list[str] = []
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        for event in events:
+            event.delivered = 3
+        self.events += events
+
+    def reset(self, epoch: str) -> None:
+        self.epochs.append(epoch)
+
+    @property
+    def names(self) -> list[str]:
+        return [event.name for event in self.events]
+
+
+class Worker:
+    """One worker's broker, and the two transports between it and the exchange.
+
+    :ivar reads: whether it reads what the exchange sends; otherwise the exchange's transport is full.
+    """
+
+    def __init__(self, exchange: Exchange, name: str) -> None:
+        self.listener = Listener()
+        self.reads = True
+        self.theirs = exchange.channel(name)
+        self.to_exchange, self.to_worker = StringTransport(), StringTransport()
+        self.broker = RelayBroker(self._connect)
+        self.started = self.broker.start(self.listener)
+
+    def _connect(self, channel: Channel) -> None:
+        self.ours = channel
+        channel.makeConnection(self.to_exchange)
+        self.theirs.makeConnection(self.to_worker)
+
+    def stop_reading(self) -> None:
+        self.reads = False
+        self.theirs.pauseProducing()
+
+    def read_on(self) -> None:
+        self.reads = True
+        self.theirs.resumeProducing()
+
+    @property
+    def held_back(self) -> bool:
+        """Whether the exchange takes nothing from it."""
+        return self.to_worker.producerState == "paused"
+
+    def pump(self) -> bool:
+        """Move what is on its way, one direction after the other; whether there was anything."""
+        up = b"" if self.held_back else self.to_exchange.value()
+        if up:
+            self.to_exchange.clear()
+            self.theirs.dataReceived(up)
+        down = self.to_worker.value() if self.reads else b""
+        if down:
+            self.to_worker.clear()
+            self.ours.dataReceived(down)
+        return bool(up or down)
+
+    def die(self) -> None:
+        self.ours.connectionLost()
+        self.theirs.connectionLost()
+
+
+class RelayTestCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.clock = Clock()
+        self.given_up: list[str] = []
+        self.log = MemoryBroker(Bounds(), self.clock.seconds)
+        self.exchange = Exchange(self.log, self.given_up.append, self.clock)
+        self.successResultOf(self.exchange.start())
+        self.workers: list[Worker] = []
+        self.a, self.b = self.worker("a"), self.worker("b")
+
+    def tearDown(self) -> None:
+        self.exchange.stop()
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def worker(self, name: str) -> Worker:
+        worker = Worker(self.exchange, name)
+        self.workers.append(worker)
+        self.settle()
+        self.successResultOf(worker.started)
+        return worker
+
+    def settle(self) -> None:
+        while [one for one in self.workers if one.ours.connected and one.pump()]:
+            pass
+
+
+class EventTests(RelayTestCase):
+    def test_what_one_publishes_all_are_told_of_in_one_order(self) -> None:
+        publishing = [(self.a, self.b)[n % 2].broker.publish([draft(f"{n}.1"), draft(f"{n}.2")]) for n in range(6)]
+        self.settle()
+        receipts = [self.successResultOf(one) for one in publishing]
+        self.assertEqual(self.a.listener.events, self.b.listener.events)
+        self.assertEqual([event.offset for event in self.a.listener.events], list(range(1, 13)))
+        for number, events in enumerate(receipts):
+            self.assertEqual([event.name for event in events], [f"{number}.1", f"{number}.2"])
+            self.assertEqual([event.delivered for event in events], [3, 3])
+
+    def test_the_publisher_hears_after_its_own_listener(self) -> None:
+        order: list[str] = []
+        self.a.listener.deliver = lambda events: order.append("told")  # type: ignore[method-assign]
+        self.a.broker.publish([draft("x")]).addCallback(lambda events: order.append("published"))
+        self.settle()
+        self.assertEqual(order, ["told", "published"])
+
+    def test_a_key_counts_for_all_workers_and_receipts_keep_the_drafts_order(self) -> None:
+        self.a.broker.publish([draft("first", key="k")])
+        self.settle()
+        again = self.b.broker.publish([draft("second", key="k"), draft("new"), draft("third", key="k")])
+        self.settle()
+        self.assertEqual(
+            [(event.name, event.offset, event.duplicate) for event in self.successResultOf(again)],
+            [("second", 1, True), ("new", 2, False), ("third", 1, True)],
+        )
+        self.assertEqual(self.a.listener.names, ["first", "new"])
+
+    def test_one_who_comes_later_is_told_of_what_follows(self) -> None:
+        self.a.broker.publish([draft("before")])
+        self.settle()
+        late = self.worker("late")
+        self.b.broker.publish([draft("after")])
+        self.settle()
+        self.assertEqual(late.listener.names, ["after"])
+        self.assertEqual(late.broker.epoch, self.a.broker.epoch)
+        found = late.broker.read(0, 10)
+        self.settle()
+        self.assertEqual([event.name for event in self.successResultOf(found)], ["before", "after"])
+
+    def test_a_log_that_starts_anew_does_so_for_all(self) -> None:
+        self.exchange.reset("other")
+        self.settle()
+        self.assertEqual((self.a.listener.epochs, self.b.listener.epochs), (["other"], ["other"]))
+        self.assertEqual(self.a.broker.epoch, "other")
+
+
+class ForbiddingLog(MemoryBroker):
+    """A log that cannot be written."""
+
+    problem: Exception = Unavailable("the disk is full")
+
+    def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
+        return fail(self.problem)
+
+    def lease(self, node: str, tabs: Mapping[Any, Any], seconds: float) -> Deferred[Any]:
+        return fail(self.problem)
+
+
+class TroubleTests(RelayTestCase):
+    def test_a_refusal_reaches_the_one_who_asked_with_its_reason(self) -> None:
+        self.exchange.broker = ForbiddingLog()
+        asked = [self.a.broker.publish([draft("x")]), self.a.broker.lease("a", {}, 1)]
+        self.settle()
+        for one in asked:
+            self.assertEqual(self.failureResultOf(one, Unavailable).value.message, "the disk is full")
+
+    def test_a_fault_is_logged_where_the_log_is_and_told_without_details(self) -> None:
+        self.exchange.broker = ForbiddingLog()
+        self.exchange.broker.problem = KeyError("secret")
+        asked = self.a.broker.publish([draft("x")])
+        self.settle()
+        self.assertEqual(self.failureResultOf(asked, Unavailable).value.message, "internal error")
+        self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
+
+    def test_when_the_holder_of_the_log_is_gone_nothing_hangs(self) -> None:
+        pending = [self.a.broker.publish([draft("x")]), self.a.broker.read(0, 1), self.a.broker.lease("a", {1: 1}, 1)]
+        self.a.die()
+        pending += [self.a.broker.publish([draft("x")]), self.a.broker.bounds(), self.a.broker.online()]
+        for one in pending:
+            self.failureResultOf(one, Unavailable)
+        self.successResultOf(self.a.broker.stop())
+
+    def test_a_start_without_the_holder_of_the_log_is_the_operators_problem(self) -> None:
+        broker = RelayBroker(lambda channel: None)
+        self.failureResultOf(broker.start(Listener()), OperatorError)
+
+    def test_a_worker_that_dies_in_the_middle_of_a_line_harms_nobody(self) -> None:
+        torn = self.a.broker.publish([draft("torn")])
+        self.a.theirs.dataReceived(self.a.to_exchange.value()[:-1])
+        self.a.die()
+        self.failureResultOf(torn, Unavailable)
+        self.b.broker.publish([draft("whole")])
+        self.settle()
+        self.assertEqual(self.b.listener.names, ["whole"])
+
+    def test_stop_waits_for_the_answers(self) -> None:
+        publishing = self.a.broker.publish([draft("x")])
+        stopping = self.a.broker.stop()
+        self.assertNoResult(stopping)
+        self.settle()
+        self.assertEqual([event.offset for event in self.successResultOf(publishing)], [1])
+        self.successResultOf(stopping)
+        self.assertTrue(self.a.to_exchange.disconnecting)
+
+
+class HoldingBackTests(RelayTestCase):
+    def publish_until_held_back(self) -> int:
+        """With `b` not reading. How many were taken."""
+        self.b.stop_reading()
+        for number in range(100):
+            self.a.broker.publish([draft(f"{number}", size=HIGH // 10)])
+            self.settle()
+            if self.a.held_back:
+                return number + 1
+        raise AssertionError("never held back")
+
+    def test_nothing_more_is_taken_while_a_worker_does_not_read(self) -> None:
+        taken = self.publish_until_held_back()
+        self.assertLess(self.b.theirs.unsent, HIGH + HIGH // 5)
+        waiting = self.a.broker.publish([draft("waits")])
+        self.settle()
+        self.assertNoResult(waiting)
+        self.b.read_on()
+        self.settle()
+        self.assertFalse(self.a.held_back)
+        self.assertEqual(self.successResultOf(waiting)[0].offset, taken + 1)
+        self.assertEqual(self.b.listener.names, self.a.listener.names)
+        self.assertEqual(self.given_up, [])
+
+    def test_one_that_reads_nothing_at_all_is_given_up_and_the_others_go_on(self) -> None:
+        self.publish_until_held_back()
+        waiting = self.a.broker.publish([draft("waits")])
+        self.clock.advance(STUCK)
+        self.assertEqual(self.given_up, ["b"])
+        self.assertTrue(self.b.to_worker.disconnecting)
+        self.b.die()
+        self.settle()
+        self.successResultOf(waiting)
+
+    def test_one_that_reads_slowly_is_waited_for(self) -> None:
+        self.publish_until_held_back()
+        write = self.b.to_worker.write
+
+        def one_at_a_time(data: bytes) -> None:
+            write(data)
+            self.b.theirs.pauseProducing()
+
+        self.b.to_worker.write = one_at_a_time  # type: ignore[method-assign]
+        for _ in range(5):
+            self.clock.advance(STUCK - 1)
+            self.b.read_on()
+            self.clock.advance(1)
+        self.assertEqual(self.given_up, [])
+        self.assertTrue(self.a.held_back)
+        self.b.to_worker.write = write  # type: ignore[method-assign]
+        self.b.read_on()
+        self.settle()
+        self.assertFalse(self.a.held_back)
+
+    def test_a_worker_that_dies_unread_holds_back_nobody(self) -> None:
+        self.publish_until_held_back()
+        self.b.die()
+        self.assertFalse(self.a.held_back)
+
+    def test_a_worker_cannot_pile_up_what_the_log_does_not_take(self) -> None:
+        self.patch(relay_module, "MOST_UNSENT", 1000)
+        self.a.ours.pauseProducing()
+        first = self.a.broker.publish([draft("x", size=2000)])
+        self.failureResultOf(self.a.broker.publish([draft("y")]), Unavailable)
+        self.a.ours.resumeProducing()
+        self.settle()
+        self.successResultOf(first)
