@@ -256,6 +256,8 @@ def _check_workers(config: Config) -> None:
         return
     if config.demo:
         raise OperatorError("--demo runs in one process: leave --workers out")
+    if 0 < config.max_connections < config.workers:
+        raise OperatorError("--max-connections is shared out to the workers: it must be no less than --workers")
     for descriptions, source in ((config.listen, "--listen"), (config.push_listen, "--push-listen")):
         for description in descriptions:
             if parse_endpoint(description).kind not in SHAREABLE:

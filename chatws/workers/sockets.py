@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from twisted.internet import unix
 from twisted.internet.abstract import isIPv6Address
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.endpoints import serverFromString
 from twisted.internet.error import CannotListenError
 from twisted.internet.protocol import Factory
@@ -66,12 +68,11 @@ class Door:
             return self._port.getHost()
         return _address(self.sockets[0])
 
-    def close(self) -> None:
+    def close(self) -> Deferred[None]:
         """Accept nobody else, once the workers have let go too."""
         for one in self.sockets:
             one.close()
-        if self._port is not None:
-            self._port.stopListening()
+        return maybeDeferred(self._port.stopListening) if self._port is not None else succeed(None)
 
 
 def open_door(reactor: Any, name: str, description: str, source: str, workers: int) -> Door:
@@ -101,6 +102,11 @@ def open_door(reactor: Any, name: str, description: str, source: str, workers: i
 
 class _Nobody(Factory):
     noisy = False
+
+
+class _SharedUnixPort(unix.Port):
+    # to be closed while others have the socket too, not made useless to them
+    _shouldShutdown = False
 
 
 class _Opening:
@@ -139,7 +145,8 @@ class _Opening:
 
     def listenUNIX(self, address: Any, factory: Any, backlog: int = 50, mode: int = 0o666, wantPID: int = 0) -> Any:
         """See `IReactorUNIX`."""
-        self.port = self._reactor.listenUNIX(address, factory, backlog, mode, wantPID)
+        self.port = _SharedUnixPort(address, factory, backlog, mode, self._reactor, wantPID)
+        self.port.startListening()
         self.port.stopReading()
         self.sockets = [socket.socket(fileno=os.dup(self.port.fileno()))]
         return self.port

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -44,7 +44,7 @@ def shared_out(config: Config) -> Config:
     """The settings of one worker: its share of what counts for all."""
     if not config.max_connections:
         return config
-    return replace(config, max_connections=max(1, config.max_connections // config.workers))
+    return replace(config, max_connections=config.max_connections // config.workers)
 
 
 class Supervisor(Service):
@@ -210,13 +210,12 @@ class Supervisor(Service):
 
     async def _stop(self) -> None:
         self._state = "stopping"
-        for door in self._doors:
-            door.close()
+        closing = [door.close() for door in self._doors]
         self._all_ended = Deferred()
         for child in self.children:
             child.stop(self.config.drain_seconds + PATIENCE)
         self._look_ended()
-        await self._all_ended
+        await gatherResults([*closing, self._all_ended])
         if self._exchange is not None:
             await self._exchange.stop()
         if self._monitors is not None:

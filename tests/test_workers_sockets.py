@@ -1,0 +1,192 @@
+"""Sockets that a supervisor opens and workers listen on: here both are in this process, over real sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_twisted
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import clientFromString, wrapClientTLS
+from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFromCertificates
+from twisted.internet.task import deferLater
+from twisted.python.systemd import ListenFDs
+
+from chatws.endpoints import BACKLOG
+from chatws.errors import OperatorError
+from chatws.workers.sockets import Door, adopting_endpoint, open_door
+from tests.certificates import self_signed
+
+
+class Worker:
+    """Who listens on its share of some doors, and says its name to whoever comes."""
+
+    def __init__(self, reactor: Any, number: int) -> None:
+        self.reactor = reactor
+        self.number = number
+        self.ports: list[Any] = []
+
+    async def listen(self, door: Door) -> None:
+        name = b"%d" % self.number
+
+        class Greeting(Protocol):
+            def connectionMade(self) -> None:
+                self.transport.write(name)
+                self.transport.loseConnection()
+
+        factory = Factory()
+        factory.protocol = Greeting  # type: ignore[assignment]
+        factory.noisy = False
+        descriptor = os.dup(door.of_worker(self.number).fileno())
+        self.ports.append(await adopting_endpoint(self.reactor, door.inherited(descriptor)).listen(factory))
+
+    async def end(self) -> None:
+        ports, self.ports = self.ports, []
+        for port in ports:
+            await port.stopListening()
+
+
+class Greeted(Protocol):
+    def __init__(self) -> None:
+        self.said: Deferred[bytes] = Deferred()
+        self._data = b""
+
+    def dataReceived(self, data: bytes) -> None:
+        self._data += data
+
+    def connectionLost(self, reason: Any = None) -> None:
+        self.said.callback(self._data)
+
+
+async def greeting(client: Any) -> bytes:
+    """What is said to one who connects to that endpoint."""
+    factory = Factory()
+    factory.protocol = Greeted  # type: ignore[assignment]
+    factory.noisy = False
+    protocol: Any = await client.connect(factory)
+    said: bytes = await protocol.said
+    return said
+
+
+class Doors:
+    """Opens doors and workers, and closes them all."""
+
+    def __init__(self, reactor: Any) -> None:
+        self.reactor = reactor
+        self.doors: list[Door] = []
+        self.workers: list[Worker] = []
+
+    def open(self, description: str, workers: int = 2) -> Door:
+        door = open_door(self.reactor, "browsers", description, "--listen", workers)
+        self.doors.append(door)
+        return door
+
+    async def worker(self, number: int, door: Door) -> Worker:
+        worker = Worker(self.reactor, number)
+        self.workers.append(worker)
+        await worker.listen(door)
+        return worker
+
+
+@pytest.fixture
+def doors() -> Iterator[Doors]:
+    """Nothing is open."""
+    from twisted.internet import reactor
+
+    made = Doors(reactor)
+    yield made
+    for door in made.doors:
+        pytest_twisted.blockon(door.close())
+    for worker in made.workers:
+        pytest_twisted.blockon(Deferred.fromCoroutine(worker.end()))
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_tcp_port_has_a_queue_for_each_worker_and_a_successor_takes_what_waits(doors: Doors) -> None:
+    door = doors.open("tcp:0:interface=127.0.0.1")
+    port = door.getHost().port
+    one, _ = await doors.worker(0, door), await doors.worker(1, door)
+    client = clientFromString(doors.reactor, f"tcp:127.0.0.1:{port}")
+    said: set[bytes] = set()
+    for _ in range(100):
+        said.add(await greeting(client))
+        if len(said) == 2:
+            break
+    assert said == {b"0", b"1"}
+    await one.end()
+    waiting = [Deferred.fromCoroutine(greeting(client)) for _ in range(40)]
+    while sum(one.called for one in waiting) < 10:  # those of the other worker are answered
+        await deferLater(doors.reactor, 0.01)
+    assert sum(one.called for one in waiting) < 40
+    await doors.worker(0, door)
+    assert {await one for one in waiting} == {b"0", b"1"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_port_that_another_server_shares_out_is_in_use_nevertheless(doors: Doors) -> None:
+    port = doors.open("tcp:0:interface=127.0.0.1").getHost().port
+    with pytest.raises(OperatorError, match=f"--listen: cannot listen on 127.0.0.1 port {port}"):
+        doors.open(f"tcp:{port}:interface=127.0.0.1")
+
+
+@pytest_twisted.ensureDeferred
+async def test_tls_is_spoken_by_the_workers(doors: Doors, tmp_path: Path) -> None:
+    certificate = self_signed()
+    pem = tmp_path / "key-and-certificate.pem"
+    pem.write_bytes(certificate.both)
+    door = doors.open(f"ssl:0:privateKey={pem}:certKey={pem}:interface=127.0.0.1")
+    for number in (0, 1):
+        await doors.worker(number, door)
+    port = clientFromString(doors.reactor, f"tcp:127.0.0.1:{door.getHost().port}")
+    trusted = optionsForClientTLS(
+        "localhost", trustRootFromCertificates([Certificate.loadPEM(certificate.certificate)])
+    )
+    assert await greeting(wrapClientTLS(trusted, port)) in (b"0", b"1")
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_unix_socket_is_one_for_all_and_goes_with_the_supervisor(doors: Doors, tmp_path: Path) -> None:
+    path = tmp_path / "door.sock"
+    door = doors.open(f"unix:{path}:mode=600")
+    assert path.stat().st_mode & 0o777 == 0o600
+    client = clientFromString(doors.reactor, f"unix:{path}")
+    worker = await doors.worker(0, door)
+    assert await greeting(client) == b"0"
+    await worker.end()
+    assert path.exists()
+    await doors.worker(1, door)
+    assert await greeting(client) == b"1"
+    doors.doors.remove(door)
+    await door.close()
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("family", ["INET", "UNIX"])
+@pytest_twisted.ensureDeferred
+async def test_systemds_socket_is_one_for_all_and_stays(
+    doors: Doors, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    ours = socket.socket(getattr(socket, f"AF_{family}"))
+    ours.bind(("127.0.0.1", 0) if family == "INET" else f"{tmp_path}/s")
+    ours.listen(BACKLOG)
+    from twisted.internet import endpoints
+
+    monkeypatch.setattr(endpoints._SystemdParser, "_sddaemon", ListenFDs([ours.fileno()], ()))
+    prefix = "haproxy:" if family == "INET" else ""
+    door = doors.open(f"{prefix}systemd:domain={family}:index=0")
+    assert door.description == f"{prefix}{'tcp:0' if family == 'INET' else 'unix:inherited'}"
+    workers = [await doors.worker(number, door) for number in (0, 1)]
+    if family == "UNIX":  # behind haproxy: a client would have to begin with a PROXY line
+        assert await greeting(clientFromString(doors.reactor, f"unix:{tmp_path}/s")) in (b"0", b"1")
+    for worker in workers:
+        await worker.end()
+    doors.doors.remove(door)
+    await door.close()
+    with socket.socket(ours.family) as client:
+        client.connect(ours.getsockname())  # systemd's own is open as before
+    ours.close()
