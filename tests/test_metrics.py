@@ -23,6 +23,7 @@ from chatws.errors import Unavailable
 from chatws.health import HOLDS, PATIENCE, Readiness
 from chatws.metrics import LAG_INTERVAL, Exporter, Histogram, Lag, MeasuredDatabase
 from chatws.service import ChatwsService
+from chatws.workers.monitoring import Gathering
 
 
 def event(name: str, delivered: int = 0) -> Event:
@@ -126,9 +127,11 @@ class ExporterTests(SynchronousTestCase):
 
     def test_the_document_names_every_series_and_no_other(self) -> None:
         service = ChatwsService(Config(port=0, push_port=0), MemoryReactorClock())
-        exposed = {
-            one.name + ("_total" if one.type == "counter" else "") for one in Exporter(service, service.lag).collect()
-        }
+        families = [
+            *Exporter(service, service.lag).collect(),
+            *[one for one in self.successResultOf(Gathering([], Clock())()) if one.name.startswith("chatws_")],
+        ]
+        exposed = {one.name + ("_total" if one.type == "counter" else "") for one in families}
         document = Path(chatws.__file__).parents[1] / "docs" / "operations.md"
         table = [line for line in document.read_text(encoding="utf-8").splitlines() if line.startswith("| `chatws_")]
         named = {name for line in table for name in re.findall(r"`(chatws_\w+)", line)}
