@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, fail
+from twisted.internet.defer import CancelledError, Deferred, fail, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
@@ -88,6 +88,7 @@ class RedisBroker:
         self._stopping: Deferred[None] | None = None
         self._waiting: list[tuple[Sequence[Draft], Deferred[list[Event]]]] = []
         self._writing = False
+        self._publishing = 0
         self._asking = 0
         self._idle: list[Deferred[None]] = []
         self._problem = ""
@@ -152,7 +153,7 @@ class RedisBroker:
         return done
 
     async def _stop(self) -> None:
-        while self._ready and (self._writing or self._waiting or self._asking or self._follower.waits):
+        while self._ready and (self._publishing or self._asking):
             idle: Deferred[None] = Deferred()
             self._idle.append(idle)
             await idle
@@ -189,6 +190,10 @@ class RedisBroker:
                     if one_line(error) != problem:
                         problem = one_line(error)
                         self._log.warn("Redis cannot be reached: {reason}", reason=problem)
+                except CancelledError:
+                    raise
+                except Exception:
+                    self._log.failure("Fault in reaching Redis")
                 await deferLater(self._reactor, _backoff(attempt))
                 attempt += 1
             self._log.info("Redis at {where} is there again", where=self._location.name)
@@ -327,10 +332,19 @@ class RedisBroker:
             return fail(Unavailable("the log is closed"))
         if not self._ready:
             return fail(Unavailable("the log cannot be reached now"))
+        if not drafts:
+            return succeed([])
         fired: Deferred[list[Event]] = Deferred()
+        self._publishing += 1
+        fired.addBoth(self._published)
         self._waiting.append((drafts, fired))
         self._write_waiting()
         return fired
+
+    def _published(self, outcome: T) -> T:
+        self._publishing -= 1
+        self._wake()
+        return outcome
 
     def _write_waiting(self) -> None:
         session = self._session
@@ -343,7 +357,6 @@ class RedisBroker:
 
     def _written(self, _: object) -> None:
         self._writing = False
-        self._wake()
         if self._ready:
             self._write_waiting()
 

@@ -9,6 +9,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from chatws.brokers.redis.connection import Connection, Lost, Refused, open_connection
 from chatws.brokers.redis.location import Location
+from chatws.errors import OperatorError
 
 __all__ = ["find_master"]
 
@@ -47,7 +48,7 @@ async def _ask(location: Location, address: tuple[str, int], *, timeout: float, 
             timeout=timeout,
             reactor=reactor,
         )
-    except (Lost, Refused) as error:
+    except (Lost, Refused, OperatorError) as error:
         return str(error)
     try:
         found = await connection.ask("SENTINEL", "get-master-addr-by-name", location.service)
