@@ -311,7 +311,7 @@ async def test_a_redis_that_went_back_and_on_with_others_is_recognised(
     past = _snapshot(one)
     await broker.publish([draft("lost")])
     one.silence()
-    await until(lambda: not broker._ready, "the node to notice")  # type: ignore[attr-defined]
+    await until(lambda: not broker._keeper.is_ready, "the node to notice")  # type: ignore[attr-defined]
     one.resume()
     # a node that knows nothing of the lost event is quicker, and its events take the lost one's place and more
     _restore(one, past)
@@ -436,7 +436,7 @@ async def test_an_idle_node_notices_that_redis_stands_still(server: Callable[...
     one = server()
     broker, _ = await nodes.open(one.url)
     one.silence()
-    await until(lambda: not broker._ready, "the node to notice")  # type: ignore[attr-defined]
+    await until(lambda: not broker._keeper.is_ready, "the node to notice")  # type: ignore[attr-defined]
     one.resume()
 
 
@@ -492,7 +492,7 @@ async def test_a_master_that_became_a_replica_is_left_until_it_is_one_again(
     await broker.publish([draft("a")])
     one.run("REPLICAOF", "127.0.0.1", "1")
     await unavailable(broker.publish([draft("refused")]))
-    await until(lambda: not broker._ready, "the node to leave")  # type: ignore[attr-defined]
+    await until(lambda: not broker._keeper.is_ready, "the node to leave")  # type: ignore[attr-defined]
     one.run("REPLICAOF", "NO", "ONE")
     assert (await publish_when_possible(broker, "b")).offset == 2
     assert recorder.names == ["a", "b"]

@@ -86,7 +86,7 @@ async def test_nodes_follow_the_master_that_sentinel_names_and_lose_nothing(serv
         await broker.publish([draft("refused")])
     await until(lambda: cluster.names(cluster.replica), "the failover")
     # without a replica nothing is acknowledged; the stored event is told nevertheless, and its key is known
-    await until(lambda: all(one._ready for one, _ in opened), "the nodes to be there")  # type: ignore[attr-defined]
+    await until(lambda: all(one._keeper.is_ready for one, _ in opened), "the nodes to be there")  # type: ignore[attr-defined]
     with pytest.raises(Unavailable, match="1 replicas"):
         await broker.publish([draft("b", key="b")])
     follow(cluster.replica, server("--repl-diskless-sync-delay", "0"))
@@ -111,7 +111,7 @@ async def test_an_idle_node_leaves_a_master_that_has_been_replaced_though_it_ans
     await until(cluster.fails_over, "the Sentinel to know enough")
 
     def is_with_the_new_one() -> bool:
-        session = broker._session  # type: ignore[attr-defined]
+        session = broker._keeper.session  # type: ignore[attr-defined]
         return session is not None and session.address == ("127.0.0.1", cluster.replica.port)
 
     await until(is_with_the_new_one, "the node to move")

@@ -8,5 +8,6 @@
 | `connection`, `sentinel` | one connection (the only importers of txredisapi), and where to connect to |
 | `session` | the two connections of a node, from their opening to the first trouble |
 | `follower` | the order: which batches this node has been told of, and which come next |
-| `broker` | the contract: what waits to be written, reconnecting |
+| `keeper` | a session for ever: reconnecting, looking whether all is still there and the log the same |
+| `broker` | the contract: what waits to be written, reading, leases |
 """

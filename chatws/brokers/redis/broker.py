@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-import random
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, fail, succeed
-from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from chatws.brokers.contract import KEY_SECONDS, Bounds, Draft, Event, Leased, Listener
 from chatws.brokers.delivery import Delivery
 from chatws.brokers.redis.connection import Lost, Refused, one_line
 from chatws.brokers.redis.follower import Call, Follower
+from chatws.brokers.redis.keeper import Keeper
 from chatws.brokers.redis.location import Location
-from chatws.brokers.redis.scripts import APPEND, BOUNDS, LEASE, ONLINE, READ, VERIFY, Keys
-from chatws.brokers.redis.sentinel import find_master
-from chatws.brokers.redis.session import Session, open_session
+from chatws.brokers.redis.scripts import APPEND, BOUNDS, LEASE, ONLINE, READ, Keys
+from chatws.brokers.redis.session import Session
 from chatws.brokers.redis.wire import Reply, Stored, decode_reply, decode_stored, encode_drafts
-from chatws.errors import OperatorError, Unavailable
+from chatws.errors import Unavailable
 from chatws.ids import Id
 
 __all__ = ["RedisBroker"]
@@ -37,10 +33,8 @@ MAX_BYTES = 1024 * 1024
 MAX_MESSAGE = 4 * 1024 * 1024
 #: Bytes of events that are read at once.
 MAX_READ = 4 * 1024 * 1024
-#: Seconds between attempts to connect: the first, and the most; each is shortened by up to a half, at random.
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 3.0
-#: How often within its time-out a silent connection is asked whether it is alive.
-LOOKS = 3
+#: What everybody is told while there is no session.
+UNREACHABLE = "the log cannot be reached now"
 
 _encode_id = msgspec.json.Encoder().encode
 _decode_id: Callable[[bytes], Id] = msgspec.json.Decoder(int | str).decode
@@ -71,20 +65,25 @@ class RedisBroker:
         self.epoch = ""
         self._location = location
         self._bounds = (repr(bounds.events), repr(bounds.seconds), repr(bounds.size))
-        self._reactor = reactor
         self._now = now
         self._timeout = timeout
         self._keys = Keys(location.prefix)
         self._delivery = Delivery()
         self._follower = Follower(self._tell, self._read_page, self._drop)
+        self._keeper = Keeper(
+            location,
+            self._keys,
+            self._follower,
+            timeout=timeout,
+            reactor=reactor,
+            time=self._time,
+            on_anew=self._started_anew,
+            on_lost=self._give_up,
+        )
         self._listener: Listener | None = None
         self._name = secrets.token_urlsafe(6)
         self._count = 0
         self._open = False
-        self._session: Session | None = None
-        self._ready = False
-        self._starting: Deferred[None] | None = None
-        self._running: Deferred[None] | None = None
         self._stopping: Deferred[None] | None = None
         self._waiting: list[tuple[Sequence[Draft], Deferred[list[Event]]]] = []
         self._writing = False
@@ -97,40 +96,20 @@ class RedisBroker:
 
     def start(self, listener: Listener) -> Deferred[None]:
         """See `Broker.start`. Tries for the time-out to reach Redis."""
-        self._starting = Deferred.fromCoroutine(self._start(listener))
-        return self._starting.addErrback(self._not_started)
-
-    def _not_started(self, failure: Failure) -> None:
-        if isinstance(failure.value, CancelledError):
-            raise OperatorError("--broker: stopped before Redis was reached")
-        failure.raiseException()
-
-    async def _start(self, listener: Listener) -> None:
         self._listener = listener
         self._delivery.start(listener)
-        deadline = self._reactor.seconds() + self._timeout
-        attempt = 0
-        while True:
-            try:
-                session = await self._connect()
-                break
-            except (Lost, Refused) as error:
-                if isinstance(error, Refused) and error.code in ("NOAUTH", "NOPERM", "WRONGPASS", "WRONGTYPE"):
-                    raise self._cannot_start(error) from None
-                pause = _backoff(attempt)
-                if self._reactor.seconds() + pause > deadline:
-                    raise self._cannot_start(error) from None
-            attempt += 1
-            await deferLater(self._reactor, pause)
+        return Deferred.fromCoroutine(self._start())
+
+    async def _start(self) -> None:
+        await self._keeper.start()
+        self.epoch = self._follower.epoch
         self._open = True
-        self._running = Deferred.fromCoroutine(self._keep_going(session))
-        self._running.addErrback(self._stopped_running)
-        await self._warn_of_eviction(session)
+        await self._warn_of_eviction()
 
-    def _cannot_start(self, error: Exception) -> OperatorError:
-        return OperatorError(f"--broker: Redis at {self._location.name} cannot be used: {one_line(error)}")
-
-    async def _warn_of_eviction(self, session: Session) -> None:
+    async def _warn_of_eviction(self) -> None:
+        session = self._keeper.session
+        if session is None:
+            return
         try:
             told: bytes = await session.ask("INFO", "memory")
         except (Lost, Refused):
@@ -153,167 +132,25 @@ class RedisBroker:
         return done
 
     async def _stop(self) -> None:
-        while self._ready and (self._publishing or self._asking):
+        while self._keeper.is_ready and (self._publishing or self._asking):
             idle: Deferred[None] = Deferred()
             self._idle.append(idle)
             await idle
-        self._ready = False
-        session, self._session = self._session, None
-        if self._starting is not None:
-            self._starting.cancel()
-        if self._running is not None:
-            self._running.cancel()
-        if session is not None:
-            session.drop("the broker is stopping")
-            await session.closed
+        await self._keeper.stop()
+        self._follower.hold()
         self._give_up("the log is closed")
 
-    def _stopped_running(self, failure: Failure) -> None:
-        if not isinstance(failure.value, CancelledError):
-            self._log.failure("Fault in the connection to Redis", failure)
-
-    # The connection
-
-    async def _keep_going(self, session: Session) -> None:
-        """Have a session, for ever."""
-        while True:
-            reason = await self._watch(session)
-            self._give_up("the log cannot be reached now")
-            self._log.warn("Redis at {where} is lost: {reason}", where=self._location.name, reason=reason)
-            attempt = 0
-            problem = ""
-            while True:
-                try:
-                    session = await self._connect()
-                    break
-                except (Lost, Refused, OperatorError) as error:
-                    if one_line(error) != problem:
-                        problem = one_line(error)
-                        self._log.warn("Redis cannot be reached: {reason}", reason=problem)
-                except CancelledError:
-                    raise
-                except Exception:
-                    self._log.failure("Fault in reaching Redis")
-                await deferLater(self._reactor, _backoff(attempt))
-                attempt += 1
-            self._log.info("Redis at {where} is there again", where=self._location.name)
-
-    async def _connect(self) -> Session:
-        """A session in which everything has been told that was published meanwhile."""
+    def _started_anew(self, epoch: str) -> None:
+        self.epoch = epoch
+        assert self._listener is not None
         try:
-            session = await open_session(self._location, timeout=self._timeout, reactor=self._reactor)
-        except Lost:
-            if self._stopping is not None:
-                raise CancelledError from None  # not every endpoint says it so
-            raise
-        self._session = session
-        try:
-            await self._begin(session)
-        except BaseException as error:
-            self._session = None
-            self._follower.hold()
-            session.drop(one_line(error))
-            raise
-        if not session.is_open:
-            raise Lost("the connection was closed")
-        self._ready = True
-        self._problem = ""
-        return session
+            self._listener.reset(epoch)
+        except Exception:
+            self._log.failure("listener failed on a new epoch")
 
-    async def _begin(self, session: Session) -> None:
-        follower = self._follower
-        greeting = self._next_name()
-        came = follower.expect(greeting)
-        await session.subscriber.subscribe_to(self._keys.channel, follower.receive, follower.flush)
-        epoch, _, tip = await self._verify(session, greeting)
-        anew = not self.epoch
-        came.addTimeout(self._timeout, self._reactor)
-        try:
-            await came
-        except DeferredTimeout:
-            raise Lost("what is published does not come back") from None
-        if anew:
-            self.epoch = follower.epoch = epoch
-            follower.tip = tip
-        elif epoch != self.epoch:
-            self._log.error(
-                "Redis has lost the event log: epoch {old} ends at offset {last}, epoch {new} begins",
-                old=self.epoch,
-                last=follower.last,
-                new=epoch,
-            )
-            follower.epoch, follower.last, follower.tip = epoch, 0, ""
-            self.epoch = epoch
-            assert self._listener is not None
-            try:
-                self._listener.reset(epoch)
-            except Exception:
-                self._log.failure("listener failed on a new epoch")
-        await follower.catch_up(greeting, anew=anew)
-
-    async def _verify(self, session: Session, greeting: str) -> tuple[str, int, str]:
-        """The log's epoch, last offset and tip, after it was made sure that it is the one that we know."""
-        follower = self._follower
-        epoch, _, last, tip = await session.run(
-            VERIFY,
-            self._keys.log,
-            follower.epoch,
-            follower.last,
-            follower.tip,
-            secrets.token_urlsafe(8),
-            greeting,
-            self._keys.channel,
-            self._time(),
-        )
-        return epoch.decode(), int(last), tip.decode()
-
-    async def _watch(self, session: Session) -> str:
-        """Wait for the session's end, and see to it that silence becomes one. Returns the reason."""
-        stuck = 0
-
-        def look() -> None:
-            nonlocal stuck
-            stuck = stuck + 1 if self._follower.waits else 0
-            if stuck > LOOKS:
-                session.drop("what others have published does not come")
-            elif not session.looking:
-                looking = Deferred.fromCoroutine(self._look(session))
-                looking.addErrback(lambda failure: self._log.failure("Fault in looking after Redis", failure))
-
-        ticks = LoopingCall(look)
-        ticks.clock = self._reactor
-        ticks.start(self._timeout / LOOKS, now=False)
-        try:
-            return await session.ended
-        finally:
-            ticks.stop()
-
-    async def _look(self, session: Session) -> None:
-        """Is it there, does it still have our log, and is it still the master?"""
-        session.looking = True
-        try:
-            epoch, _, _ = await self._verify(session, "")
-            if epoch != self.epoch:
-                session.drop("the log started anew")
-            await session.subscriber.ask("PING")
-            if self._location.service:
-                address = await find_master(self._location, timeout=self._timeout, reactor=self._reactor)
-                if address != session.address:
-                    session.drop("Sentinel names another master")
-        except (Lost, Refused):
-            pass  # the session has ended, or somebody will be told: the next who publishes
-        finally:
-            session.looking = False
-
-    def _drop(self, reason: str) -> None:
-        if self._session is not None:
-            self._session.drop(reason)
-
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str = UNREACHABLE) -> None:
         """There is no session any more: nobody waits for one."""
-        self._ready = False
-        self._session = None
-        self._follower.hold()
+        self._problem = ""
         waiting, self._waiting = self._waiting, []
         for _, fired in waiting:
             fired.errback(Unavailable(reason))
@@ -330,8 +167,8 @@ class RedisBroker:
         """See `Broker.publish`. What is published while Redis has not answered shares the next script."""
         if not self._open:
             return fail(Unavailable("the log is closed"))
-        if not self._ready:
-            return fail(Unavailable("the log cannot be reached now"))
+        if not self._keeper.is_ready:
+            return fail(Unavailable(UNREACHABLE))
         if not drafts:
             return succeed([])
         fired: Deferred[list[Event]] = Deferred()
@@ -347,7 +184,7 @@ class RedisBroker:
         return outcome
 
     def _write_waiting(self) -> None:
-        session = self._session
+        session = self._keeper.session
         if self._writing or not self._waiting or session is None:
             return
         self._writing = True
@@ -357,12 +194,12 @@ class RedisBroker:
 
     def _written(self, _: object) -> None:
         self._writing = False
-        if self._ready:
+        if self._keeper.is_ready:
             self._write_waiting()
 
     async def _write(self, session: Session) -> None:
         """Publish all that waits, one script after the other."""
-        while self._waiting and session is self._session:
+        while self._waiting and session is self._keeper.session:
             groups = self._take_waiting()
             call = Call(self._next_name(), groups)
             follower = self._follower
@@ -429,7 +266,7 @@ class RedisBroker:
     async def _trim(self, session: Session) -> None:
         """Have more of the oldest events dropped; all that is due, a thousand at a time."""
         more = True
-        while more and session is self._session:
+        while more and session is self._keeper.session:
             try:
                 reply, _ = await self._append(session, Call("", []))
             except (Lost, Refused):
@@ -442,6 +279,9 @@ class RedisBroker:
             self._problem = one_line(error)
             self._log.error("Redis does not take events: {reason}", reason=self._problem)
         return "the log cannot be written now"
+
+    def _drop(self, reason: str) -> None:
+        self._keeper.drop(reason)
 
     def _tell(self, events: list[Event]) -> None:
         self._delivery.tell(events, events)
@@ -463,7 +303,7 @@ class RedisBroker:
 
     async def _read_page(self, after: int, limit: int) -> tuple[bool, list[Stored]]:
         """Whether that is the log's end, and some events, up to `limit`."""
-        session = self._session
+        session = self._keeper.session
         if session is None:
             raise Lost("the connection was closed")
         answer = await session.run(READ, self._keys.log, self._follower.epoch, after, limit, MAX_READ)
@@ -511,18 +351,18 @@ class RedisBroker:
 
     def _ask(self, question: Callable[..., Awaitable[T]], *arguments: Any) -> Deferred[T]:
         """Ask Redis, if it is there."""
-        session = self._session
+        session = self._keeper.session
         if not self._open:
             return fail(Unavailable("the log is closed"))
-        if not self._ready or session is None:
-            return fail(Unavailable("the log cannot be reached now"))
+        if not self._keeper.is_ready or session is None:
+            return fail(Unavailable(UNREACHABLE))
 
         async def ask() -> T:
             self._asking += 1
             try:
                 return await question(session, *arguments)
             except Lost as lost:
-                raise Unavailable("the log cannot be reached now") from lost
+                raise Unavailable(UNREACHABLE) from lost
             except Refused as refused:
                 raise Unavailable(self._explain(refused)) from refused
             finally:
@@ -538,7 +378,3 @@ class RedisBroker:
         """A name that no other batch has, of this node or any other."""
         self._count += 1
         return f"{self._name}{self._count}"
-
-
-def _backoff(attempt: int) -> float:
-    return float(min(LONGEST_PAUSE, FIRST_PAUSE * 2.0 ** min(attempt, 10)) * random.uniform(0.5, 1.0))
