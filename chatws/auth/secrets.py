@@ -7,8 +7,6 @@ import stat
 from collections.abc import Sequence
 from typing import Protocol
 
-import jwt
-
 from chatws.errors import OperatorError
 
 __all__ = ["MAX_SECRETS", "MIN_SECRET_BYTES", "SecretSettings", "load_secrets", "read_secret_file"]
@@ -51,6 +49,8 @@ def load_secrets(config: SecretSettings) -> tuple[bytes, ...]:
 
     :raises OperatorError: one cannot be read or cannot be used.
     """
+    import jwt  # takes its time, and who only reads a secret needs none of it
+
     if config.secret:
         found: Sequence[tuple[str, bytes]] = [("CHATWS_SECRET", one.strip().encode()) for one in config.secret]
     else:

@@ -10,29 +10,19 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
+from importlib import import_module
 from typing import NoReturn
 
 import chatws
-from chatws.command import bench, check, db, kick, push, shadow, tail, ticket, who
 from chatws.command.output import Output
 from chatws.errors import ClientError, OperatorError
-from chatws.push.client import PushError, PushRefused
+from chatws.push.requests import PushError, PushRefused
 
 __all__ = ["main", "make_parser"]
 
-#: Each has `HELP`, `DESCRIPTION`, `EXAMPLES`, `add_arguments(parser)` and `run(arguments, output) -> exit status`.
-COMMANDS: dict[str, ModuleType] = {
-    "push": push,
-    "tail": tail,
-    "who": who,
-    "kick": kick,
-    "ticket": ticket,
-    "check": check,
-    "db": db,
-    "bench": bench,
-    "shadow": shadow,
-}
+#: The modules here that are one. Each has `HELP`, `DESCRIPTION`, `EXAMPLES`, `add_arguments(parser)` and
+#: `run(arguments, output) -> exit status`.
+COMMANDS = ("push", "tail", "who", "kick", "ticket", "check", "db", "bench", "shadow")
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,8 +32,11 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The parser, with the chosen subcommand's module in `command`."""
+def make_parser(chosen: str = "") -> argparse.ArgumentParser:
+    """The parser, with the chosen subcommand's module in `command`.
+
+    :param chosen: the subcommand that is called, if that is known: what the others need takes its time to import.
+    """
     parser = Parser(
         prog="chatws",
         description="Steers and watches a running chatws. The server itself is `twistd chatws`.",
@@ -52,7 +45,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"chatws {chatws.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for name, module in COMMANDS.items():
+    for name in (chosen,) if chosen in COMMANDS else COMMANDS:
+        module = import_module(f"chatws.command.{name}")
         command = commands.add_parser(
             name,
             help=module.HELP,
@@ -73,7 +67,8 @@ def main(words: Sequence[str] | None = None) -> int:
     :param words: the command line; by default the process's own.
     :return: the exit status.
     """
-    arguments = make_parser().parse_args(words)
+    words = sys.argv[1:] if words is None else words
+    arguments = make_parser(words[0] if words else "").parse_args(words)
     output = Output(arguments.json, arguments.prog)
     try:
         status: int = arguments.command.run(arguments, output)

@@ -13,7 +13,7 @@ from chatws.auth.secrets import read_secret_file
 from chatws.errors import ClientError, OperatorError
 from chatws.ids import Id, parse_id
 from chatws.push.addresses import parse_addresses
-from chatws.push.client import BlockingPushClient
+from chatws.push.blocking import BlockingPushClient
 
 __all__ = [
     "add_push_options",

@@ -13,7 +13,7 @@ from chatws.command.output import Output, count
 from chatws.command.spool import Spool, send_spool
 from chatws.errors import OperatorError
 from chatws.ids import Id
-from chatws.push.client import Answer
+from chatws.push.requests import Answer
 
 HELP = "publish an event, or send what waits in a PHP helper's spool"
 DESCRIPTION = """\

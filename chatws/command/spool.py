@@ -16,8 +16,7 @@ import msgspec
 from chatws.command.output import count
 from chatws.errors import OperatorError
 from chatws.push.blocking import WINDOW_BYTES, WINDOW_LINES
-from chatws.push.client import Answer
-from chatws.push.requests import is_passing
+from chatws.push.requests import Answer, is_passing
 
 __all__ = ["Line", "Outcome", "Spool", "parse_line", "send_spool"]
 

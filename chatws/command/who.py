@@ -9,7 +9,7 @@ import msgspec
 
 from chatws.command.options import add_push_options, push_client
 from chatws.command.output import Output, count, printable
-from chatws.push.client import Agent
+from chatws.push.requests import Agent
 
 HELP = "the agents online, with their tabs and addresses"
 DESCRIPTION = """\
