@@ -75,7 +75,10 @@ def find_all_programs() -> dict[int, Path]:
 
 
 class Postgres:
-    """One cluster. The methods block, for a second at most as a rule."""
+    """One cluster. The methods block, for a second at most as a rule.
+
+    :ivar addresses: where it listens once started anew, comma-separated.
+    """
 
     def __init__(self, programs: Path) -> None:
         self._programs = programs
@@ -84,6 +87,7 @@ class Postgres:
         if "user" in self._options:
             os.chown(self._directory, self._options["user"], self._options["group"])
         self.port = free_port()
+        self.addresses = "127.0.0.1"
         self._process: subprocess.Popen[bytes] | None = None
         self._has_template = False
         self._stopped: list[psutil.Process] = []
@@ -135,7 +139,7 @@ class Postgres:
                     [
                         self._programs / "postgres",
                         *("-D", self._directory / "data", "-k", self._directory),
-                        *("-h", "127.0.0.1", "-p", str(self.port)),
+                        *("-h", self.addresses, "-p", str(self.port)),
                         *("-c", "fsync=off", "-c", "max_connections=50", "-c", "shared_buffers=16MB"),
                     ],
                     stdin=subprocess.DEVNULL,

@@ -13,6 +13,7 @@ import pytest
 #: Debian package → the program that shows it is there.
 PROGRAMS = {
     "chromium": "chromium",
+    "iproute2": "ip",
     "netcat-openbsd": "nc",
     "nginx": "nginx",
     "nodejs": "node",

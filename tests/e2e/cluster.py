@@ -20,7 +20,7 @@ from tests.e2e.wire import DEADLINE, until
 from tests.postgres import Postgres, find_all_programs
 from tests.redis import RedisServer
 
-__all__ = ["ENGINES", "Cluster", "Engine", "readiness", "upstream"]
+__all__ = ["ENGINES", "Cluster", "Engine", "PostgresEngine", "RedisEngine", "readiness", "upstream"]
 
 T = TypeVar("T")
 
@@ -60,8 +60,8 @@ class Engine(Protocol):
 class RedisEngine(RedisServer):
     """A Redis that has on disk what it has acknowledged."""
 
-    def __init__(self) -> None:
-        super().__init__(persistent=True)
+    def __init__(self, *options: str) -> None:
+        super().__init__(*options, persistent=True)
 
     def lose_data(self) -> None:
         """As one does that is restarted without persistence."""
@@ -83,6 +83,12 @@ class PostgresEngine(Postgres):
         super().start(wait=wait)
         with transaction(self.url) as cursor:
             apply(cursor, "chatws", migrations())
+
+    def listen_also(self, address: str, network: str) -> None:
+        """… for whoever is in that network. To be called before it is started."""
+        self.addresses += f",{address}"
+        with (self._directory / "data" / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {network} trust\n")
 
     def lose_data(self) -> None:
         """As when somebody makes the schema anew."""

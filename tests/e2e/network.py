@@ -1,0 +1,153 @@
+"""A network of our own: hosts, each in a network namespace, and a router between them that loses packets when told to.
+
+Nothing of it is seen outside, and it is gone when its processes are. What is lost is lost without a word (no RST, no
+ICMP), in both directions or in one of them: policy rules of the router drop what one host sends to another.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+import pytest
+
+__all__ = ["Network", "needs_namespaces"]
+
+_CLONE_NEWNET = 0x40000000
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _call(function: Callable[..., int], *arguments: int) -> None:
+    if function(*arguments):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def needs_namespaces() -> None:
+    """Skip the test where this process may make no network namespaces. (`needs("iproute2")` is for the program.)"""
+    try:
+        _Namespace().close()
+    except (OSError, subprocess.SubprocessError):
+        pytest.skip("needs CAP_SYS_ADMIN and CAP_NET_ADMIN, to make network namespaces")
+
+
+class _Namespace:
+    """A network namespace, held by a process that does nothing else."""
+
+    def __init__(self) -> None:
+        def begin() -> None:
+            _call(_libc.unshare, _CLONE_NEWNET)
+            _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+        self._holder = subprocess.Popen(["sleep", "infinity"], preexec_fn=begin)
+        self._there = os.open(f"/proc/{self._holder.pid}/ns/net", os.O_RDONLY)
+
+    @property
+    def pid(self) -> int:
+        return self._holder.pid
+
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """For the block, this thread is there: what it opens and starts is and stays there."""
+        before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        _call(_libc.setns, self._there, _CLONE_NEWNET)
+        try:
+            yield
+        finally:
+            _call(_libc.setns, before, _CLONE_NEWNET)
+            os.close(before)
+
+    def ip(self, *commands: str) -> None:
+        program = shutil.which("ip") or "/usr/sbin/ip"
+        with self.inside():
+            subprocess.run(
+                [program, "-batch", "-"],
+                input="\n".join(commands),
+                check=True,
+                text=True,
+                capture_output=True,
+                timeout=20,
+            )
+
+    def close(self) -> None:
+        os.close(self._there)
+        self._holder.kill()
+        self._holder.wait()
+
+
+class Network:
+    """Hosts by their names, each with the address 10.77.NUMBER.2, and its loopback."""
+
+    def __init__(self, *names: str) -> None:
+        self._names = names
+        self._hosts: dict[str, _Namespace] = {}
+        self._router = _Namespace()
+        self._rules: list[str] = []
+        try:
+            self._build()
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self) -> None:
+        with self._router.inside(), open("/proc/sys/net/ipv4/ip_forward", "w") as forwarding:
+            forwarding.write("1")
+        for number, name in enumerate(self._names, 1):
+            host = self._hosts[name] = _Namespace()
+            self._router.ip(
+                f"link add to{number} type veth peer name eth0 netns {host.pid}",
+                f"addr add 10.77.{number}.1/24 dev to{number}",
+                f"link set to{number} up",
+            )
+            host.ip(
+                "link set lo up",
+                f"addr add 10.77.{number}.2/24 dev eth0",
+                "link set eth0 up",
+                f"route add default via 10.77.{number}.1",
+            )
+
+    def address(self, name: str) -> str:
+        """The host's address, for the others."""
+        return f"10.77.{self._names.index(name) + 1}.2"
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """For the block, this thread is on that host: sockets that it opens and processes that it starts are there,
+        and stay there."""
+        with self._hosts[name].inside():
+            yield
+
+    def cut(self, source: str, target: str) -> None:
+        """Lose all that `source` sends to `target`, from now on."""
+        rule = f"from {self.address(source)} to {self.address(target)} blackhole"
+        self._router.ip(f"rule add {rule}")
+        self._rules.append(rule)
+
+    def cut_both(self, one: str, other: str) -> None:
+        """Lose all between the two."""
+        self.cut(one, other)
+        self.cut(other, one)
+
+    def heal(self) -> None:
+        """Lose nothing more."""
+        if self._rules:
+            self._router.ip(*(f"rule del {rule}" for rule in self._rules))
+        self._rules.clear()
+
+    def close(self) -> None:
+        for host in (*self._hosts.values(), self._router):
+            host.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()

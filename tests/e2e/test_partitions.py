@@ -1,0 +1,194 @@
+"""Nodes that cannot reach the engine, without anybody being told so: in both directions, in one, in the other."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.e2e.cluster import PostgresEngine, RedisEngine, readiness, upstream
+from tests.e2e.conftest import Server
+from tests.e2e.network import Network, needs_namespaces
+from tests.e2e.nginx import Nginx
+from tests.e2e.process import clean_environment
+from tests.e2e.wire import Backend, Browser, until
+from tests.postgres import needs_postgres
+from tests.requirements import needs
+
+pytestmark = [needs("iproute2"), needs("nginx")]
+
+#: What becomes of each node's packets to the engine, and of the engine's to it.
+NODES = {"whole": "", "cut": "both", "mute": "to", "deaf": "from"}
+TIMEOUT, LEASE, GRACE = 1.0, 1.5, 0.5
+GUEST = 9
+SECRET = "a secret of thirty-two characters"
+HELD = {"id": "held", "event": "new_message", "data": {"conversation_id": 1, "n": "held"}, "ack": True}
+
+
+class Cluster:
+    """Four nodes, an engine, an nginx, and whoever comes from outside: each a host."""
+
+    def __init__(self, kind: str, directory: Path, exits: ExitStack) -> None:
+        network = self.network = exits.enter_context(Network("engine", "front", "outside", *NODES))
+        here = network.address("engine")
+        if kind == "redis":
+            redis = RedisEngine("--bind", "127.0.0.1", here, "--protected-mode", "no")
+            exits.callback(redis.close)
+            with network.inside("engine"):
+                redis.start()
+            url = redis.url.replace("127.0.0.1", here)
+        else:
+            postgres = PostgresEngine()
+            exits.callback(postgres.close)
+            postgres.listen_also(here, "10.77.0.0/16")
+            with network.inside("engine"):
+                postgres.start()
+            url = postgres.url.replace("127.0.0.1", here)
+        self.servers: dict[str, Server] = {}
+        for name in NODES:
+            server = self.servers[name] = self.prepare(name, url, directory)
+            exits.callback(lambda server=server: server.process is not None and server.stop())
+        with ThreadPoolExecutor() as threads:
+            list(threads.map(self.start, NODES))
+        public, place = directory / "public", directory / "nginx"
+        public.mkdir(), place.mkdir()
+        addresses = [f"{network.address(name)}:{self.servers[name].port}" for name in NODES]
+        self.nginx = Nginx(place, upstream(*addresses), public)
+        with network.inside("front"):
+            exits.enter_context(self.nginx)
+
+    def prepare(self, name: str, url: str, directory: Path) -> Server:
+        place = directory / name
+        place.mkdir()
+        server = Server(place, (), clean_environment())
+        (place / "push-secret").write_text(SECRET)
+        (place / "push-secret").chmod(0o600)
+        server.arguments = (
+            *("--broker", url, "--broker-timeout", f"{TIMEOUT}"),
+            *("--presence-lease", f"{LEASE}", "--presence-grace", f"{GRACE}", "--drain-seconds", "0", "--rate", "0"),
+            *("--interface", "", "--auth", "trust", "--push-listen", f"tcp:{server.push_port}"),
+            *("--push-secret-file", "push-secret"),
+            *(["--push-queue", "100"] if name == "deaf" else []),
+        )
+        return server
+
+    def start(self, name: str) -> None:
+        with self.network.inside(name):
+            self.servers[name].start()
+
+    def partition(self) -> None:
+        for name, direction in NODES.items():
+            if direction in ("both", "to"):
+                self.network.cut(name, "engine")
+            if direction in ("both", "from"):
+                self.network.cut("engine", name)
+
+    def page(self, name: str, user_id: int, **more: Any) -> Browser:
+        """A browser from outside that is on this node."""
+        with self.network.inside("outside"):
+            page = Browser(f"ws://{self.network.address(name)}:{self.servers[name].port}/ws")
+        page.auth(user_id, **more)
+        page.subscribe(1, **more)
+        return page
+
+    def backend(self, name: str) -> Backend:
+        with self.network.inside("outside"):
+            backend = Backend((self.network.address(name), self.servers[name].push_port))
+        assert backend.request({"op": "auth", "secret": SECRET})["ok"]
+        return backend
+
+    def ready(self, name: str) -> tuple[int, str]:
+        with self.network.inside("outside"):
+            return readiness(self.network.address(name), self.servers[name].port)
+
+
+@pytest.fixture(params=["postgresql", pytest.param("redis", marks=needs("redis-server"))])
+def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
+    needs_namespaces()
+    if request.param == "postgresql":
+        needs_postgres()
+    with ExitStack() as exits:
+        yield Cluster(request.param, tmp_path, exits)
+
+
+def push(backend: Backend, key: str) -> dict[str, Any]:
+    return backend.request({"event": "new_message", "data": {"conversation_id": 1, "n": key}, "id": key})
+
+
+def settled_statuses(page: Browser) -> list[tuple[int, str]]:
+    """What the page was told of the agents by now."""
+    page.settle()
+    found = [one["data"] for one in page.received if one.get("event") == "agent_status"]
+    return [(one["agent_id"], one["status"]) for one in found if one["agent_id"] != GUEST]
+
+
+def test_a_partition_costs_its_nodes_time_and_nobody_an_event(cluster: Cluster) -> None:
+    pages = {name: cluster.page(name, number) for number, name in enumerate(NODES, 1)}
+    backends = {name: cluster.backend(name) for name in NODES}
+    for name in NODES:
+        assert push(backends[name], f"before, by {name}")["ok"]
+    until(lambda: len(settled_statuses(pages["whole"])) == 3, "all to be online")
+
+    cluster.partition()
+    # whoever is not concerned goes on at once
+    assert push(backends["whole"], "meanwhile")["ok"]
+    # those who are answer in time that they cannot, or wait with the answer
+    began = time.monotonic()
+    backends["deaf"].send(HELD)
+    for name in ("cut", "mute"):
+        answer = push(backends[name], f"meanwhile, by {name}")
+        assert (answer["ok"], answer["code"]) == (False, "unavailable")
+    assert time.monotonic() - began < 10 * TIMEOUT
+    for name in ("cut", "mute", "deaf"):
+        until(lambda name=name: cluster.ready(name)[0] == 503, f"the node {name} to say that it is not ready")
+        assert "broker:" in cluster.ready(name)[1]
+    assert cluster.ready("whole")[0] == 200
+    # those behind it are offline for the others, once the lease and the grace are over
+    until(lambda: len(settled_statuses(pages["whole"])) == 6, "them to be offline")
+    # and yet their connections are open, and answered
+    assert push(backends["whole"], "later")["ok"]
+    for name in ("cut", "mute", "deaf"):
+        assert [
+            one for one in pages[name].settle() if one["event"] == "new_message" and one["data"]["n"] == "later"
+        ] == []
+
+    # nginx's host loses the three as well: whoever comes gets to the one that is left, with what was missed
+    for name in ("cut", "mute", "deaf"):
+        cluster.network.cut_both("front", name)
+    with cluster.network.inside("front"), Browser(cluster.nginx.ws_url) as moved:
+        last = next(one["id"] for one in reversed(pages["cut"].received) if "id" in one)
+        assert moved.auth(GUEST, last_event_id=last)["recovered"] is True
+        assert moved.subscribe(1, last_event_id=last)["recovered"] is True
+        assert {"meanwhile", "later"} <= {one["data"].get("n") for one in moved.settle()}
+
+    cluster.network.heal()
+    for name in NODES:
+        until(lambda name=name: cluster.ready(name)[0] == 200, f"the node {name} to be ready")
+    # what was held is stored and answered now; what was refused is sent again, by another node, with its key
+    answer = backends["deaf"].read_line()
+    assert (answer["ok"], answer["id"]) == (True, "held")
+    for name in ("cut", "mute"):
+        assert push(backends["whole"], f"meanwhile, by {name}")["ok"]
+    assert push(backends["cut"], "after")["ok"]
+    expected = {f"before, by {name}" for name in NODES} | {f"meanwhile, by {name}" for name in ("cut", "mute")}
+    expected |= {"meanwhile", "later", "held", "after"}
+    orders = []
+    for page in pages.values():
+        page.expect("new_message", n="after")
+        orders.append([one["data"]["n"] for one in page.received if one.get("event") == "new_message"])
+    assert sorted(orders[0]) == sorted(expected)
+    assert orders == [orders[0]] * len(NODES)
+    # online once, offline once, online once
+    until(lambda: len(settled_statuses(pages["whole"])) == 9, "them to be online")
+    told = settled_statuses(pages["whole"])
+    for number in (2, 3, 4):
+        assert [status for one, status in told if one == number] == ["online", "offline", "online"], told
+    for page in (*pages.values(), *backends.values()):
+        page.close()
+    for server in cluster.servers.values():
+        server.finish()
