@@ -16,8 +16,10 @@ from twisted.logger import Logger
 
 from chatws.brokers.contract import Bounds, Draft, Event, Leased, Listener
 from chatws.brokers.postgres import schema, wire
+from chatws.brokers.postgres.groups import Group, Queue
 from chatws.brokers.postgres.listening import Listening
 from chatws.brokers.postgres.order import InOrder
+from chatws.brokers.postgres.trimming import Trimming
 from chatws.database.contract import QueryFailed, Values
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
@@ -27,8 +29,6 @@ __all__ = ["PostgresBroker"]
 
 #: Connections: one appends, one reads on, two are for everything else.
 POOL = 4
-#: What one append takes at most, but for a single publish that is larger.
-GROUP_DRAFTS, GROUP_BYTES = 1000, 4 * 1024 * 1024
 #: What one read brings at most.
 PAGE_EVENTS, PAGE_BYTES = 500, 4 * 1024 * 1024
 #: Seconds between two looks when nobody calls: what a lost notification costs at most.
@@ -41,38 +41,6 @@ AWAKE, AWAKE_MARGIN = 1.0, 0.5
 RETRY = 0.25
 #: Seconds until a notification of what our own append under way may bring is looked into.
 OWN = 0.05
-#: Seconds between two rounds of trimming, and rows of a kind that one statement deletes.
-TRIM_INTERVAL, TRIM_STEP = 5.0, 1000
-
-
-class _Group:
-    """Drafts that go with one append: publishes in their order."""
-
-    def __init__(self, deadline: float) -> None:
-        self.deadline = deadline
-        self.drafts: list[Draft] = []
-        self.encoded: list[bytes] = []
-        self.size = 0
-        self.waiting: list[tuple[int, Deferred[list[Event]]]] = []
-        self.timer: DelayedCall | None = None
-
-    def add(self, drafts: Sequence[Draft], encoded: list[bytes], later: Deferred[list[Event]]) -> None:
-        self.drafts += drafts
-        self.encoded += encoded
-        self.size += sum(map(len, encoded))
-        self.waiting.append((len(drafts), later))
-
-    def answer(self, receipts: list[Event]) -> None:
-        start = 0
-        waiting, self.waiting = self.waiting, []
-        for count, later in waiting:
-            later.callback(receipts[start : start + count])
-            start += count
-
-    def fail(self, error: Exception) -> None:
-        waiting, self.waiting = self.waiting, []
-        for _, later in waiting:
-            later.errback(error)
 
 
 class PostgresBroker:
@@ -116,10 +84,10 @@ class PostgresBroker:
         self._open = False
         self._running = False
         # Writing: groups that wait, the one under way, and those that are stored and not told yet.
-        self._groups: list[_Group] = []
+        self._queue = Queue()
         self._appending = False
         self._sequence: bool | None = None
-        self._stored: list[_Group] = []
+        self._stored: list[Group] = []
         self._idle: list[Deferred[None]] = []
         # Reading on: the loop, its nap, and whether it has been called meanwhile.
         self._following: Deferred[None] | None = None
@@ -129,10 +97,7 @@ class PostgresBroker:
         self._own_timer: DelayedCall | None = None
         self._awake_until = 0.0
         self._promised_until = 0.0
-        # Trimming.
-        self._trimmed_place = -1
-        self._trim_timer: DelayedCall | None = None
-        self._trimming: Deferred[None] | None = None
+        self._trimming = Trimming(self._trim_once, reactor)
         # What does not work, for the operator.
         self._troubles: set[str] = set()
         self._said: set[str] = set()
@@ -161,7 +126,7 @@ class PostgresBroker:
         self._following.addErrback(lambda failure: self._log.failure("reading the log has ended", failure))
         if self._listening is not None:
             self._listening.start()
-        self._trim_timer = self._reactor.callLater(TRIM_INTERVAL, self._trim_again)
+        self._trimming.start()
 
     def stop(self) -> Deferred[None]:
         """See `Broker.stop`."""
@@ -169,23 +134,22 @@ class PostgresBroker:
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        while self._appending or self._groups or self._stored:
+        while self._appending or self._queue or self._stored:
             done: Deferred[None] = Deferred()
             self._idle.append(done)
             await done
         self._running = False
-        for timer in (self._trim_timer, self._own_timer):
-            if timer is not None and timer.active():
-                timer.cancel()
+        if self._own_timer is not None and self._own_timer.active():
+            self._own_timer.cancel()
         self._wake()
         if self._listening is not None:
             await self._listening.stop()
         await self._listen_database.stop()
         await self._database.stop()
-        for under_way in (self._following, self._trimming):
-            if under_way is not None:
-                await under_way
-        self._following = self._trimming = None
+        await self._trimming.stop()
+        following, self._following = self._following, None
+        if following is not None:
+            await following
 
     # Publishing
 
@@ -196,29 +160,23 @@ class PostgresBroker:
         if not drafts:
             return succeed([])
         encoded = [wire.encode_draft(draft) for draft in drafts]
-        later: Deferred[list[Event]] = Deferred()
-        size = sum(map(len, encoded))
-        last = self._groups[-1] if self._groups else None
-        if last is None or len(last.drafts) + len(drafts) > GROUP_DRAFTS or last.size + size > GROUP_BYTES:
-            last = _Group(self._reactor.seconds() + self._timeout)
-            self._groups.append(last)
-        last.add(drafts, encoded, later)
+        later = self._queue.add(drafts, encoded, self._reactor.seconds() + self._timeout)
         self._write()
         return later
 
     def _write(self) -> None:
         """Append what waits, unless an append is under way: the end of that one comes here again."""
-        if self._appending or not (self._groups or self._sequence is not None):
+        if self._appending or not (self._queue or self._sequence is not None):
             return
         self._appending = True
-        group = self._groups.pop(0) if self._groups else _Group(self._reactor.seconds() + self._timeout)
-        must_wait = bool(group.drafts) or self._sequence is True
+        group = self._queue.pop() if self._queue else Group(self._reactor.seconds() + self._timeout)
+        must_wait = bool(group) or self._sequence is True
         self._sequence = None
         appending = Deferred.fromCoroutine(self._append(group, must_wait))
         appending.addErrback(self._append_fault, group)
         appending.addCallback(self._append_ended)
 
-    def _append_fault(self, failure: Any, group: _Group) -> None:
+    def _append_fault(self, failure: Any, group: Group) -> None:
         self._log.failure("Fault in an append", failure)
         group.fail(Unavailable("the log cannot be written now"))
 
@@ -230,12 +188,12 @@ class PostgresBroker:
         self._look_for_idle()
 
     def _look_for_idle(self) -> None:
-        if not (self._appending or self._groups or self._stored):
+        if not (self._appending or self._queue or self._stored):
             idle, self._idle = self._idle, []
             for one in idle:
                 one.callback(None)
 
-    async def _append(self, group: _Group, must_wait: bool) -> None:
+    async def _append(self, group: Group, must_wait: bool) -> None:
         order = self._order
         order.expect()
         values = {
@@ -265,27 +223,27 @@ class PostgresBroker:
         if answer.moved:
             self._stay_awake()
         receipts, place = order.appended(group.drafts, answer)
-        if group.waiting:
+        if group:
             self._stored.append(group)
             order.when_told(place, lambda: self._confirm(group, receipts))
-            if group.waiting:
+            if group:
                 late = max(0.0, group.deadline - self._reactor.seconds())
                 group.timer = self._reactor.callLater(late, self._give_up, group)
         if place > order.place or answer.moved:
             self._wake()
 
-    def _confirm(self, group: _Group, receipts: list[Event]) -> None:
+    def _confirm(self, group: Group, receipts: list[Event]) -> None:
         if self._forget(group):
             group.answer(receipts)
             self._look_for_idle()
 
-    def _give_up(self, group: _Group) -> None:
+    def _give_up(self, group: Group) -> None:
         """It is stored, and has not been told in time."""
         if self._forget(group):
             group.fail(Unavailable("the log cannot be read now"))
             self._look_for_idle()
 
-    def _forget(self, group: _Group) -> bool:
+    def _forget(self, group: Group) -> bool:
         if group not in self._stored:
             return False
         self._stored.remove(group)
@@ -343,7 +301,11 @@ class PostgresBroker:
     async def _follow(self) -> None:
         while self._running:
             self._woken = False
-            pause = await self._look()
+            try:
+                pause = await self._look()
+            except Exception:
+                self._log.failure("Fault in reading the log")
+                pause = SAFETY
             if pause and self._running and not self._woken:
                 nap: Deferred[None] = Deferred()
                 self._nap = nap
@@ -425,43 +387,17 @@ class PostgresBroker:
         rows = await self._ask(wire.ONLINE, {"now": self._now and self._now()})
         return wire.decode_users(rows[0]["answer"])
 
-    # Trimming
-
     def trim(self) -> Deferred[None]:
         """Delete what the bounds do not keep, and what is too old to matter. Happens by itself every few seconds."""
-        return Deferred.fromCoroutine(self._trim())
+        return Deferred.fromCoroutine(self._trimming.trim())
 
-    async def _trim(self) -> None:
+    async def _trim_once(self, limit: int) -> int:
         bounds = self._bounds
-        values = {
-            "events": bounds.events,
-            "seconds": bounds.seconds,
-            "size": bounds.size,
-            "limit": TRIM_STEP,
-            "now": self._now and self._now(),
-        }
-        while True:
-            rows = await self._ask(wire.TRIM, values, writes=True)
-            if rows[0]["deleted"] < TRIM_STEP or not self._running:
-                return
-
-    def _trim_again(self) -> None:
-        self._trim_timer = self._reactor.callLater(TRIM_INTERVAL, self._trim_again)
-        if self._trimming is None:
-            self._trimming = Deferred.fromCoroutine(self._trim_quietly())
-            if self._trimming.called:
-                self._trimming = None
-
-    async def _trim_quietly(self) -> None:
-        try:
-            await self._trim()
-            self._well("trimmed")
-        except Unavailable as error:
-            if self._running:
-                self._in_trouble("trimmed", error)
-        except Exception:
-            self._log.failure("Fault in trimming the log")
-        self._trimming = None
+        values = {"events": bounds.events, "seconds": bounds.seconds, "size": bounds.size}
+        now = self._now and self._now()
+        [trimmed] = await self._ask(wire.TRIM, {**values, "limit": limit, "now": now}, writes=True)
+        deleted: int = trimmed["deleted"]
+        return deleted
 
     # Asking
 
