@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.conftest import Server
 from tests.e2e.test_command import chatws
+from tests.e2e.test_readme import block
 from tests.e2e.wire import until
 from tests.postgres import PostgresLogs, postgres_logs
 
@@ -63,10 +64,15 @@ def test_an_application_publishes_and_revokes_within_its_transactions(chatws_ser
         assert ana.expect("unsubscribed")["data"] == {"conversation_id": 456}
         assert bia.expect("new_message")["data"]["message"] == {"id": 4}
         assert [message for message in ana.settle() if message.get("event") == "new_message"] == []
+        in_transaction(url, "CREATE TABLE messages (id int, conversation_id int, content text)")
+        with closing(psycopg2.connect(url)) as connection:
+            connection.autocommit = True  # what the README says begins and commits by itself
+            connection.cursor().execute(block("sql", "chatws.publish"))
+        assert bia.expect("new_message")["data"]["message"] == {"id": 9, "content": "Your parcel is on its way"}
         with other.agent(7) as caio:
             reply = caio.subscribe(456, last_event_id=last["id"])
             assert reply["recovered"] is True
-            assert caio.expect("new_message")["data"]["message"] == {"id": 4}
+            assert [caio.expect("new_message")["data"]["message"]["id"] for _ in range(2)] == [4, 9]
         in_transaction(url, "SELECT chatws.disconnect(6, 'logged out', true)")
         assert bia.expect_close()[0] == 4903
     with closing(psycopg2.connect(url)) as connection:
