@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.brokers.contract import Audience, Draft, Event
-from chatws.brokers.redis.follower import Call, Follower
+from chatws.brokers.redis.follower import MAX_INBOX, Call, Follower
 from chatws.brokers.redis.wire import Reply, Stored, encode_drafts, open_body
 from chatws.errors import Unavailable
 
@@ -208,6 +208,46 @@ class Sessions(SynchronousTestCase):
         self.node.follower.receive(b'["f",1,0,1.0,"",[]]\n')
         self.node.follower.flush()
         self.assertEqual(self.node.troubles, ["the log started anew"])
+
+    def test_a_batch_that_cannot_be_read_from_the_log_ends_the_session(self) -> None:
+        async def fail(after: int, limit: int) -> tuple[bool, list[Stored]]:
+            raise Unavailable("gone")
+
+        self.node.follower._read = fail
+        self.redis.append(make_drafts(0, "s"), "o", None, whole=False)
+        self.node.copy(1)
+        [trouble] = self.node.troubles
+        self.assertIn("gone", trouble)
+        self.assertEqual(self.node.told, [])
+
+    def test_a_read_that_fails_after_its_session_does_not_disturb_the_next(self) -> None:
+        reading: Deferred[None] = Deferred()
+        read = self.node.follower._read
+
+        async def wait(after: int, limit: int) -> tuple[bool, list[Stored]]:
+            await reading
+            raise Unavailable("gone")
+
+        self.node.follower._read = wait
+        self.redis.append(make_drafts(0, "s"), "o", None, whole=False)
+        self.node.copy(1)
+        self.node.follower._read = read
+        self.node.begin(anew=False)
+        reading.callback(None)
+        self.others("s")
+        self.node.copy(1)
+        self.assertEqual(self.node.troubles, [])
+        self.assertEqual([event.offset for event in self.node.told], [1, 2])
+
+    def test_what_waits_for_the_log_to_be_read_is_limited(self) -> None:
+        self.node.follower.expect("hello")
+        large = [Draft("large", AUDIENCE, b"x" * (MAX_INBOX // 4))]
+        for number in range(5):
+            self.redis.append(large, f"o{number}", None, whole=True)
+        self.node.copy(3)
+        self.assertEqual(self.node.troubles, [])
+        self.node.copy(2)
+        self.assertEqual(self.node.troubles[0], "more came than could be kept back")
 
     def test_a_call_that_waits_for_others_fails_with_its_session(self) -> None:
         self.others("s")

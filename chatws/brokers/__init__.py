@@ -96,6 +96,7 @@ def _open_redis(
     if durable:
         raise OperatorError("broker: with Redis it is Redis that is durable, or not; see appendfsync in its redis.conf")
     try:
+        # not before the reactor is chosen: txredisapi imports it
         from chatws.brokers.redis.broker import RedisBroker
     except ImportError as error:
         if error.name not in ("txredisapi", "hiredis"):
