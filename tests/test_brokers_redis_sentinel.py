@@ -20,7 +20,7 @@ from tests.contracts.test_broker_contract import Recorder, draft
 from tests.contracts.test_shared_broker_contract import until, until_told
 from tests.redis import RedisServer
 from tests.requirements import needs
-from tests.test_brokers_redis import Nodes, nodes, publish_when_possible, server
+from tests.test_brokers_redis import TIMEOUT, Nodes, nodes, publish_when_possible, server
 
 __all__ = ["nodes", "server"]
 
@@ -76,7 +76,7 @@ class Cluster:
 async def test_nodes_follow_the_master_that_sentinel_names_and_lose_nothing(server: Make, nodes: Nodes) -> None:
     cluster = Cluster(server)
     await until(cluster.knows_its_replica, "the Sentinel to find the replica")
-    opened = [await nodes.open(f"{cluster.url}?replicas=1") for _ in range(2)]
+    opened = [await nodes.open(f"{cluster.url}?replicas=1", timeout=TIMEOUT) for _ in range(2)]
     [broker, recorder], [_, heard] = opened
     for number in range(5):
         await broker.publish([draft(f"a{number}", key=f"a{number}")])
@@ -106,7 +106,7 @@ async def test_an_idle_node_leaves_a_master_that_has_been_replaced_though_it_ans
 ) -> None:
     cluster = Cluster(server)
     await until(cluster.knows_its_replica, "the Sentinel to find the replica")
-    broker, recorder = await nodes.open(cluster.url)
+    broker, recorder = await nodes.open(cluster.url, timeout=TIMEOUT)
     await broker.publish([draft("a")])
     await until(cluster.fails_over, "the Sentinel to know enough")
 
@@ -128,7 +128,7 @@ async def test_a_lagging_replica_that_takes_over_begins_a_new_epoch(server: Make
     sentinel = server(sentinel=True)
     sentinel.run("SENTINEL", "MONITOR", "main", "127.0.0.1", master.port, 1)
     url = f"redis+sentinel://127.0.0.1:{sentinel.port}/main"
-    [broker, recorder], [_, heard] = [await nodes.open(url) for _ in range(2)]
+    [broker, recorder], [_, heard] = [await nodes.open(url, timeout=TIMEOUT) for _ in range(2)]
     await broker.publish([draft("a")])
     assert master.run("WAIT", 1, 1000) == 1
     epoch = broker.epoch
@@ -148,7 +148,7 @@ async def test_a_lagging_replica_that_takes_over_begins_a_new_epoch(server: Make
 @pytest_twisted.ensureDeferred
 async def test_without_its_replica_an_event_is_not_acknowledged_in_time_but_told(server: Make, nodes: Nodes) -> None:
     master = server()
-    broker, recorder = await nodes.open(f"{master.url}?replicas=1")
+    broker, recorder = await nodes.open(f"{master.url}?replicas=1", timeout=TIMEOUT)
     with pytest.raises(Unavailable, match="1 replicas did not take it in time"):
         await broker.publish([draft("a")])
     assert recorder.names == ["a"]
@@ -158,8 +158,8 @@ async def test_without_its_replica_an_event_is_not_acknowledged_in_time_but_told
 async def test_a_duplicate_is_acknowledged_when_the_replicas_have_the_first(server: Make, nodes: Nodes) -> None:
     master, replica = server("--repl-diskless-sync-delay", "0"), server()
     follow(master, replica)
-    one, _ = await nodes.open(f"{master.url}?replicas=1")
-    other, _ = await nodes.open(f"{master.url}?replicas=1")
+    one, _ = await nodes.open(f"{master.url}?replicas=1", timeout=TIMEOUT)
+    other, _ = await nodes.open(f"{master.url}?replicas=1", timeout=TIMEOUT)
     replica.silence()
     with pytest.raises(Unavailable, match="1 replicas"):
         await one.publish([draft("a", key="k")])
@@ -174,10 +174,10 @@ async def test_a_replica_is_no_place_to_begin_and_no_sentinel_is_told_plainly(se
     master, replica = server("--repl-diskless-sync-delay", "0"), server()
     follow(master, replica)
     with pytest.raises(OperatorError, match="it is a slave"):
-        await nodes.make(replica.url).start(Recorder())
+        await nodes.make(replica.url, timeout=TIMEOUT).start(Recorder())
     sentinel = server(sentinel=True)
     with pytest.raises(OperatorError, match="no Sentinel names a master for 'unknown': it does not know that name"):
-        await nodes.make(f"redis+sentinel://127.0.0.1:{sentinel.port}/unknown").start(Recorder())
+        await nodes.make(f"redis+sentinel://127.0.0.1:{sentinel.port}/unknown", timeout=TIMEOUT).start(Recorder())
 
 
 @pytest.fixture(scope="module")
@@ -215,10 +215,10 @@ async def test_tls_is_spoken_and_the_certificate_is_looked_at(server: Make, node
         *("--tls-port", str(port), "--tls-auth-clients", "no"),
         *("--tls-cert-file", str(certificate / "cert.pem"), "--tls-key-file", str(certificate / "key.pem")),
     )
-    broker, recorder = await nodes.open(f"rediss://127.0.0.1:{port}?ca={certificate}/cert.pem", timeout=5)
+    broker, recorder = await nodes.open(f"rediss://127.0.0.1:{port}?ca={certificate}/cert.pem")
     await broker.publish([draft("a", b'"' + b"x" * 200_000 + b'"')])
     assert recorder.names == ["a"]
     with pytest.raises(OperatorError, match="certificate"):
-        await nodes.make(f"rediss://127.0.0.1:{port}").start(Recorder())
+        await nodes.make(f"rediss://127.0.0.1:{port}", timeout=TIMEOUT).start(Recorder())
     with pytest.raises(OperatorError, match="option ca cannot be read"):
         await nodes.make(f"rediss://127.0.0.1:{port}?ca={certificate}/missing.pem").start(Recorder())
