@@ -16,7 +16,7 @@ from chatws.brokers.contract import Event
 from chatws.brokers.postgres.schema import migrations
 from chatws.database.migrations import apply, transaction
 from chatws.errors import Unavailable
-from tests.postgres import ForgetfulFirewall
+from tests.postgres import ForgetfulFirewall, server_of
 from tests.postgres_nodes import Nodes, Told, draft, nodes, reactor, until
 
 __all__ = ["nodes"]
@@ -289,6 +289,29 @@ async def test_a_log_put_back_from_a_backup_starts_anew(nodes: Nodes, more: str)
     assert len(first.epochs) == len(second.epochs) == 1
     assert one.epoch == other.epoch
     assert await one.bounds() == (1, 1)
+
+
+@pytest_twisted.ensureDeferred
+async def test_where_the_next_host_has_an_older_log_a_failover_starts_it_anew(
+    nodes: Nodes, request: pytest.FixtureRequest
+) -> None:
+    """What an asynchronous standby is, once promoted: the same log without its last events."""
+    standby = server_of(request.config, oldest=True)
+    there = standby.new_log()
+    epoch = nodes.run("SELECT epoch FROM chatws.log")[0][0]
+    standby.run(f"UPDATE chatws.log SET epoch = '{epoch}'", there)
+    standby.run(f"ALTER DATABASE {there.rpartition('/')[2]} RENAME TO {nodes.name}_standby")
+    hosts = f"127.0.0.1:{nodes.server.port},127.0.0.1:{standby.port}"
+    nodes.server.run(f"CREATE DATABASE {nodes.name}_standby TEMPLATE {nodes.name}")
+    url = f"postgresql://postgres@{hosts}/{nodes.name}_standby?target_session_attrs=read-write"
+    broker, told = await nodes.node(url)
+    await gatherResults([broker.publish([draft(f"e{n}")]) for n in range(3)])
+    assert told.offsets == [1, 2, 3]
+    nodes.server.kill()
+    assert (await published(broker, "on the other")).offset == 1
+    assert told.names == ["on the other"]
+    assert told.epochs == [broker.epoch]
+    assert broker.epoch != epoch
 
 
 @pytest_twisted.ensureDeferred
