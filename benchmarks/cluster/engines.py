@@ -38,6 +38,36 @@ def free_ports(count: int) -> list[int]:
         return [one.getsockname()[1] for one in taken]
 
 
+def _threads_cpu(pid: int) -> float:
+    """Seconds of processor time of a process, all its threads together."""
+    total = 0
+    with contextlib.suppress(OSError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            total += int((task / "schedstat").read_text().split()[0])
+    return total / 1e9
+
+
+def _resident_kib(pid: int) -> int:
+    """Memory of a process, in which what n processes share counts for an n-th."""
+    with contextlib.suppress(OSError):
+        return int(re.findall(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[0])
+    return 0
+
+
+class Single:
+    """One process, without its children."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+
+    def cpu(self) -> float:
+        """Seconds of processor time, of all threads."""
+        return _threads_cpu(self._pid)
+
+    def resident_kib(self) -> int:
+        return _resident_kib(self._pid)
+
+
 class Running:
     """A process, its children included, in a directory of its own."""
 
@@ -88,22 +118,15 @@ class Running:
 
     def cpu(self) -> float:
         """Seconds of processor time, of all threads and children, those that have ended included."""
-        total = 0
-        for pid in self._family():
-            with contextlib.suppress(OSError):
-                for task in Path(f"/proc/{pid}/task").iterdir():
-                    total += int((task / "schedstat").read_text().split()[0])
         ended = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()[13:15]
-        return total / 1e9 + sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
+        return sum(map(_threads_cpu, self._family())) + sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
 
     def resident_kib(self) -> int:
-        """Memory, of which the pages that its processes share count for one of them only."""
-        total = 0
-        for pid in self._family():
-            with contextlib.suppress(OSError):
-                rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-                total += int(re.findall(r"^Pss: +(\d+)", rollup, re.M)[0])
-        return total
+        return sum(map(_resident_kib, self._family()))
+
+    def parts(self) -> list[Single]:
+        """The process by itself, and then each of its children."""
+        return [Single(pid) for pid in self._family()]
 
     def end(self, ask: int | None = None) -> None:
         """Kill it: how it ends is not measured here.
@@ -129,12 +152,16 @@ class Engine:
     """
 
     url: str
+    version: str
     port: int
     running: Running
 
     def cpu(self) -> float:
         """Seconds of processor time of all its processes."""
         return self.running.cpu()
+
+    def resident_kib(self) -> int:
+        return self.running.resident_kib()
 
     def traffic(self) -> tuple[int, int]:
         """Bytes that it has received and sent on the connections that are open now."""
@@ -199,7 +226,7 @@ class Postgres(Engine):
             os.chown(directory, nobody.pw_uid, nobody.pw_gid)
             options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         initdb = [programs / "initdb", "-D", f"{directory}/data", "-U", "postgres", "--auth=trust", "-E", "UTF8"]
-        subprocess.run([*initdb, "--locale=C"], check=True, capture_output=True, cwd="/", **options)
+        subprocess.run([*initdb, "--locale=C", "--no-sync"], check=True, capture_output=True, cwd="/", **options)
         [self.port] = free_ports(1)
         self.url = f"postgresql://postgres@127.0.0.1:{self.port}/postgres"
         settings = [word for setting in POSTGRES_SETTINGS for word in ("-c", setting)]

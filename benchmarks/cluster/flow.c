@@ -314,9 +314,9 @@ int main(int argc, char **argv) {
       fill(text, argv[k], i % 100 + 1, 0);
       say(listeners[i], text);
     }
-    pump_for(0.2);
+    pump_for(0.15);
   }
-  pump_for(0.3);
+  pump_for(0.2);
   printf("{\"ready\":%ld}\n", opened);
   fflush(stdout);
   if (read(0, text, 1) != 1) return 2;

@@ -36,7 +36,17 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engines import ENGINES, POSTGRES_SETTINGS, REDIS_SETTINGS, Engine, Postgres, Running, disk_sync_ms, free_ports
+from engines import (
+    DEADLINE,
+    ENGINES,
+    POSTGRES_SETTINGS,
+    REDIS_SETTINGS,
+    Engine,
+    Postgres,
+    Running,
+    disk_sync_ms,
+    free_ports,
+)
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -45,8 +55,10 @@ from run import BUILD, PAD, PEERS  # noqa: E402
 
 NODE_PEERS = ("socket.io", "@socket.io/redis-adapter", "@socket.io/redis-streams-adapter", "redis")
 FLOW = BUILD / "flow"
-LINE = f'{{"event":"new_message","data":{{"conversation_id":1,"ts":%T,"seq":%S,"pad":"{PAD}"}},"ack":true}}'
+LINE = f'{{"event":"new_message","data":{{"conversation_id":1,"ts":%T,"seq":%S,"content":"{PAD}"}},"ack":true}}'
 IDLE_SECONDS = 1.0
+#: Of the engines that have been started.
+ENGINE_VERSIONS: dict[str, str] = {}
 #: For the cost of a connection that only stays: how many, and seconds between its pings.
 STAYING = 8_000
 PING_INTERVAL = 2
@@ -69,17 +81,18 @@ class Phase:
 PHASES = {
     "warm": Phase(0.6, 0, 64, 6, "all"),  # not counted: what compiles at run time is to have done so
     "quiet": Phase(3, 200, 64, 1, "first"),
-    "busy": Phase(3, 0, 64, 6, "all"),
-    "small": Phase(2, 0, 1, 4, "each", 0),
-    "flood": Phase(2, 0, 64, 4, "each", 0),
+    "busy": Phase(2.5, 0, 64, 6, "all"),
+    "small": Phase(1.5, 0, 1, 4, "each", 0),
+    "flood": Phase(1.5, 0, 64, 4, "each", 0),
 }
-#: What only the calculation (benchmarks/cluster/model.py) uses, and so is measured on chatws only.
+#: What only the calculation (benchmarks/cluster/model.py) uses, and so is measured on what it carries on.
 FOR_THE_MODEL = ("small", "flood")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """:ivar engine: a shared one; empty where the log is the node's own. :ivar workers: processes in one node."""
+    """:ivar engine: a shared one; empty where the log is the node's own. :ivar workers: processes that share the ports
+    of one node, under a supervisor that keeps the log. :ivar in_model: whether the calculation carries it on."""
 
     title: str
     engine: str
@@ -87,6 +100,7 @@ class Cluster:
     kind: str = "chatws"
     options: tuple[str, ...] = ()
     workers: int = 1
+    in_model: bool = True
 
 
 def _clusters() -> dict[str, Cluster]:
@@ -94,15 +108,24 @@ def _clusters() -> dict[str, Cluster]:
         "memory-1": Cluster("chatws, memory", "", 1),
         "sqlite-1": Cluster("chatws, sqlite", "", 1, options=("--broker=sqlite:///log.db",)),
         "sqlite-durable-1": Cluster(
-            "chatws, sqlite, durable", "", 1, options=("--broker=sqlite:///log.db", "--durable")
+            "chatws, sqlite, durable", "", 1, options=("--broker=sqlite:///log.db", "--durable"), in_model=False
         ),
     }
+    for broker, option in (("memory", "memory"), ("sqlite", "sqlite:///log.db")):
+        found[f"workers-{broker}-2"] = Cluster(
+            f"chatws, 2 workers, {broker}",
+            "",
+            1,
+            options=("--workers=2", f"--broker={option}"),
+            workers=2,
+            in_model=False,
+        )
     for engine, title in (("redis", "Redis"), ("postgresql", "PostgreSQL")):
         for nodes in (1, 2, 3):
             found[f"{engine}-{nodes}"] = Cluster(f"chatws, {title}", engine, nodes)
     for nodes in (1, 2, 3):
-        found[f"socketio-{nodes}"] = Cluster("Socket.IO, Redis adapter", "redis", nodes, "redis")
-    found["socketio-streams-2"] = Cluster("Socket.IO, Redis Streams adapter", "redis", 2, "streams")
+        found[f"socketio-{nodes}"] = Cluster("Socket.IO, Redis adapter", "redis", nodes, "redis", in_model=False)
+    found["socketio-streams-2"] = Cluster("Socket.IO, Redis Streams adapter", "redis", 2, "streams", in_model=False)
     return found
 
 
@@ -136,8 +159,14 @@ class Node:
             command.append(cluster.kind)
         self.running = Running(command, [], env=dict(os.environ, NODE_ENV="production"))
 
-    def await_ready(self) -> None:
+    def await_ready(self, workers: int = 1) -> None:
+        """Until it takes connections, and has its workers."""
         self.running.await_ports([self.port, self.push])
+        deadline = time.monotonic() + DEADLINE
+        while workers > 1 and len(self.running.parts()) <= workers:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"fewer than {workers} workers")
+            time.sleep(0.05)
 
 
 @contextlib.contextmanager
@@ -148,6 +177,7 @@ def started(cluster: Cluster) -> Iterator[tuple[list[Node], Engine | None]]:
         url = ""
         if engine is not None:
             stack.callback(engine.end)
+            ENGINE_VERSIONS[cluster.engine] = engine.version
             url = engine.url
             if isinstance(engine, Postgres):
                 upgrade = [str(Path(sys.executable).with_name("chatws")), "db", "upgrade", "--broker", url]
@@ -158,7 +188,7 @@ def started(cluster: Cluster) -> Iterator[tuple[list[Node], Engine | None]]:
             stack.callback(node.running.end)
             nodes.append(node)
         for node in nodes:
-            node.await_ready()
+            node.await_ready(cluster.workers)
         yield nodes, engine
 
 
@@ -222,6 +252,26 @@ def _places(nodes: list[Node], phase: Phase, workers: int) -> str:
     return ",".join(words)
 
 
+def _processes(cluster: Cluster, nodes: list[Node], engine: Engine | None) -> dict[str, Any]:
+    """What each is called: node1 … and engine, which of several workers is their supervisor."""
+    if cluster.workers > 1:
+        supervisor, *workers = nodes[0].running.parts()
+        if len(workers) != cluster.workers:
+            raise RuntimeError(f"{len(workers)} children instead of {cluster.workers} workers")
+        return {f"node{index + 1}": worker for index, worker in enumerate(workers)} | {"engine": supervisor}
+    processes: dict[str, Any] = {f"node{index + 1}": node.running for index, node in enumerate(nodes)}
+    return processes if engine is None else processes | {"engine": engine}
+
+
+def _await_quiet(processes: dict[str, Any]) -> None:
+    """Until what the start has left behind is done, or five seconds."""
+    for _ in range(17):
+        before = sum(process.cpu() for process in processes.values())
+        time.sleep(0.3)
+        if sum(process.cpu() for process in processes.values()) - before < 0.01:
+            break
+
+
 def measure(cluster: Cluster, scale: float = 1.0) -> dict[str, Any]:
     """One cluster through all phases.
 
@@ -232,15 +282,13 @@ def measure(cluster: Cluster, scale: float = 1.0) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     with started(cluster) as (nodes, engine):
-        processes: dict[str, Any] = {f"node{index + 1}": node.running for index, node in enumerate(nodes)}
-        if engine is not None:
-            processes["engine"] = engine
-        time.sleep(0.5)  # the start has an aftermath
+        processes = _processes(cluster, nodes, engine)
+        _await_quiet(processes)
         before = {name: process.cpu() for name, process in processes.items()}
         time.sleep(IDLE_SECONDS)
         found["idle_cpu"] = {name: (process.cpu() - before[name]) / IDLE_SECONDS for name, process in processes.items()}
         for name, phase in PHASES.items():
-            if name in FOR_THE_MODEL and cluster.kind != "chatws":
+            if name in FOR_THE_MODEL and not cluster.in_model:
                 continue
             flow = Flow(
                 cluster.kind, _places(nodes, phase, cluster.workers), phase.seconds * scale, phase.rate, phase.window
@@ -268,9 +316,7 @@ def measure(cluster: Cluster, scale: float = 1.0) -> dict[str, Any]:
                     seen["engine_bytes"]["logged"] = (engine.logged() - logged) / events
             if name != "warm":
                 found[name] = seen
-        found["resident_kib"] = {f"node{index + 1}": node.running.resident_kib() for index, node in enumerate(nodes)}
-        if engine is not None:
-            found["resident_kib"]["engine"] = engine.running.resident_kib()
+        found["resident_kib"] = {name: process.resident_kib() for name, process in processes.items()}
     return found
 
 
@@ -282,7 +328,7 @@ def _slab_kib() -> int:
     raise RuntimeError("no Slab in /proc/meminfo")
 
 
-def staying(scale: float = 1.0) -> dict[str, float]:
+def staying() -> dict[str, float]:
     """What connections cost that only stay.
 
     :returns: `ping_us`, processor time of one ping and its answer; `socket_kib`, the kernel's memory for one end of a
@@ -293,10 +339,10 @@ def staying(scale: float = 1.0) -> dict[str, float]:
     try:
         node.await_ready()
         slab = _slab_kib()
-        flow = Flow("chatws", f"{node.port}:{node.push}:{count}:0", 4 * PING_INTERVAL * max(scale, 0.5))
+        flow = Flow("chatws", f"{node.port}:{node.push}:{count}:0", 2.5 * PING_INTERVAL)
         try:
             slab = _slab_kib() - slab
-            time.sleep(2)  # until what the connecting left behind is done
+            _await_quiet({"node": node.running})
             before = node.running.cpu()
             seen = flow.run()
             used = node.running.cpu() - before
@@ -334,8 +380,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CLUSTERS, default=list(CLUSTERS))
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=11.5, help="begin no repetition that would take longer")
+    parser.add_argument("--minutes", type=float, default=12, help="begin no repetition that would take longer")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--add", action="store_true", help="keep what the output file has of other clusters")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -350,7 +397,7 @@ def main() -> None:
         if number and elapsed * (number + 1) / number > arguments.minutes * 60:
             print(f"{number} repetitions took {elapsed / 60:.1f} minutes: enough", file=sys.stderr)
             break
-        stays.append(staying(scale))
+        stays.append(staying())
         for name in arguments.only:
             try:
                 one = measure(CLUSTERS[name], scale)
@@ -368,8 +415,12 @@ def main() -> None:
                 + f" us  client {busy['client_cpu'] * 100:.0f} %",
                 file=sys.stderr,
             )
+    if arguments.add and arguments.output.exists():
+        old = json.loads(arguments.output.read_text())
+        runs = old["runs"] | runs
+        ENGINE_VERSIONS.update({name: old["versions"][name] for name in ENGINES if name in old["versions"]})
     document = {
-        "versions": versions() | _engine_versions(),
+        "versions": versions() | ENGINE_VERSIONS,
         "cores": len(os.sched_getaffinity(0)),
         "settings": {"redis": " ".join(filter(None, REDIS_SETTINGS)), "postgresql": " ".join(POSTGRES_SETTINGS)},
         "disk_sync_ms": disk_sync_ms(),
@@ -379,22 +430,13 @@ def main() -> None:
             for name, one in CLUSTERS.items()
         },
         "staying": middle(stays),
-        "medians": {name: middle(found) for name, found in runs.items()},
-        "runs": runs,
+        "medians": {name: middle(runs[name]) for name in CLUSTERS if name in runs},
+        "runs": {name: runs[name] for name in CLUSTERS if name in runs},
     }
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
     print(f"{(time.monotonic() - began) / 60:.1f} minutes", file=sys.stderr)
     if failed:
         sys.exit("not everything could be measured")
-
-
-def _engine_versions() -> dict[str, str]:
-    found = {}
-    for name, engine in ENGINES.items():
-        one = engine()
-        found[name] = one.version
-        one.end()
-    return found
 
 
 if __name__ == "__main__":
