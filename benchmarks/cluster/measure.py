@@ -25,6 +25,7 @@ import json
 import os
 import platform
 import resource
+import shlex
 import shutil
 import statistics
 import subprocess
@@ -36,6 +37,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
 from engines import (
     DEADLINE,
     ENGINES,
@@ -52,6 +54,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from run import BUILD, PAD, PEERS  # noqa: E402
+from scaling import QUIET  # noqa: E402
 
 NODE_PEERS = ("socket.io", "@socket.io/redis-adapter", "@socket.io/redis-streams-adapter", "redis")
 FLOW = BUILD / "flow"
@@ -388,6 +391,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     install()
     scale = 0.4 if arguments.quick else 1.0
+    busy_before = psutil.cpu_percent(2) / 100
+    if busy_before > QUIET:
+        print(f"something else uses {busy_before * 100:.0f} % of this machine: the figures show it", file=sys.stderr)
     began = time.monotonic()
     failed = False
     runs: dict[str, list[dict[str, Any]]] = {}
@@ -418,11 +424,13 @@ def main() -> None:
     if arguments.add and arguments.output.exists():
         old = json.loads(arguments.output.read_text())
         runs = old["runs"] | runs
+        busy_before = max(busy_before, old.get("busy_before", 1.0))
         ENGINE_VERSIONS.update({name: old["versions"][name] for name in ENGINES if name in old["versions"]})
     document = {
         "versions": versions() | ENGINE_VERSIONS,
+        "busy_before": busy_before,
         "cores": len(os.sched_getaffinity(0)),
-        "settings": {"redis": " ".join(filter(None, REDIS_SETTINGS)), "postgresql": " ".join(POSTGRES_SETTINGS)},
+        "settings": {"redis": shlex.join(REDIS_SETTINGS), "postgresql": " ".join(POSTGRES_SETTINGS)},
         "disk_sync_ms": disk_sync_ms(),
         "phases": {name: vars(phase) for name, phase in PHASES.items()},
         "clusters": {

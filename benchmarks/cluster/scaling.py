@@ -26,6 +26,8 @@ from model import SETTINGS, Cost, Costs, Limits, Plan, Workload  # noqa: E402
 from report import STYLE, number, table  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
+#: The part of the machine that others may use before the run without the page warning of its figures.
+QUIET = 0.05
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 VERSIONS = {
     "chatws": "chatws",
@@ -67,7 +69,9 @@ def _name(document: dict[str, Any], key: str) -> str:
 
 
 def _conditions(document: dict[str, Any]) -> str:
+    busy = document["busy_before"]
     counts = sorted({len(runs) for runs in document["runs"].values()})
+    spread = "" if counts[-1] == 1 else ", and for events per second the least and the most beside them"
     times = "once" if counts[-1] == 1 else f"{' to '.join(map(str, counts))} times; medians are shown"
     share = max(one["busy"]["client_cpu"] for one in document["medians"].values())
     settings = document["settings"]
@@ -75,7 +79,7 @@ def _conditions(document: dict[str, Any]) -> str:
     found = document["versions"]
     versions = ", ".join(f"{title} {found[key]}" for key, title in VERSIONS.items() if key in found)
     paragraphs = (
-        f"""Measured {times}, and for events per second the least and the most beside them. The machine has **{cores}
+        f"""Measured {times}{spread}. The machine has **{cores}
         cores** for the nodes, the engine and the load client together. So latencies are those of a machine with time to
         spare, and stand; events per second do not grow with the nodes here, as they would on machines of their own: two
         nodes and an engine have more to do, as each reads every event, and no more cores to do it with. What can be
@@ -86,6 +90,12 @@ def _conditions(document: dict[str, Any]) -> str:
         what bounds them. Redis ran with `{settings["redis"]}`, PostgreSQL with `{settings["postgresql"]}`; a write of
         8 KiB with `fdatasync` takes {document["disk_sync_ms"]:.1f} ms on this disk. Measured with {versions}.""",
     )
+    if busy > QUIET:
+        paragraphs = (
+            f"""**Other programs were running** and used {busy * 100:.0f} % of this machine before the first cluster
+            was started: take these figures for a look, and no more.""",
+            *paragraphs,
+        )
     return "\n\n".join(
         textwrap.fill(" ".join(paragraph.split()), 120, break_long_words=False, break_on_hyphens=False)
         for paragraph in paragraphs
@@ -112,7 +122,7 @@ def _measured(document: dict[str, Any]) -> str:
             [
                 _name(document, key),
                 *[_delay(quiet[where], which) for where in ("same", "other") for which in ("p50_ms", "p99_ms")],
-                f"{busy['per_s']:,.0f} ({min(rates):,.0f} to {max(rates):,.0f})",
+                f"{busy['per_s']:,.0f}" + (f" ({min(rates):,.0f} to {max(rates):,.0f})" if len(rates) > 1 else ""),
                 f"{_alone(one):,.0f}",
                 "yes" if busy["orders"] == 1 else "no",
             ]
