@@ -332,7 +332,7 @@ int main(int argc, char **argv) {
   uint64_t start = now(), stop = start + seconds * 1e9, due = start;
   int next = 0;
   srand48(7);
-  while (now() < stop && !errors) {
+  while (now() < stop && !(errors && backend_count)) {
     if (!backend_count) {
       pump(10);
       continue;

@@ -353,7 +353,7 @@ def staying() -> dict[str, float]:
             flow.end()
     finally:
         node.running.end()
-    if seen["errors"] or not seen["pings"]:
+    if seen["errors"] > count / 100 or not seen["pings"]:  # a busy machine may lose a few to their time-outs
         raise RuntimeError(f"staying: {seen}")
     return {"ping_us": used / seen["pings"] * 1e6, "socket_kib": slab / count / 2, "connections": count}
 
