@@ -222,6 +222,44 @@ class LimitTests(ServerCase):
         assert wire.ended
 
 
+class ShortMessageTests(ServerCase):
+    """Short texts do not go through Autobahn; what looks like one and is none must."""
+
+    def test_all_lengths_and_any_mask(self) -> None:
+        wire, _ = self.connect()
+        texts = ["", "x", "é", "\x00", "y" * 124, "y" * 125, "y" * 126, "é" * 62 + "e"]
+        for text in texts:
+            for mask in (b"\0\0\0\0", b"\xff\1\x80\x7f"):
+                wire.send(frame(text, mask=mask))
+        assert self.component.events[1:] == [("message", 1, text) for text in texts for _ in range(2)]
+        assert self.ws.stats.messages_received == 2 * len(texts)
+
+    def test_one_in_the_middle_of_a_fragmented_message_is_a_protocol_error(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame("begin", fin=False))
+        wire.send(frame("another"))
+        assert wire.closed_with()[0] == 1002
+
+    def test_one_that_is_not_utf_8(self) -> None:
+        for payload in (b"\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"cut \xe2\x82"):
+            wire, _ = self.connect()
+            wire.send(frame(payload))
+            assert wire.closed_with()[0] == 1007
+
+    def test_one_that_is_not_masked(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame("123456", mask=None))
+        assert wire.closed_with()[0] == 1002
+
+    def test_one_that_is_longer_than_allowed(self) -> None:
+        self.serve(max_message_size=10)
+        wire, _ = self.connect()
+        wire.send(frame("x" * 10))
+        wire.send(frame("x" * 11))
+        assert wire.closed_with()[0] == 1009
+        assert self.component.events[1:2] == [("message", 1, "x" * 10)]
+
+
 class PingTests(ServerCase):
     def test_an_idle_connection_is_pinged_within_the_interval(self) -> None:
         wire, _ = self.connect()
