@@ -284,8 +284,8 @@ Processor time of the server, with everything switched on (authentication, hub, 
 for slow readers, pings), beside other servers under the same load in the same run. All servers are pinned to one core,
 their load clients (C, one epoll loop each) to another, over the loopback, with events of some 250 bytes; in each round
 they take turns, and whoever has no turn does nothing. The time is the kernel's own count for the server's threads, user
-and system: {repetitions}. The first row is the floor: a loop of `send()` in C that knows no rooms and joins
-nothing.{clients}
+and system: {repetitions}.
+The first row is the floor: a loop of `send()` in C that knows no rooms and joins nothing.{clients}
 
 ![chatws and others: processor time per message](images/performance.svg)
 
@@ -298,13 +298,13 @@ no other server here does; it is part of what connecting costs it, and over befo
 
 What each of them does, so that the figures can be compared (`benchmarks/servers/`):
 
-- Every server sends every message to every recipient in a frame of its own; the client counts them, and a run with a
-  frame lost or one too many does not count. Each decodes the message's JSON and looks its room up.
+- Every server sends every message to every recipient in a frame of its own; the client counts them, and a round with
+  a frame lost does not count. Each decodes the message's JSON and looks its room up.
 - The messages come from one backend over TCP, a line each. uWebSockets takes no other socket than a WebSocket: there
   the backend is one more WebSocket client, which is in no room. chatws's frames are some 25 bytes longer: they carry
   an id.
-- chatws and uWebSockets write once to each connection for all that one read has brought; the others write, or ask
-  their loop to write, for each message.
+- chatws and uWebSockets write once to each connection for all that one read has brought; the others give their
+  transport each message as it comes, and some of the transports join what waits.
 - uWebSockets is there twice: with libuv's loop, which blocks until something comes, as in C++; and as socketify's
   documentation starts it, where asyncio polls that loop without pause while there is work and for some time after:
   part of what it takes is waiting. socketify 0.0.31 runs the application's Python for each message in both.
