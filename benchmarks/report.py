@@ -342,7 +342,7 @@ connection.
 
     make bench
 
-takes about fifteen minutes, needs two cores with nothing else to do, a C compiler and Node, and installs the peers into
+takes about twenty minutes, needs two cores with nothing else to do, a C compiler and Node, and installs the peers into
 `benchmarks/.peers`. `make bench BENCH_ARGS=--quick` is a look, and `python benchmarks/run.py --nearest` compares the
 nearest in three minutes. Ratchet takes part where `php` is installed and `RATCHET_VENDOR` names a vendor directory with
 `cboden/ratchet`.
