@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import ssl
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from chatws.errors import Unavailable
 from chatws.push.addresses import Address, parse_addresses
 from chatws.push.client import Answer, BlockingPushClient, PushClient, PushRefused, PushUnavailable
 from chatws.push.client_protocol import make_endpoints
-from tests.push_wire import PushServer, in_thread, reactor, self_signed, until
+from tests.certificates import self_signed
+from tests.push_wire import PushServer, in_thread, reactor, until
 from tests.test_push_reconnecting import Line
 
 DATA = {"conversation_id": 1}
@@ -179,12 +179,11 @@ async def test_a_wrong_secret_is_not_tried_elsewhere(nodes: Any) -> None:
 @pytest_twisted.ensureDeferred
 async def test_tls_is_for_the_addresses_that_say_so(nodes: Any, tmp_path: Path) -> None:
     certificate = self_signed()
-    context = ssl.create_default_context(cadata=certificate.dumpPEM().decode().partition("-----BEGIN PRIVATE")[0])
     far = PushServer(certificate=certificate)
     near = PushServer(path=str(tmp_path / "push.sock"))
     for server in (far, near):
         await server.start()
-    with BlockingPushClient(f"{near.address}, tls://{far.address}", tls=context) as push:
+    with BlockingPushClient(f"{near.address}, tls://{far.address}", tls=certificate.trusted()) as push:
         assert (await in_thread(push.ping)).ok
         assert near.factory.stats.lines == 1
         await near.stop()
