@@ -102,7 +102,6 @@ def test_clusters_that_know_nothing_of_each_other_carry_a_million(model: Any) ->
         assert found is not None, name
         shards, one = found
         assert one.fits
-        assert shards > 1
         size = -(-model.Workload().connections // shards)
         again = model.plan(replace(model.Workload(), connections=size), model.SETTINGS[-1], engine, costs, limits)
         assert again == one
@@ -124,6 +123,14 @@ def test_the_nodes_reading_does_not_shrink_with_more_of_them(model: Any) -> None
 def test_what_the_engine_spends_is_the_straight_line_through_what_was_measured(model: Any) -> None:
     assert model.for_nodes({1: 10.0, 2: 12.0, 3: 14.0}, 10) == pytest.approx(28.0)
     assert model.for_nodes({1: 10.0, 2: 12.0, 3: 14.0}, 2) == 12.0
+    assert model.for_nodes({1: 14.0, 2: 12.0, 3: 13.0}, 10) == 14.0
+
+
+def test_what_breaks_is_what_more_nodes_would_not_mend(model: Any) -> None:
+    costs, limits = model.read_costs(), model.Limits()
+    for name in ("redis", "postgresql"):
+        _, beyond = model.largest(model.Workload(), model.SETTINGS[-1], costs.engines[name], costs, limits)
+        assert beyond.breaks not in model.DIVIDED
 
 
 def test_assumptions_can_be_changed_on_the_command_line(

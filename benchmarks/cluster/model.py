@@ -229,7 +229,8 @@ def for_nodes(measured: dict[int, float], nodes: int) -> float:
     if nodes in measured or len(measured) < 2:
         return measured.get(nodes, next(iter(measured.values())))
     slope, intercept = linear_regression(list(measured), list(measured.values()))
-    return max(0.0, intercept + slope * nodes)
+    # one that falls is noise: nothing becomes cheaper for more nodes
+    return intercept + slope * nodes if slope > 0 else max(measured.values())
 
 
 @dataclass(frozen=True)
@@ -309,14 +310,15 @@ def needs(work: Workload, settings: Settings, engine: EngineCosts, costs: Costs,
     return found
 
 
-#: What more nodes do not make less.
+#: What more nodes do not make less; and what they make less without end.
 COMMON = (READING, ENGINE_CPU, NETWORK)
+DIVIDED = (CONNECTIONS, MEMORY, RETURN)
 
 
 @dataclass(frozen=True)
 class Plan:
     """:ivar fits: whether a cluster can do it. :ivar nodes: the fewest that do. Where it does not fit, the fewest that
-    would if only the nodes counted and not what they share; or else the number that is least overloaded."""
+    would if only the nodes counted and not what they share; or else the number of them that is least overloaded."""
 
     fits: bool
     nodes: int
@@ -327,6 +329,12 @@ class Plan:
         """What is nearest to its limit, or furthest beyond."""
         return max(self.needs, key=lambda need: need.ratio)
 
+    @property
+    def breaks(self) -> str:
+        """What `tightest` is, more precisely: a node's processor may have most of its work from reading."""
+        first = self.tightest.what
+        return READING if first == NODE_CPU and self.used(READING) > self.tightest.used / 2 else first
+
     def used(self, what: str) -> float:
         return next((need.used for need in self.needs if need.what == what), 0.0)
 
@@ -334,13 +342,15 @@ class Plan:
 def plan(work: Workload, settings: Settings, engine: EngineCosts, costs: Costs, limits: Limits) -> Plan:
     """The smallest cluster."""
     best: Plan | None = None
+    enough = False  # nodes for what they divide among them
     for n in range(1, (1 if engine.reader is None else limits.nodes) + 1):
         one = needs(work, settings, engine, costs, limits, n)
         found = Plan(all(need.ratio <= 1 for need in one), n, one)
         if found.fits or all(need.ratio <= 1 for need in one if need.what not in COMMON):
             return found
-        if best is None or found.tightest.ratio < best.tightest.ratio:
-            best = found
+        divided = all(need.ratio <= 1 for need in one if need.what in DIVIDED)
+        if best is None or not enough or (divided and found.tightest.ratio < best.tightest.ratio):
+            best, enough = found, divided
     assert best is not None
     return best
 

@@ -335,8 +335,7 @@ def _largest(costs: Costs, work: Workload, limits: Limits) -> str:
             engine = costs.engines[name]
             most, beyond = model.largest(work, settings, engine, costs, limits)
             nodes = model.plan(replace(work, connections=most), settings, engine, costs, limits).nodes
-            first = beyond.tightest
-            rows.append([settings.title, engine.title, f"{_rounded(most):,}", f"{nodes:,}", first.what])
+            rows.append([settings.title, engine.title, f"{_rounded(most):,}", f"{nodes:,}", beyond.breaks])
     text = table(["settings", "engine", "connections at most", "nodes", "what breaks first"], rows)
     return text.replace("| ---: |\n", "| --- |\n", 1).replace("| --- | ---: |", "| --- | --- |", 1)
 
@@ -359,7 +358,7 @@ def _sizes(costs: Costs, work: Workload, limits: Limits) -> str:
                     f"{size:,}",
                     engine.title,
                     f"{events:,.0f}",
-                    f"{found.nodes:,}" if found.fits else f"does not fit: {found.tightest.what}",
+                    f"{found.nodes:,}" if found.fits else f"does not fit: {found.breaks}",
                     _percent(found.used(model.NODE_CPU)),
                     _percent(found.used(model.READING)),
                     _percent(found.used(model.ENGINE_CPU)) if engine.engine else "",
@@ -384,7 +383,7 @@ def _million(costs: Costs, work: Workload, limits: Limits) -> str:
             whole = model.plan(work, settings, engine, costs, limits)
             found = model.sharded(work, settings, engine, costs, limits)
             row = [settings.title, engine.title]
-            row.append(f"{whole.nodes:,}" if whole.fits else f"no: {whole.tightest.what}")
+            row.append(f"{whole.nodes:,}" if whole.fits else f"no: {whole.breaks}")
             if found is None:
                 rows.append([*row, "", "", "", ""])
                 continue
@@ -398,7 +397,7 @@ def _million(costs: Costs, work: Workload, limits: Limits) -> str:
             if settings is SETTINGS[-1]:
                 sentences.append(
                     f"- {engine.title}: {shards:,} clusters of {one.nodes} node{'s' if one.nodes > 1 else ''} "
-                    f"({total:,} processes with {memory:,.0f} GiB); nearest to its limit is {one.tightest.what}, "
+                    f"({total:,} processes with {memory:,.0f} GiB); nearest to its limit is {one.breaks}, "
                     f"at {one.tightest.ratio * 100:.0f} % of it."
                 )
     head = ["settings", "engine", "in one cluster: nodes", "clusters", "nodes in all", "engines", "GiB in all"]
