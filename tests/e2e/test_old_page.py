@@ -29,8 +29,6 @@ pytestmark = needs("chromium")
 PAGES = Path(__file__).resolve().parents[1] / "pages"
 #: What Chromium says of a WebSocket that cannot be opened, or breaks.
 LOST = r"WebSocket connection to .* failed"
-#: For the page's own clock-driven waits of 3 seconds, on a busy machine.
-PATIENCE = 20.0
 
 
 class _Quiet(SimpleHTTPRequestHandler):
@@ -122,13 +120,16 @@ def test_two_pages_see_each_other_come_type_and_go(address: tuple[Server, str], 
     _, url = address
     with open_page(browser, f"{url}user=1&conversation=456") as ana:
         is_ready(ana)
-        with open_page(browser, f"{url}user=2&conversation=456") as bia:
+        with open_page(browser) as bia:
+            bia.clock.install()
+            bia.goto(f"{url}user=2&conversation=456")
             is_ready(bia)
             expect(ana.locator("#agents-2")).to_have_text("online")
             bia.locator("#answer").fill("Bom")
             expect(ana.locator("#typing")).to_have_text("2 is typing…")
             expect(bia.locator("#typing")).to_have_text("")
-            expect(ana.locator("#typing")).to_have_text("", timeout=PATIENCE * 1000)
+            bia.clock.run_for(2_000)
+            expect(ana.locator("#typing")).to_have_text("")
         expect(ana.locator("#agents-2")).to_have_text("offline")
 
 
@@ -172,10 +173,14 @@ def test_switching_conversations_without_ever_unsubscribing(address: tuple[Serve
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_it_comes_back_after_a_restart(address: tuple[Server, str], browser: Browser, number: int) -> None:
     server, url = address
-    with open_page(browser, f"{url}user=1&conversation=456", forgive=LOST, timeout=PATIENCE) as page:
+    with open_page(browser, forgive=LOST) as page:
+        page.clock.install()
+        page.goto(f"{url}user=1&conversation=456")
         is_ready(page)
         page.evaluate("wire.received.length = 0")
         server.restart(number)
+        page.wait_for_function("wire.closes.length")
+        page.clock.run_for(3_000)  # it tries again every 3 seconds
         is_ready(page)
         assert wire(page, "closes")[0] == (4012 if number == signal.SIGTERM else 1006)
         assert wire(page, "sockets") <= 6
