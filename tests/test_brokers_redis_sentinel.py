@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 from collections.abc import Callable
 from pathlib import Path
 
 import hiredis
 import pytest
 import pytest_twisted
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.x509.oid import NameOID
 
 from chatws.errors import OperatorError, Unavailable
+from tests.certificates import self_signed
 from tests.contracts.test_broker_contract import Recorder, draft
 from tests.contracts.test_shared_broker_contract import until, until_told
 from tests.redis import RedisServer
@@ -184,25 +179,9 @@ async def test_a_replica_is_no_place_to_begin_and_no_sentinel_is_told_plainly(se
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a certificate for 127.0.0.1, `cert.pem`, its own authority, and its key, `key.pem`."""
     place = tmp_path_factory.mktemp("certificate")
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "chatws test")])
-    now = datetime.datetime.now(datetime.UTC)
-    built = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=1))
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), True)
-        .sign(key, hashes.SHA256())
-    )
-    (place / "cert.pem").write_bytes(built.public_bytes(serialization.Encoding.PEM))
-    (place / "key.pem").write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    )
+    made = self_signed()
+    (place / "cert.pem").write_bytes(made.certificate)
+    (place / "key.pem").write_bytes(made.key)
     return place
 
 
