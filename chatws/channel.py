@@ -10,7 +10,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Any
 
-from twisted.internet.interfaces import IProtocol, IPushProducer
+from twisted.internet.interfaces import IProtocol, IPullProducer
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -19,6 +19,8 @@ from zope.interface import implementer
 __all__ = ["Channel", "framed"]
 
 _LENGTH = Struct(">I")
+#: Bytes given to the transport at a time.
+PIECE = 65536
 
 
 def framed(message: bytes) -> bytes:
@@ -26,11 +28,15 @@ def framed(message: bytes) -> bytes:
     return _LENGTH.pack(len(message)) + message
 
 
-@implementer(IProtocol, IPushProducer)
+@implementer(IProtocol, IPullProducer)
 class Channel:
     """One end. What the other end does not read is held here and counted, and holding it back is for the owner.
 
-    :param receive: called with each message. What it raises is logged, and breaks the connection.
+    The socket is given what is sent directly, as it has room for it almost always; the transport, which would ask the
+    reactor first, only gets what is left, piece by piece.
+
+    :param receive: called with the messages of each read, one or more. What it raises is logged, and breaks the
+        connection.
     :param lost: called once, when the connection has ended, from whichever side.
     :param moved: called when the other end has read what was held here, or a part of it.
     :ivar unsent: bytes held back because the other end does not read.
@@ -42,7 +48,7 @@ class Channel:
 
     def __init__(
         self,
-        receive: Callable[[bytes], None],
+        receive: Callable[[list[bytes]], None],
         lost: Callable[[], None],
         moved: Callable[[], None] | None = None,
     ) -> None:
@@ -51,8 +57,9 @@ class Channel:
         self._moved = moved
         self._buffer = bytearray()
         self._transport: Any = None
-        self._blocked = False
-        self._held: deque[bytes] = deque()
+        self._socket: Any = None
+        self._queueing = False  # the transport has something to send, so that nothing may be sent past it
+        self._held: deque[memoryview] = deque()
         self.connected = False
         self.unsent = 0
         self.sent = 0
@@ -64,15 +71,25 @@ class Channel:
         self.send_framed(framed(message))
 
     def send_framed(self, data: bytes) -> None:
-        """Send what `framed` has returned."""
+        """Send what `framed` has returned, or several such."""
         if not self.connected:
             return
-        if self._blocked:
-            self._held.append(data)
+        if self._queueing:
+            self._held.append(memoryview(data))
             self.unsent += len(data)
-        else:
-            self.sent += len(data)
-            self._transport.write(data)
+            return
+        try:
+            sent = self._socket.send(data)
+        except BlockingIOError:
+            sent = 0
+        except OSError:  # there is no other end any more: the transport is about to hear of it
+            return
+        self.sent += sent
+        if sent < len(data):
+            self._held.append(memoryview(data)[sent:])
+            self.unsent += len(data) - sent
+            self._queueing = True
+            self._transport.registerProducer(self, False)
 
     def close(self) -> None:
         """End the connection when everything is sent."""
@@ -94,52 +111,60 @@ class Channel:
         if self.connected:
             self._transport.resumeProducing()
 
-    # IPushProducer, for the transport: how much the kernel takes
-
-    def pauseProducing(self) -> None:
-        """See `IPushProducer`."""
-        self._blocked = True
+    # IPullProducer, for the transport: it has sent what it had
 
     def resumeProducing(self) -> None:
-        """See `IPushProducer`."""
-        self._blocked = False
-        while self._held and not self._blocked:
-            data = self._held.popleft()
-            self.unsent -= len(data)
-            self.sent += len(data)
-            self._transport.write(data)
+        """See `IPullProducer`."""
+        if not self._held:
+            self._queueing = False
+            self._transport.unregisterProducer()
+            return
+        first = self._held.popleft()
+        piece = bytes(first[:PIECE])
+        if len(first) > PIECE:
+            self._held.appendleft(first[PIECE:])
+        self.unsent -= len(piece)
+        self.sent += len(piece)
+        self._transport.write(piece)
         if self._moved is not None:
             self._moved()
 
     def stopProducing(self) -> None:
-        """See `IPushProducer`."""
+        """See `IPullProducer`."""
 
     # IProtocol
 
     def makeConnection(self, transport: Any) -> None:
         """See `IProtocol`."""
         self._transport = transport
+        self._socket = transport.getHandle()
         self.connected = True
-        transport.registerProducer(self, True)
 
     def dataReceived(self, data: bytes) -> None:
         """See `IProtocol`."""
-        buffer = self._buffer
-        buffer += data
+        kept = self._buffer
+        if kept:
+            kept += data
+        buffer: bytes | bytearray = kept or data
+        messages: list[bytes] = []
         start, end = 0, len(buffer)
-        while self.connected and end - start >= 4:
+        while end - start >= 4:
             (length,) = _LENGTH.unpack_from(buffer, start)
             if end - start - 4 < length:
                 break
-            message = bytes(buffer[start + 4 : start + 4 + length])
+            messages.append(bytes(buffer[start + 4 : start + 4 + length]))
             start += 4 + length
-            try:
-                self._receive(message)
-            except Exception:
-                self._log.failure("A message between processes could not be dealt with")
-                self.abort()
-                return
-        del buffer[:start]
+        if kept:
+            del kept[:start]
+        else:
+            kept += data[start:]
+        if not messages:
+            return
+        try:
+            self._receive(messages)
+        except Exception:
+            self._log.failure("A message between processes could not be dealt with")
+            self.abort()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """See `IProtocol`."""

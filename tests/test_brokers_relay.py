@@ -7,7 +7,6 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.brokers import relay as relay_module
@@ -17,6 +16,7 @@ from chatws.brokers.memory import MemoryBroker
 from chatws.brokers.relay import RelayBroker
 from chatws.channel import Channel
 from chatws.errors import OperatorError, Unavailable
+from tests.fakes_channel import FakePipe
 
 
 def draft(name: str, size: int = 2, **options: Any) -> Draft:
@@ -51,7 +51,7 @@ class Worker:
         self.listener = Listener()
         self.reads = True
         self.theirs = exchange.channel(name)
-        self.to_exchange, self.to_worker = StringTransport(), StringTransport()
+        self.to_exchange, self.to_worker = FakePipe(), FakePipe()
         self.broker = RelayBroker(self._connect)
         self.started = self.broker.start(self.listener)
 
@@ -62,11 +62,11 @@ class Worker:
 
     def stop_reading(self) -> None:
         self.reads = False
-        self.theirs.pauseProducing()
+        self.to_worker.room = 0
 
     def read_on(self) -> None:
         self.reads = True
-        self.theirs.resumeProducing()
+        self.to_worker.drain()
 
     @property
     def held_back(self) -> bool:
@@ -133,6 +133,15 @@ class EventTests(RelayTestCase):
         self.a.broker.publish([draft("x")]).addCallback(lambda events: order.append("published"))
         self.settle()
         self.assertEqual(order, ["told", "published"])
+
+    def test_what_comes_together_is_told_at_once_and_answered_one_by_one(self) -> None:
+        batches: list[list[str]] = []
+        self.b.listener.deliver = lambda events: batches.append([event.name for event in events])  # type: ignore[method-assign]
+        publishing = [self.a.broker.publish([draft(name)]) for name in ("1", "2", "3")]
+        self.settle()
+        self.assertEqual(batches, [["1", "2", "3"]])
+        receipts = [self.successResultOf(one) for one in publishing]
+        self.assertEqual([[event.offset for event in one] for one in receipts], [[1], [2], [3]])
 
     def test_a_key_counts_for_all_workers_and_receipts_keep_the_drafts_order(self) -> None:
         self.a.broker.publish([draft("first", key="k")])
@@ -259,20 +268,12 @@ class HoldingBackTests(RelayTestCase):
 
     def test_one_that_reads_slowly_is_waited_for(self) -> None:
         self.publish_until_held_back()
-        write = self.b.to_worker.write
-
-        def one_at_a_time(data: bytes) -> None:
-            write(data)
-            self.b.theirs.pauseProducing()
-
-        self.b.to_worker.write = one_at_a_time  # type: ignore[method-assign]
         for _ in range(5):
             self.clock.advance(STUCK - 1)
-            self.b.read_on()
+            self.b.to_worker.drain(100_000)
             self.clock.advance(1)
         self.assertEqual(self.given_up, [])
         self.assertTrue(self.a.held_back)
-        self.b.to_worker.write = write  # type: ignore[method-assign]
         self.b.read_on()
         self.settle()
         self.assertFalse(self.a.held_back)
@@ -284,9 +285,9 @@ class HoldingBackTests(RelayTestCase):
 
     def test_a_worker_cannot_pile_up_what_the_log_does_not_take(self) -> None:
         self.patch(relay_module, "MOST_UNSENT", 1000)
-        self.a.ours.pauseProducing()
-        first = self.a.broker.publish([draft("x", size=2000)])
+        self.a.to_exchange.room = 0
+        first = self.a.broker.publish([draft("x", size=100_000)])
         self.failureResultOf(self.a.broker.publish([draft("y")]), Unavailable)
-        self.a.ours.resumeProducing()
+        self.a.to_exchange.drain()
         self.settle()
         self.successResultOf(first)

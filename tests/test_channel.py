@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from twisted.internet.error import ConnectionLost
-from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.channel import Channel, framed
+from tests.fakes_channel import FakePipe
 
 
 class ChannelTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.messages: list[bytes] = []
+        self.reads: list[int] = []
         self.ends: list[str] = []
         self.moves: list[int] = []
-        self.channel = Channel(self.messages.append, lambda: self.ends.append("lost"), lambda: self.moves.append(1))
-        self.transport = StringTransport()
+        self.channel = Channel(self.receive, lambda: self.ends.append("lost"), lambda: self.moves.append(1))
+        self.transport = FakePipe()
         self.channel.makeConnection(self.transport)
+
+    def receive(self, messages: list[bytes]) -> None:
+        self.messages += messages
+        self.reads.append(len(messages))
 
     def test_messages_cut_anywhere_arrive_whole_and_in_order(self) -> None:
         sent = [b"one", b"", b"x" * 70_000, b"last"]
@@ -28,55 +33,80 @@ class ChannelTests(SynchronousTestCase):
                 self.channel.dataReceived(data[start : start + size])
             self.assertEqual(self.messages, sent)
 
+    def test_what_is_read_together_is_handed_over_together(self) -> None:
+        data = framed(b"1") + framed(b"2") + framed(b"3")
+        self.channel.dataReceived(data[:-1])
+        self.channel.dataReceived(data[-1:] + framed(b"4"))
+        self.assertEqual((self.messages, self.reads), ([b"1", b"2", b"3", b"4"], [2, 2]))
+
     def test_half_a_message_is_none(self) -> None:
         self.channel.dataReceived(framed(b"torn")[:-1])
         self.channel.connectionLost(Failure(ConnectionLost()))
         self.assertEqual((self.messages, self.ends), ([], ["lost"]))
 
     def test_what_is_sent_can_be_read_by_another_channel(self) -> None:
-        self.channel.send(b"a")
-        self.channel.send_framed(framed(b"b"))
+        self.transport.room = 70_000
+        self.channel.send(b"a" * 60_000)
+        self.channel.send(b"b" * 200_000)
+        self.channel.send_framed(framed(b"c"))
+        self.transport.drain()
+        self.channel.send(b"d")
         other: list[bytes] = []
-        end = Channel(other.append, lambda: None)
-        end.makeConnection(StringTransport())
+        end = Channel(other.extend, lambda: None)
+        end.makeConnection(FakePipe())
         end.dataReceived(self.transport.value())
-        self.assertEqual(other, [b"a", b"b"])
+        self.assertEqual(other, [b"a" * 60_000, b"b" * 200_000, b"c", b"d"])
 
     def test_what_the_other_end_does_not_read_is_counted_and_sent_in_order_when_it_does(self) -> None:
-        self.channel.send(b"1")
-        self.channel.pauseProducing()
-        self.channel.send(b"22")
-        self.channel.send(b"333")
-        self.assertEqual((self.channel.unsent, self.channel.sent, self.moves), (6 + 7, 5, []))
-        self.channel.resumeProducing()
-        self.assertEqual((self.channel.unsent, self.channel.sent, self.moves), (0, 18, [1]))
-        self.assertEqual(self.transport.value(), framed(b"1") + framed(b"22") + framed(b"333"))
+        self.transport.room = 0
+        for number in range(10):
+            self.channel.send(b"%d" % number + b"x" * 99_995)
+        # the transport has a piece, the rest is here
+        self.assertEqual((self.channel.unsent + self.channel.sent, self.channel.sent), (1_000_000, 65_536))
+        self.transport.drain(500_000)
+        self.assertEqual(self.channel.unsent + self.channel.sent, 1_000_000)
+        self.assertLess(self.channel.unsent, 500_000)
+        self.assertEqual(len(self.transport.value()), 500_000)
+        self.transport.drain()
+        self.assertEqual((self.channel.unsent, self.channel.sent), (0, 1_000_000))
+        self.channel.dataReceived(self.transport.value())
+        self.assertEqual([message[:1] for message in self.messages], [b"%d" % number for number in range(10)])
+        self.assertTrue(self.moves)
 
-    def test_a_transport_that_is_full_at_once_gets_no_more(self) -> None:
-        self.channel.pauseProducing()
-        self.channel.send(b"1")
-        self.channel.send(b"2")
-        write = self.transport.write
-
-        def fill(data: bytes) -> None:
-            write(data)
-            self.channel.pauseProducing()
-
-        self.transport.write = fill  # type: ignore[method-assign]
-        self.channel.resumeProducing()
-        self.assertEqual((self.transport.value(), self.channel.unsent), (framed(b"1"), 5))
+    def test_after_a_jam_the_socket_is_given_everything_at_once_again(self) -> None:
+        self.transport.room = 3
+        self.channel.send(b"x")
+        self.transport.drain()
+        before = len(self.moves)
+        self.channel.send(b"y" * 1000)
+        self.assertEqual((self.channel.unsent, len(self.moves)), (0, before))
+        self.assertEqual(self.transport.value(), framed(b"x") + framed(b"y" * 1000))
 
     def test_a_message_that_cannot_be_dealt_with_breaks_the_connection(self) -> None:
-        channel = Channel(lambda message: self.messages.append(message) or 1 / 0, lambda: None)  # type: ignore[func-returns-value]
-        transport = StringTransport()
-        channel.makeConnection(transport)
-        channel.dataReceived(framed(b"a") + framed(b"b"))
-        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
-        self.assertEqual((self.messages, transport.disconnecting), ([b"a"], True))
+        def fail(messages: list[bytes]) -> None:
+            raise ZeroDivisionError
 
-    def test_after_the_end_nothing_is_sent_and_nothing_is_held(self) -> None:
-        self.channel.pauseProducing()
+        channel = Channel(fail, lambda: None)
+        transport = FakePipe()
+        channel.makeConnection(transport)
+        channel.dataReceived(framed(b"a"))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.assertTrue(transport.disconnecting)
+
+    def test_an_end_that_has_gone_is_told_nothing_and_nothing_is_held(self) -> None:
+        def broken(data: bytes) -> int:
+            raise BrokenPipeError
+
+        self.transport.send = broken  # type: ignore[method-assign]
         self.channel.send(b"1")
+        self.assertEqual(self.channel.unsent, 0)
         self.channel.connectionLost()
         self.channel.send(b"2")
         self.assertEqual((self.channel.unsent, self.channel.connected, self.ends), (0, False, ["lost"]))
+
+    def test_what_was_held_goes_with_the_connection(self) -> None:
+        self.transport.room = 0
+        self.channel.send(b"x" * 100_000)
+        self.assertGreater(self.channel.unsent, 0)
+        self.channel.connectionLost()
+        self.assertEqual(self.channel.unsent, 0)

@@ -12,7 +12,6 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
-from twisted.internet.testing import StringTransport
 from twisted.logger import Logger, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
@@ -28,6 +27,7 @@ from chatws.workers.control import Family, Said
 from chatws.workers.lines import MOST_UNSENT, RelayingObserver, say_again
 from chatws.workers.monitoring import merge, readiness
 from chatws.workers.supervisor import PATIENCE, Supervisor, shared_out
+from tests.fakes_channel import FakePipe
 
 
 class FakeProcess:
@@ -53,8 +53,8 @@ class FakeProcess:
         """What the supervisor has sent since the last time."""
         transport = self.channel._transport
         messages: list[Any] = []
-        end = Channel(lambda one: messages.append(control.from_supervisor.decode(one)), lambda: None)
-        end.makeConnection(StringTransport())
+        end = Channel(lambda some: messages.extend(map(control.from_supervisor.decode, some)), lambda: None)
+        end.makeConnection(FakePipe())
         end.dataReceived(transport.value())
         transport.clear()
         return messages
@@ -75,7 +75,7 @@ class FakeReactor(Clock):
 
     def adoptStreamConnection(self, descriptor: int, family: int, factory: Factory) -> None:
         channel: Any = factory.buildProtocol(None)  # type: ignore[arg-type]
-        channel.makeConnection(StringTransport())
+        channel.makeConnection(FakePipe())
         self.channels.append(channel)
 
     def spawnProcess(
@@ -304,15 +304,15 @@ class MonitoringTests(SupervisorTestCase):
 class LineTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.said: list[Said] = []
-        self.channel = Channel(lambda message: None, lambda: None)
-        self.transport = StringTransport()
+        self.channel = Channel(lambda messages: None, lambda: None)
+        self.transport = FakePipe()
         self.channel.makeConnection(self.transport)
         self.log = Logger(namespace="chatws.chat", observer=RelayingObserver(self.channel))
 
     def told(self) -> list[Said]:
         found: list[Any] = []
-        end = Channel(lambda one: found.append(control.from_worker.decode(one)), lambda: None)
-        end.makeConnection(StringTransport())
+        end = Channel(lambda some: found.extend(map(control.from_worker.decode, some)), lambda: None)
+        end.makeConnection(FakePipe())
         end.dataReceived(self.transport.value())
         self.transport.clear()
         return found
@@ -350,11 +350,11 @@ class LineTests(SynchronousTestCase):
         self.flushLoggedErrors(RuntimeError)
 
     def test_what_the_supervisor_does_not_read_is_dropped_and_counted(self) -> None:
-        self.channel.pauseProducing()
+        self.transport.room = 0
         for _ in range(3000):
             self.log.info("{text}", text="x" * 1000)
         self.assertLess(self.channel.unsent, MOST_UNSENT + 10_000)
-        self.channel.resumeProducing()
+        self.transport.drain()
         self.log.info("after")
         last = self.told()[-1].fields["message"]
         self.assertRegex(last, r"^after \(before this, \d+ lines were dropped\)$")

@@ -32,14 +32,16 @@ STUCK = 10.0
 class _Worker:
     """
     :ivar told: whether it has asked to be told of events.
+    :ivar out: what is to be sent to it at the end of this round.
     """
 
     def __init__(self, exchange: Exchange, name: object) -> None:
         self.name = name
         self.told = False
         self.sent = 0
+        self.out: list[bytes] = []
         self.channel = Channel(
-            lambda message: exchange._received(self, message), lambda: exchange._lost(self), exchange._look
+            lambda messages: exchange._received(self, messages), lambda: exchange._lost(self), exchange._look
         )
 
 
@@ -58,6 +60,7 @@ class Exchange:
         self._clock = clock
         self._workers: list[_Worker] = []
         self._newest: Sequence[Event] = ()
+        self._in_round = False
         self._looking: DelayedCall | None = None
 
     def start(self) -> Deferred[None]:
@@ -101,34 +104,56 @@ class Exchange:
         data = framed(wire.encode(news))
         for worker in self._workers:
             if worker.told:
-                worker.channel.send_framed(data)
+                worker.out.append(data)
+        self._send()
+
+    def _send(self) -> None:
+        """Send what there is, each worker's in one go, unless there is more to come in this round."""
+        if self._in_round:
+            return
+        for worker in self._workers:
+            if worker.out:
+                worker.channel.send_framed(b"".join(worker.out))
+                worker.out.clear()
                 if worker.channel.unsent > HIGH and self._looking is None:
                     self._hold_back()
 
     # The workers' side
 
-    def _received(self, worker: _Worker, message: bytes) -> None:
-        question = wire.questions.decode(message)
+    def _received(self, worker: _Worker, messages: list[bytes]) -> None:
+        self._in_round = True
+        try:
+            for message in messages:
+                self._asked(worker, wire.questions.decode(message))
+        finally:
+            self._in_round = False
+            self._send()
+
+    def _answer(self, worker: _Worker, answer: wire.Answer) -> None:
+        worker.out.append(framed(wire.encode(answer)))
+        self._send()
+
+    def _asked(self, worker: _Worker, question: wire.Question) -> None:
         broker = self.broker
         answer: Deferred[Any]
         if type(question) is wire.Publish:
             answer = broker.publish(question.drafts).addCallback(self._published, question.number)
         elif type(question) is wire.Read:
-            answer = broker.read(question.after, question.limit)
-            answer.addCallback(lambda events: wire.Found(question.number, events))
+            found = broker.read(question.after, question.limit)
+            answer = found.addCallback(lambda events: wire.Found(question.number, events))
         elif type(question) is wire.AskBounds:
             answer = broker.bounds().addCallback(lambda bounds: wire.FirstAndLast(question.number, *bounds))
         elif type(question) is wire.Lease:
-            answer = broker.lease(question.node, question.tabs, question.seconds)
-            answer.addCallback(lambda leased: wire.LeaseMade(question.number, *leased))
+            leased = broker.lease(question.node, question.tabs, question.seconds)
+            answer = leased.addCallback(lambda made: wire.LeaseMade(question.number, *made))
         elif type(question) is wire.AskOnline:
             answer = broker.online().addCallback(lambda users: wire.Online(question.number, users))
         else:
             worker.told = True
-            worker.channel.send(wire.encode(wire.Begun(question.number, broker.epoch)))
+            self._answer(worker, wire.Begun(question.number, broker.epoch))
             return
         answer.addErrback(self._refused, question.number)
-        answer.addCallback(lambda said: worker.channel.send(wire.encode(said)))
+        answer.addCallback(lambda said: self._answer(worker, said))
         answer.addErrback(lambda failure: self._log.failure("A worker's question was not answered", failure))
 
     def _published(self, receipts: list[Event], number: int) -> wire.Published:

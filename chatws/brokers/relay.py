@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
 from chatws.brokers import relay_wire as wire
-from chatws.brokers.contract import Draft, Event, Leased, Listener
+from chatws.brokers.contract import Audience, Draft, Event, Leased, Listener
 from chatws.brokers.delivery import Delivery
 from chatws.channel import Channel
 from chatws.errors import OperatorError, Unavailable
@@ -25,6 +25,8 @@ T = TypeVar("T")
 
 #: Bytes on their way to the log after which `publish` is refused.
 MOST_UNSENT = 32 * 1024 * 1024
+#: Audiences kept at hand.
+MAX_KEPT = 10_000
 
 
 class RelayBroker:
@@ -47,6 +49,7 @@ class RelayBroker:
         self._waiting: dict[int, Deferred[Any]] = {}
         self._drafts: dict[int, Sequence[Draft]] = {}
         self._newest: Sequence[Event] = ()
+        self._audiences: dict[Audience, Audience] = {}
         self._idle: list[Deferred[None]] = []
 
     def start(self, listener: Listener) -> Deferred[None]:
@@ -118,26 +121,57 @@ class RelayBroker:
         self._channel.send(wire.encode(kind(number, *arguments)))
         return answer
 
-    def _received(self, message: bytes) -> None:
-        answer = wire.answers.decode(message)
-        if type(answer) is wire.Events:
-            self._newest = answer.events
-            self._delivery.tell(answer.events, [])
-        elif type(answer) is wire.Published:
-            self._answered(answer.number, self._receipts(self._drafts.pop(answer.number), answer.duplicates))
-        elif type(answer) is wire.Reset:
+    def _received(self, messages: list[bytes]) -> None:
+        """All events of one read are told at once, for then each browser gets them in one write; after that the
+        publishes among them are answered."""
+        fresh: list[Event] = []
+        published: list[tuple[wire.Published, Sequence[Event]]] = []
+        for message in messages:
+            answer = wire.answers.decode(message)
+            if type(answer) is wire.Events:
+                self._newest = answer.events
+                self._share_audiences(answer.events)
+                fresh += answer.events
+            elif type(answer) is wire.Published:
+                published.append((answer, self._newest))
+            else:
+                self._tell(fresh, published)
+                fresh, published = [], []
+                self._other(answer)
+        self._tell(fresh, published)
+
+    def _share_audiences(self, events: list[Event]) -> None:
+        """One object for all events with the same audience: they are kept for long."""
+        kept = self._audiences
+        if len(kept) > MAX_KEPT:
+            kept.clear()
+        for event in events:
+            event.audience = kept.setdefault(event.audience, event.audience)
+
+    def _tell(self, fresh: list[Event], published: list[tuple[wire.Published, Sequence[Event]]]) -> None:
+        if fresh:
+            self._delivery.tell(fresh, [])
+        for answer, events in published:
+            receipts = self._receipts(events, self._drafts.pop(answer.number), answer.duplicates)
+            self._answered(answer.number, receipts)
+
+    def _other(self, answer: wire.Answer | wire.Reset) -> None:
+        if isinstance(answer, wire.Reset):
             self.epoch = answer.epoch
             assert self._listener is not None
             self._listener.reset(answer.epoch)
-        elif type(answer) is wire.Refused:
+        elif isinstance(answer, wire.Refused):
             self._drafts.pop(answer.number, None)
             self._waiting.pop(answer.number).errback(Unavailable(answer.reason))
             self._look_idle()
         else:
             self._answered(answer.number, answer)
 
-    def _receipts(self, drafts: Sequence[Draft], duplicates: Sequence[tuple[int, int, float]]) -> list[Event]:
-        fresh = list(self._newest[: len(drafts) - len(duplicates)])
+    @staticmethod
+    def _receipts(
+        newest: Sequence[Event], drafts: Sequence[Draft], duplicates: Sequence[tuple[int, int, float]]
+    ) -> list[Event]:
+        fresh = list(newest[: len(drafts) - len(duplicates)])
         for index, offset, time in duplicates:  # ascending
             draft = drafts[index]
             fresh.insert(index, Event(offset, draft.name, draft.audience, draft.data, time, duplicate=True))

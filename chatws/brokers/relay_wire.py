@@ -15,6 +15,7 @@ from chatws.brokers.contract import Draft, Event
 from chatws.ids import Id
 
 __all__ = [
+    "Answer",
     "AskBounds",
     "AskOnline",
     "Begin",
@@ -27,6 +28,7 @@ __all__ = [
     "Online",
     "Publish",
     "Published",
+    "Question",
     "Read",
     "Refused",
     "Reset",

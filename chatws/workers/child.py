@@ -241,7 +241,11 @@ class Child(ProcessProtocol):
     def _forget(self, number: int) -> None:
         self._asked.pop(number, None)
 
-    def _received(self, message: bytes) -> None:
+    def _received(self, messages: list[bytes]) -> None:
+        for message in messages:
+            self._told(message)
+
+    def _told(self, message: bytes) -> None:
         told = control.from_worker.decode(message)
         if isinstance(told, control.Said):
             say_again(self.number, told)

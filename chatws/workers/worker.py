@@ -128,7 +128,11 @@ class Worker:
         with suppress(ReactorNotRunning):
             self._reactor.stop()
 
-    def _received(self, message: bytes) -> None:
+    def _received(self, messages: list[bytes]) -> None:
+        for message in messages:
+            self._told(message)
+
+    def _told(self, message: bytes) -> None:
         told = control.from_supervisor.decode(message)
         if isinstance(told, control.Setup):
             self._serve(told)
