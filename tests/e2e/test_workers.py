@@ -20,6 +20,9 @@ from tests.e2e.process import clean_environment, free_port
 from tests.e2e.test_operations import fetch, samples, value
 from tests.e2e.wire import DEADLINE, Browser, until
 from tests.recovering_client import RecoveringClient
+from tests.redis import RedisServer, redis
+
+__all__ = ["redis"]
 
 Start = Callable[..., Server]
 
@@ -260,6 +263,20 @@ def test_when_the_supervisor_is_killed_the_workers_end_and_the_log_on_disk_has_e
             assert back.subscribe(7, last_event_id=position)["recovered"] is True
             found = [one["data"]["n"] for one in back.settle() if one.get("event") == "new_message"]
             assert found[: acknowledged - 2] == list(range(2, acknowledged))
+
+
+def test_a_log_that_processes_share_by_themselves_is_opened_by_each_worker(
+    chatws_server: Start, redis: RedisServer
+) -> None:
+    server = start_workers(chatws_server, "--broker", redis.url_for("workers"))
+    agents = agents_on_both(server, 1, 7)
+    with server.backend() as backend:
+        for number in range(20):
+            backend.push("new_message", {"conversation_id": 7, "n": number})
+    for browser in agents.values():
+        assert [browser.expect("new_message")["data"]["n"] for _ in range(20)] == list(range(20))
+    os.kill(process_of(server, 0), signal.SIGKILL)
+    server.expect_log("worker 0 was ended by SIGKILL; another one starts now")
 
 
 def test_as_a_daemon_it_ends_with_its_pidfile_and_its_workers(tmp_path: Path) -> None:
