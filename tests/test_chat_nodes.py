@@ -285,6 +285,38 @@ class StartingOverTests(NodesTestCase):
         self.successResultOf(self.a.push(6))
         self.assertEqual(numbers(new), [6])
 
+    def test_an_order_among_what_is_left_does_not_let_events_out_before_they_start_over(self) -> None:
+        there = self.b.connect(2, 1)
+        self.b.broker.cut = True
+        for number in range(1, 5):
+            self.successResultOf(self.a.push(number))
+        self.successResultOf(self.a.chat.unsubscribe(9, 1))
+        there.take()
+        self.b.broker.heal()
+        self.assertEqual(there.take(), [])
+        self.assertEqual(there.closed, (4000, "events are missing"))
+
+
+class PacingTests(NodesTestCase):
+    def test_announcing_takes_a_twentieth_of_every_nodes_time_whoever_announces(self) -> None:
+        watcher = self.b.connect("watcher")
+        self.a.connect("first")
+        send_all = self.b.chat._send_all
+
+        def slow(runs: Any) -> None:
+            self.clock.rightNow += 0.1
+            send_all(runs)
+
+        self.b.chat._send_all = slow
+        self.a.connect(1)
+        self.assertEqual(statuses(watcher), [("first", "online"), (1, "online")])
+        self.b.connect(2)
+        self.assertNotIn((2, "online"), statuses(watcher))
+        self.clock.pump([0.1] * 18)
+        self.assertEqual(statuses(watcher), [])
+        self.clock.pump([0.1] * 2)
+        self.assertEqual(statuses(watcher), [(2, "online")])
+
 
 class PresenceTests(NodesTestCase):
     def watch(self) -> FakeConnection:

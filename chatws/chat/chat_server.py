@@ -101,6 +101,7 @@ class ChatServer:
         self._activity = activity
         self.hub: Hub[Connection] = Hub()
         self.history = History(Bounds(), wall_clock) if history is None else history
+        self._gaps = 0  # of the history's, those that browsers know of
         self._connections: set[Connection] = set()
         self.node = node or secrets.token_hex(4)
         self.agents = Agents(self.node, self._announce, presence_grace, presence_lease, reactor)
@@ -221,33 +222,43 @@ class ChatServer:
 
     def deliver(self, events: Sequence[Event]) -> None:
         """New events: into the history, and to whoever listens. Orders among nodes are carried out in between."""
-        history, gaps = self.history, self.history.gaps
+        history = self.history
         start = 0
+        announced = False
         for index, event in enumerate(events):
             if event.offset:
                 history.append(event)
             if event.audience.channels[0] == NODES:
                 self._hand_out(events[start:index])
                 start = index + 1
-                self._obey(event)
-        if history.gaps != gaps:
-            self._start_over("events are missing")
-        self._hand_out(events[start:] if start else events)
+                announced |= self._obey(event)
+        if announced:
+            started = self._reactor.seconds()
+            self._hand_out(events[start:])
+            self.agents.local.rest(self._reactor.seconds() - started)
+        else:
+            self._hand_out(events[start:] if start else events)
         if self._catching_up:
             self._catching_up.moved()
 
     def _hand_out(self, events: Sequence[Event]) -> None:
+        if self.history.gaps != self._gaps:
+            self._gaps = self.history.gaps
+            self._start_over("events are missing")
         runs = make_runs(events, self.hub, self._frame)
         self.stats.count(events)
         if runs:
             self._send_all(runs)
 
-    def _obey(self, event: Event) -> None:
+    def _obey(self, event: Event) -> bool:
+        """Carry out an order, and tell whether it is news of agents, which browsers get next."""
         order = nodes.order_of(event)
         if isinstance(order, nodes.Status):
             self.agents.heard(order.online, order.offline)
-        elif order is not None:
+            return True
+        if order is not None:
             self._steering.obey(order)
+        return False
 
     def _frame(self, event: Event) -> bytes:
         return text_frame(messages.event_payload(event, self.broker.epoch))

@@ -108,6 +108,13 @@ class Presence:
             self._next = None
         return news
 
+    def rest(self, took: float) -> None:
+        """Announcements, of this node or another, have taken so many seconds of this process's time."""
+        self._resting_until = max(self._resting_until, self._clock.seconds() + took * (SHARE - 1))
+        if self._next is not None:
+            self._next.cancel()
+            self._flush_later()
+
     def _left(self, user_id: Id) -> None:
         del self._leaving[user_id]
         self.version += 1
@@ -121,8 +128,10 @@ class Presence:
             return
         self._news[user_id] = is_online
         if self._next is None:
-            wait = max(0.0, self._resting_until - self._clock.seconds())
-            self._next = self._clock.callLater(wait, self._flush)
+            self._flush_later()
+
+    def _flush_later(self) -> None:
+        self._next = self._clock.callLater(max(0.0, self._resting_until - self._clock.seconds()), self._flush)
 
     def _flush(self) -> None:
         self._next = None
@@ -132,9 +141,6 @@ class Presence:
             self.announced += 1 if is_online else -1
         if not batch:
             return
-        started = self._clock.seconds()
         self._announce(batch)
-        took = self._clock.seconds() - started
-        self._resting_until = started + took * SHARE
         if self._news:
-            self._next = self._clock.callLater(took * (SHARE - 1), self._flush)
+            self._flush_later()
