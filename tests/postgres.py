@@ -321,6 +321,13 @@ class ForgetfulFirewall:
         for link in self._links:
             link.swallows = isinstance(link, _Outside)
 
+    def end_forgotten(self) -> None:
+        """Reset the connections that were forgotten, at both ends."""
+        forgotten = [link for link in self._links if link.swallows or (link.peer is not None and link.peer.swallows)]
+        self._links = [link for link in self._links if link not in forgotten]
+        for link in forgotten:
+            link.end()
+
     async def stop(self) -> None:
         await self._listening.stopListening()
         for link in self._links:

@@ -56,7 +56,7 @@ class Report:
     @property
     def acknowledged(self) -> list[int]:
         """The numbers of the events that were acknowledged."""
-        return [number for number, story in self.stories.items() if story.acknowledged]
+        return [number for number, story in list(self.stories.items()) if story.acknowledged]
 
     @property
     def given_up(self) -> int:

@@ -11,9 +11,11 @@ import pytest
 
 from tests.e2e import cluster_faults
 from tests.e2e.cluster import ENGINES, Cluster
+from tests.e2e.conftest import Server
 from tests.e2e.load import Page, Report, Story
 from tests.e2e.wire import Browser
 from tests.postgres import needs_postgres
+from tests.recovering_client import RecoveringClient
 from tests.requirements import needs
 
 #: Longer than the lease, the grace and the time-out below.
@@ -40,19 +42,29 @@ def test_nothing_is_lost_or_repeated_whatever_happens_to_nodes_and_engine(cluste
     assert cluster.faults_in_logs() == {}
 
     # and an engine that has lost its data: everybody is told to reload, and what is pushed then arrives
-    pages = [Browser(node.ws_url) for node in cluster.nodes]
-    last = [page.auth(number)["last_event_id"] for number, page in enumerate(pages)]
+    libraries = [RecoveringClient(number, (1,)) for number in range(len(cluster.nodes))]
+    pages = [visit(node, library) for node, library in zip(cluster.nodes, libraries, strict=True)]
     cluster.engine.lose_data()
     cluster.wait_until_ready()
-    for node, page, seen in zip(cluster.nodes, pages, last, strict=True):
+    for node, library, page in zip(cluster.nodes, libraries, pages, strict=True):
         assert page.expect_close() == (4000, "the event log started anew")
-        with Browser(node.ws_url) as back:
-            answer = back.auth(1, last_event_id=seen)
-            assert answer["recovered"] is False
-            assert answer["last_event_id"].partition(":")[0] != seen.partition(":")[0]
+        library.lost()
+        with visit(node, library) as back:
+            assert library.resyncs == [None, 1]
             with node.backend() as backend:
-                backend.push("note", {"from": node.port}, to="everyone")
-            back.expect("note", **{"from": node.port})
+                backend.push("new_message", {"conversation_id": 1, "n": node.port})
+            library.receive(back.expect("new_message", n=node.port))
+        assert [data["n"] for _, data, _ in library.handled][-1] == node.port
+
+
+def visit(node: Server, library: RecoveringClient) -> Browser:
+    """The page connects, and is told all that it asks for."""
+    page = Browser(node.ws_url)
+    for message in library.open():
+        page.send(message)
+    while not all(channel.live for channel in library.channels.values()):
+        library.receive(page.receive())
+    return page
 
 
 def test_the_account_knows_what_is_missing_what_came_twice_and_what_came_late() -> None:
