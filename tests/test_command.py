@@ -15,7 +15,7 @@ from chatws.command.push import describe
 from chatws.command.spool import parse_line
 from chatws.command.tail import one_line, shown
 from chatws.command.who import table
-from chatws.push.client import Agent, AgentConnection, Answer
+from chatws.push.client import Agent, AgentConnection, Answer, PushError, PushUnavailable
 
 
 class Terminal(io.StringIO):
@@ -77,6 +77,27 @@ def test_a_wrong_push_address_is_told(address: str, capsys: Any) -> None:
     said = capsys.readouterr().err
     assert said.startswith("chatws who: --push: ")
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (Answer(False, code="unavailable", message="no log").error(), "unavailable: no log; its /readyz says why"),
+        (
+            PushUnavailable("no answer within 5 s: silence"),
+            "no answer within 5 s: silence; does chatws run, and is this ",
+        ),
+    ],
+)
+def test_a_server_that_says_no_is_told_from_one_that_does_not_answer(
+    error: PushError, says: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> int:
+        raise error
+
+    monkeypatch.setattr("chatws.command.who.run", fail)
+    assert main(["who"]) == 1
+    assert capsys.readouterr().err.startswith(f"chatws who: {says}")
 
 
 def test_a_secret_that_everybody_can_read_is_no_secret(tmp_path: Path, capsys: Any) -> None:

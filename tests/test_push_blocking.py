@@ -147,8 +147,10 @@ async def test_unavailable_is_tried_again_until_it_works(started: Any, client: A
 async def test_unavailable_for_too_long_is_raised(started: Any, client: Any) -> None:
     server = await started()
     server.target.failing = Unavailable("the log cannot be reached")
-    with pytest.raises(PushUnavailable, match="the log cannot be reached"):
+    with pytest.raises(PushUnavailable) as caught:
         await in_thread(client(server, deadline=0.3).publish, "new_message", DATA)
+    assert str(caught.value) == "unavailable: the log cannot be reached"
+    assert caught.value.code == "unavailable"
 
 
 @pytest_twisted.ensureDeferred

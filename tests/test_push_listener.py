@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -472,6 +474,16 @@ class SecretTests(Case):
         backend.say(FirstLineTests.HTTP)
         assert backend.codes() == ["bad_json"]
         assert self.target.done == []
+
+    def test_who_is_sent_away_is_written_down_with_its_address(self) -> None:
+        with capturedLogs() as logged:
+            backend = self.connect()
+            backend.say(PING)
+        assert backend.is_closing
+        lines = [text for text in map(formatEvent, logged) if "sent away" in text]
+        assert [re.sub(r":[0-9]+ ", ":PORT ", text) for text in lines] == [
+            "A backend at 192.168.1.1:PORT was sent away: bad_secret: the first line must be op auth with the secret"
+        ]
 
     def test_without_a_secret_in_time_the_connection_is_closed(self) -> None:
         silent, good = self.connect(), self.connect()

@@ -16,7 +16,7 @@ from typing import NoReturn
 import chatws
 from chatws.command.output import Output
 from chatws.errors import ClientError, OperatorError
-from chatws.push.requests import PushError, PushRefused
+from chatws.push.requests import PushRefused, PushUnavailable
 
 __all__ = ["main", "make_parser"]
 
@@ -77,8 +77,9 @@ def main(words: Sequence[str] | None = None) -> int:
         output.error(str(error))
     except PushRefused as error:
         output.error(_refusal(error), error.code)
-    except PushError as error:
-        output.error(f"{error}; does chatws run, and is this its push address (--push)?", "unavailable")
+    except PushUnavailable as error:
+        hint = "its /readyz says why" if error.code else "does chatws run, and is this its push address (--push)?"
+        output.error(f"{error}; {hint}", "unavailable")
     except ClientError as error:
         output.error(error.message, error.code.value)
     except KeyboardInterrupt:

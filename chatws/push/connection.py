@@ -66,6 +66,11 @@ class _Batch:
         self.answer = answer
 
 
+def _shown(peer: Any) -> str:
+    """An address for the log."""
+    return f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a Unix socket"
+
+
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class PushConnection(protocol.Protocol):
     """The protocol of one connection. It is its transport's producer: it answers, the transport says when to stop.
@@ -380,7 +385,7 @@ class PushConnection(protocol.Protocol):
         if self._lost:
             return
         transport = self.transport
-        self.log.info("A backend at {peer} was sent away: {error}", peer=transport.getPeer(), error=str(error))
+        self.log.info("A backend at {peer} was sent away: {error}", peer=_shown(transport.getPeer()), error=str(error))
         self._write([answer])
         if IHalfCloseableDescriptor.providedBy(transport) and not ISSLTransport.providedBy(transport):
             transport.unregisterProducer()

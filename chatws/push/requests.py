@@ -71,7 +71,14 @@ class PushRefused(PushError):
 
 
 class PushUnavailable(PushError):
-    """No usable answer came within the deadline. `__cause__` is the last thing that went wrong, where known."""
+    """No usable answer came within the deadline. `__cause__` is the last thing that went wrong, where known.
+
+    :ivar code: what the server answered, `unavailable` or `overloaded`; empty where it did not answer.
+    """
+
+    def __init__(self, message: str, code: str = "") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class AgentConnection(msgspec.Struct, frozen=True):
@@ -115,7 +122,9 @@ class Answer(msgspec.Struct, frozen=True):
 
     def error(self) -> PushError:
         """The exception that a negative answer stands for."""
-        return (PushUnavailable if is_passing(self) else PushRefused)(self.code, self.message)
+        if is_passing(self):
+            return PushUnavailable(f"{self.code}: {self.message}", self.code)
+        return PushRefused(self.code, self.message)
 
 
 _encode = msgspec.json.Encoder().encode
