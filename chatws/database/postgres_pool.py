@@ -102,6 +102,11 @@ class PostgresDatabase:
     def healthy(self) -> bool:
         return self._healthy
 
+    @property
+    def trouble(self) -> str:
+        """Why it cannot be asked, as the log says it; empty when nothing is known to be wrong."""
+        return self._trouble or ""
+
     def start(self) -> Deferred[None]:
         self._running = True
         self._fill()

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from chatws.brokers.postgres import wire
-from chatws.database.postgres import PostgresConnection
+from chatws.database.postgres import PostgresConnection, one_line
 from chatws.database.postgres_pool import PostgresDatabase
 
 __all__ = ["Listening"]
@@ -78,7 +78,7 @@ class Listening:
             try:
                 await self._listen()
             except Exception as error:
-                self._log.debug("LISTEN failed: {error}", error=str(error)[:300])
+                self._log.debug("LISTEN failed: {error}", error=one_line(error))
             if self._reactor.seconds() - began > self._interval:
                 failures = 0
             pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(failures, 10)) * random.uniform(0.5, 1)

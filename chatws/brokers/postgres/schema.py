@@ -52,8 +52,8 @@ async def check(database: PostgresDatabase) -> None:
         )
     except QueryFailed as error:
         raise OperatorError(f"broker: {error}") from None
-    except Unavailable:
-        raise OperatorError("broker: PostgreSQL cannot be asked; does it run, and is the URL right?") from None
+    except Unavailable as error:
+        raise OperatorError(f"broker: PostgreSQL cannot be asked: {database.trouble or error}") from None
     if not rows:
         raise OperatorError(f"broker: the database has no schema chatws yet: {_UPGRADE}")
     if rows[0]["number"] < latest:
