@@ -759,7 +759,9 @@ var { ChatwsClient, wsClient } = (() => {
         this.#adopt(link, channel, high ?? from);
         return () => this.#emit('recovered', { ...channel.subject(), count: 0 });
       }
-      if (from && high) this.#seen.forgetAfter(high);
+      // A log that ends before what it had given out has lost its end. One that reaches further has only been trimmed:
+      // what has been seen beyond `high` came from a node that is ahead of this one, which will send it too.
+      if (from && high && newest(from, high) === from) this.#seen.forgetAfter(high);
       this.#adopt(link, channel, high);
       const isLost = from !== null && this.#isWanted(channel);
       return () => isLost && this.#emit('resync', channel.subject());

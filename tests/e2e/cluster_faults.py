@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -42,17 +43,23 @@ class Account:
     def outages(self) -> dict[str, tuple[int, float, float]]:
         """By the fault's name: how often, the longest that an event waited for its acknowledgement, and the longest
         from there until every page had handled it, in seconds."""
-        found: dict[str, tuple[int, float, float]] = {}
-        for index, fault in enumerate(self.faults):
-            end = self.faults[index + 1].began if index + 1 < len(self.faults) else float("inf")
-            stories = [
-                one for one in self.report.stories.values() if fault.began <= one.sent < end and one.acknowledged
-            ]
-            push = max((one.acknowledged - one.sent for one in stories), default=0.0)
-            page = max((one.last_handled - one.acknowledged for one in stories), default=0.0)
-            count, worst_push, worst_page = found.get(fault.name, (0, 0.0, 0.0))
-            found[fault.name] = count + 1, max(push, worst_push), max(page, worst_page)
-        return found
+        counts = Counter(fault.name for fault in self.faults)
+        pushes: dict[str, float] = {}
+        pages: dict[str, float] = {}
+        for story in self.report.stories.values():
+            if not story.acknowledged:
+                continue
+            # Of two faults the later one counts: it began when all was well again after the earlier one.
+            name = self._during(story.acknowledged)
+            pushes[name] = max(pushes.get(name, 0.0), story.acknowledged - story.sent)
+            name = self._during(max(story.last_handled, story.acknowledged))
+            pages[name] = max(pages.get(name, 0.0), story.last_handled - story.acknowledged)
+        return {name: (count, pushes.get(name, 0.0), pages.get(name, 0.0)) for name, count in counts.items()}
+
+    def _during(self, moment: float) -> str:
+        """The name of the last fault that had begun by then."""
+        begun = [fault.name for fault in self.faults if fault.began <= moment]
+        return begun[-1] if begun else ""
 
     def __str__(self) -> str:
         lines = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -40,6 +41,19 @@ def test_nothing_is_lost_or_repeated_whatever_happens_to_nodes_and_engine(cluste
     assert len(report.acknowledged) > 100, shown
     assert (report.lost, report.duplicates, report.out_of_order, report.resyncs, report.given_up) == (0,) * 5, shown
     assert cluster.faults_in_logs() == {}
+
+    # a node that dies takes the agents offline who do not come back, once
+    watcher, dying = cluster.nodes[0].agent("watcher"), cluster.nodes[2]
+    dying.agent("doomed")
+    watcher.expect("agent_status", agent_id="doomed", status="online")
+    dying.stop(signal.SIGKILL)
+    watcher.expect("agent_status", agent_id="doomed", status="offline")
+    dying.start()
+    cluster.wait_until_ready()
+    watcher.settle()
+    told = [one["data"] for one in watcher.received if one.get("event") == "agent_status"]
+    assert [one["status"] for one in told if one["agent_id"] == "doomed"] == ["online", "offline"]
+    watcher.close()
 
     # and an engine that has lost its data: everybody is told to reload, and what is pushed then arrives
     libraries = [RecoveringClient(number, (1,)) for number in range(len(cluster.nodes))]

@@ -182,6 +182,16 @@ describe('a replay', () => {
     assert.deepEqual(ids, ['E:11', 'E:12', 'E:13']);
   });
 
+  test('cut in the middle is not given again either when the node cannot prove that nothing is missing', () => {
+    let socket = auth(cut(), { recovered: true, replayed: 0, last_event_id: 'E:10' });
+    subscribed(socket, 5, { recovered: true, replayed: 4, last_event_id: 'E:14' });
+    news(socket, 'E:11', 'E:12', 'E:13');
+    socket = auth(again(), { recovered: true, replayed: 0, last_event_id: 'E:12' });
+    subscribed(socket, 5, { recovered: false, last_event_id: 'E:12' });
+    news(socket, 'E:13', 'E:14');
+    assert.deepEqual(ids, ['E:11', 'E:12', 'E:13', 'E:14']);
+  });
+
   test('that was complete moves the place, also when live events of others came between', () => {
     let socket = auth(cut(), { recovered: true, replayed: 0, last_event_id: 'E:15' });
     subscribed(socket, 5, { recovered: true, replayed: 2, last_event_id: 'E:15' });

@@ -7,6 +7,8 @@
 //               held until it is complete; a ping is answered meanwhile, other messages wait
 //   mixed       it goes on with the next subscribes during a replay, so that several come mixed; live events of any
 //               channel are held until all of them are complete
+//   cluster     like fifo, but several nodes share the log: each has read on as far as it has, and whoever has seen more
+//               of it elsewhere waits
 //   silent      like fifo, without saying how many events are replayed, as other servers may
 
 /** Numbers 0 ≤ x < 1, the same for the same seed (mulberry32). */
@@ -59,6 +61,7 @@ export class ModelServer {
     this.random = random;
     this.epochs = 0;
     this.wires = new Set();
+    this.nodes = [{}, {}, {}];
     this.isUp = true;
     this.begin();
     const server = this;
@@ -73,17 +76,35 @@ export class ModelServer {
     this.epoch = `e${(this.epochs += 1)}`;
     this.log = [];
     this.first = 1;
+    for (const node of this.nodes) node.read = 0;
   }
 
-  get head() {
-    return `${this.epoch}:${this.log.length}`;
+  /** How much of the log there is for this wire. */
+  last(wire) {
+    return this.kind === 'cluster' ? wire.node.read : this.log.length;
+  }
+
+  head(wire) {
+    return `${this.epoch}:${this.last(wire)}`;
   }
 
   /** An event for whoever listens to one of these channels ("home", or a conversation's id). */
   publish(channels) {
     const event = { offset: this.log.length + 1, channels, epoch: this.epoch };
     this.log.push(event);
-    for (const wire of this.wires) {
+    if (this.kind !== 'cluster') this.tell(event, this.wires);
+  }
+
+  /** A node reads one event more, and hands it out. */
+  readOn(node) {
+    const event = this.log[node.read];
+    node.read += 1;
+    this.tell(event, [...this.wires].filter((wire) => wire.node === node));
+  }
+
+  tell(event, wires) {
+    const { channels } = event;
+    for (const wire of wires) {
       const isLive = channels.some((channel) => wire.live.has(channel));
       const isReplayed = wire.replays.some((one) => channels.includes(one.channel));
       const waits = this.kind === 'mixed' && wire.replays.length > 0;
@@ -104,6 +125,9 @@ export class ModelServer {
   /** What can happen next on any wire, as functions. */
   moves() {
     const moves = [];
+    if (this.kind === 'cluster') {
+      for (const node of this.nodes) if (node.read < this.log.length) moves.push(() => this.readOn(node));
+    }
     for (const wire of this.wires) {
       if (wire.readyState === 0) {
         moves.push(this.isUp ? () => this.accept(wire) : () => wire.cut());
@@ -118,10 +142,15 @@ export class ModelServer {
 
   accept(wire) {
     wire.readyState = 1;
+    if (this.kind === 'cluster') wire.node = this.nodes[Math.floor(this.random() * this.nodes.length)];
     wire.onopen?.({});
   }
 
   mayRead(wire) {
+    const from = wire.toServer[0].last_event_id;
+    if (this.kind === 'cluster' && from?.startsWith(`${this.epoch}:`)) {
+      return Number(from.slice(from.indexOf(':') + 1)) <= wire.node.read;
+    }
     if (!wire.replays.length) return true;
     return wire.toServer[0].type === 'ping' || (this.kind === 'mixed' && wire.toServer[0].type === 'subscribe');
   }
@@ -142,16 +171,16 @@ export class ModelServer {
 
   establish(wire, channel, event, data, from) {
     if (from === undefined) {
-      wire.toClient.push({ event, data: { ...data, last_event_id: this.head } });
+      wire.toClient.push({ event, data: { ...data, last_event_id: this.head(wire) } });
       wire.live.add(channel);
       return;
     }
     const [epoch, offset] = [from.slice(0, from.indexOf(':')), Number(from.slice(from.indexOf(':') + 1))];
-    const recovered = epoch === this.epoch && offset >= this.first - 1 && offset <= this.log.length;
-    const missed = recovered ? this.log.slice(offset).filter((one) => one.channels.includes(channel)) : [];
+    const recovered = epoch === this.epoch && offset >= this.first - 1 && offset <= this.last(wire);
+    const missed = recovered ? this.log.slice(offset, this.last(wire)).filter((one) => one.channels.includes(channel)) : [];
     const replayed = recovered && this.kind !== 'silent' ? { replayed: missed.length } : {};
-    wire.toClient.push({ event, data: { ...data, recovered, ...replayed, last_event_id: this.head } });
-    if (!missed.length || this.kind === 'fifo' || this.kind === 'silent') {
+    wire.toClient.push({ event, data: { ...data, recovered, ...replayed, last_event_id: this.head(wire) } });
+    if (!missed.length || ['fifo', 'cluster', 'silent'].includes(this.kind)) {
       for (const one of missed) this.push(wire, one);
       wire.live.add(channel);
     } else {
