@@ -103,6 +103,7 @@ async def test_an_idle_node_leaves_a_master_that_has_been_replaced_though_it_ans
     await until(cluster.knows_its_replica, "the Sentinel to find the replica")
     broker, recorder = await nodes.open(cluster.url, timeout=TIMEOUT)
     await broker.publish([draft("a")])
+    await until(lambda: cluster.replica.run("XLEN", "{chatws}:log") == 1, "the replica to have it")
     await until(cluster.fails_over, "the Sentinel to know enough")
 
     def is_with_the_new_one() -> bool:
