@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+import stat
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -110,7 +111,7 @@ def load(flags: Mapping[str, Sequence[str]], environment: Mapping[str, str], fil
         values[name] = value
         origins[name] = origin
     _refuse_two_addresses(origins)
-    return Loaded(Config(**values), origins, _notes(given))
+    return Loaded(Config(**values), origins, [*_notes(given), *_exposed(file, values, origins)])
 
 
 _Found = Iterator[tuple[str, Any, Origin]]
@@ -290,3 +291,13 @@ def _notes(given: Mapping[str, str]) -> list[str]:
         for variable in sorted(given)
         if variable not in variables
     ]
+
+
+def _exposed(file: str | None, values: Mapping[str, Any], origins: Mapping[str, Origin]) -> list[str]:
+    """A warning when the file has a URL with a password in it, and not only its owner and group may read it."""
+    if file is None or not Path(file).stat().st_mode & stat.S_IROTH:
+        return []
+    urls = [str(values[name]) for name in ("database", "broker", "broker_listen") if origins[name].kind == "file"]
+    if not any(re.search(r"://[^/]*:[^/]*@", url) for url in urls):
+        return []
+    return [f"{file} holds a password and everybody on this machine can read it: chmod 640 {file}"]

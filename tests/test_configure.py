@@ -112,6 +112,27 @@ def test_an_old_secret_alone_is_refused() -> None:
     assert refused(CHATWS_SECRET_OLD="x") == "CHATWS_SECRET_OLD is set and CHATWS_SECRET is not"
 
 
+@pytest.mark.parametrize(
+    ("text", "mode", "notes"),
+    [
+        ('broker = "postgresql://u:secret@db/shop"', 0o644, 1),
+        ('broker = "postgresql://u:secret@db/shop"', 0o640, 0),
+        ('broker = "postgresql://u@db/shop"', 0o644, 0),
+        ("broker = 'memory'", 0o644, 0),
+    ],
+)
+def test_a_password_in_a_file_that_everybody_can_read_is_noted(
+    tmp_path: Path, text: str, mode: int, notes: int
+) -> None:
+    file = tmp_path / "chatws.toml"
+    file.write_text(f"[log]\n{text}\n")
+    file.chmod(mode)
+    found = load({}, {}, str(file)).notes
+    assert (
+        list(found) == [f"{file} holds a password and everybody on this machine can read it: chmod 640 {file}"] * notes
+    )
+
+
 def test_an_unknown_variable_is_passed_over_and_noted() -> None:
     loaded = configured(CHATWS_PROT="1", CHATWS_SERVICE_HOST="10.0.0.1")
     assert loaded.config == Config()

@@ -84,6 +84,7 @@ def _open_postgres(
 
     database = open_postgres(url, pool=POOL, timeout=timeout, reactor=reactor)
     listen_database = open_postgres(listen_url, pool=0, timeout=timeout, reactor=reactor) if listen_url else database
+    database.name, listen_database.name = "the event log's database", "the event log's database"
     return PostgresBroker(database, listen_database, bounds, reactor=reactor, now=now, timeout=timeout, poll=poll)
 
 

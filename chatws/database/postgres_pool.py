@@ -63,6 +63,7 @@ class PostgresDatabase:
     :param pool: how many connections are kept open.
     :param timeout: seconds that a query may take, from the call to the answer.
     :param jitter: gives a number from 0 to 1.
+    :ivar name: what the log calls it.
     """
 
     _log = Logger()
@@ -94,6 +95,7 @@ class PostgresDatabase:
         self._pauses: set[Deferred[Any]] = set()
         self._healthy = False
         self._trouble: str | None = None
+        self.name = "the database"
         self._complained_at = float("-inf")
 
     # --- the contract ---
@@ -204,7 +206,7 @@ class PostgresDatabase:
             Deferred.fromCoroutine(self._open_missing()).addErrback(self._gave_up)
 
     def _gave_up(self, failure: Failure) -> None:
-        self._log.failure("connections to the database are not opened until the next query", failure)
+        self._log.failure("connections to {database} are not opened until the next query", failure, database=self.name)
 
     async def _open_missing(self) -> None:
         try:
@@ -286,7 +288,7 @@ class PostgresDatabase:
                     raise Unavailable("the database cannot be asked now") from error
                 retries -= 1
             except GivenUp as error:
-                self._complain("the database gave a query up: {reason}", error.reason)
+                self._complain("{database} gave a query up: {reason}", error.reason)
                 raise
 
     def _use(
@@ -338,7 +340,7 @@ class PostgresDatabase:
 
     def _cannot_connect(self, reason: str) -> None:
         if self._idle or self._busy:
-            self._complain("no further connection to the database can be opened: {reason}", reason)
+            self._complain("no further connection to {database} can be opened: {reason}", reason)
         else:
             self._in_trouble(reason)
 
@@ -346,16 +348,16 @@ class PostgresDatabase:
         self._healthy = False
         if self._trouble != reason:
             self._trouble = reason
-            self._log.warn("the database cannot be asked: {reason}", reason=reason)
+            self._log.warn("{database} cannot be asked: {reason}", database=self.name, reason=reason)
 
     def _well(self) -> None:
         self._healthy = True
         if self._trouble is not None:
             self._trouble = None
-            self._log.info("the database answers again")
+            self._log.info("{database} answers again", database=self.name)
 
     def _complain(self, text: str, reason: str) -> None:
         now = self._reactor.seconds()
         if now - self._complained_at >= COMPLAINT_INTERVAL:
             self._complained_at = now
-            self._log.warn(text, reason=reason)
+            self._log.warn(text, database=self.name, reason=reason)
