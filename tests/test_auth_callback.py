@@ -307,6 +307,7 @@ async def test_an_application_that_is_slow_is_given_up_and_its_connection_closed
 @pytest_twisted.ensureDeferred
 async def test_an_answer_that_drips_is_given_up(setting: Setting) -> None:
     setting.give_up_after(1.0)
+
     def answer(request: Request) -> int:
         request.notifyFinish().addErrback(lambda _: None)
         request.write(b'{"user_id"')
