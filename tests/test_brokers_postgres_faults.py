@@ -16,6 +16,7 @@ from chatws.brokers.contract import Event
 from chatws.brokers.postgres.schema import migrations
 from chatws.database.migrations import apply, transaction
 from chatws.errors import Unavailable
+from tests.e2e.wire import until as poll_until
 from tests.postgres import ForgetfulFirewall, server_of
 from tests.postgres_nodes import Nodes, Told, draft, nodes, reactor, until
 
@@ -336,9 +337,9 @@ def test_the_lock_is_free_when_a_statement_has_ended_whatever_its_client_does(no
     while asking.poll() == psycopg2.extensions.POLL_WRITE:
         select.select([], [asking.fileno()], [])
     # it reads nothing any more
+    poll_until(lambda: nodes.run("SELECT count(*) FROM chatws.events") == [(3,)], "the statement to end")
     answer = nodes.run(f"SELECT chatws.append('[]', '{epoch}', 0, 0, 0, true, true, 1, NULL)")
     assert '"epoch"' in answer[0][0]
-    assert nodes.run("SELECT count(*) FROM chatws.events") == [(3,)]
     asking.close()
 
 
