@@ -132,7 +132,7 @@ def test_the_served_file_works_as_a_script_and_as_a_module(server: Server, enter
     push(server, 5, 1)
     (message, *_) = wait_for(page, "new_message")
     assert message["data"]["message"] == {"id": 1, "content": "olá", "sender_type": "customer"}
-    assert re.fullmatch(r"\w+:\d+", message["id"])
+    assert re.fullmatch(r"[\w-]+:\d+", message["id"])
     assert page.evaluate("sockets.length") == 1
     assert page.evaluate("wsClient.isConnected") is True
 
