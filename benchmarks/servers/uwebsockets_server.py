@@ -25,7 +25,7 @@ app.ws(
     {
         "compression": CompressOptions.DISABLED,
         "max_payload_length": 65536,
-        "idle_timeout": 120,
+        "idle_timeout": 960,  # others take their turns meanwhile
         "message": on_message,
         "max_backpressure": 1 << 20,
     },
