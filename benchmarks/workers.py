@@ -1,6 +1,6 @@
 """One process beside `--workers 2` under the same load: what each process spends, and how much more goes through.
 
-    python benchmarks/workers.py                three minutes; writes its table into docs/operations.md
+    python benchmarks/workers.py                a minute; writes its table into docs/operations.md
     python benchmarks/workers.py --quick        a look, which writes nothing
 
 Nothing is bound to a core. The connections of both servers stay open, and the two take turns, so that whatever else the
