@@ -277,7 +277,8 @@ class PostgresDatabase:
         retries: int,
         until: float | None = None,
     ) -> T:
-        limit = self._reactor.seconds() + self._timeout
+        began = self._reactor.seconds()
+        limit = began + self._timeout
         until = limit if until is None else min(until, limit)
         while True:
             connection = await self._acquire(until)
@@ -286,7 +287,9 @@ class PostgresDatabase:
             except ConnectionDied as error:
                 if retries <= 0 or not self._running or self._reactor.seconds() >= until:
                     raise Unavailable("the database cannot be asked now") from error
-                retries -= 1
+                # one from before may have died of what ended them all; there are only so many of those
+                if connection.opened_at >= began:
+                    retries -= 1
             except GivenUp as error:
                 self._complain("{database} gave a query up: {reason}", error.reason)
                 raise
