@@ -18,13 +18,14 @@ Use (the fixture is in tests/e2e/conftest.py)::
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.requirements import find_program
 
@@ -32,6 +33,10 @@ __all__ = ["ARTIFACTS", "FLAGS", "artifact", "open_browser", "open_page"]
 
 #: Pictures and logs for people to look at after a run; git ignores it.
 ARTIFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"
+
+#: Seconds after which the closing of a page or of the browser is left to the end of the process. Now and then Chromium
+#: never answers to it, and Playwright would wait for ever.
+CLOSING = 15.0
 
 #: A browser that talks to the page's server and to nobody else.
 FLAGS = [
@@ -60,7 +65,14 @@ def open_browser(*flags: str) -> Iterator[Browser]:
         try:
             yield browser
         finally:
-            browser.close()
+            _close(browser)
+
+
+def _close(what: Browser | BrowserContext) -> None:
+    try:
+        what._sync(asyncio.wait_for(what._impl_obj.close(reason=None), CLOSING))
+    except TimeoutError:
+        print(f"Chromium has not closed a {type(what).__name__} within {CLOSING:g} s")
 
 
 @contextmanager
@@ -97,6 +109,6 @@ def open_page(
         error.add_note(f"the page complained: {complaints}")
         raise
     finally:
-        room.close()
+        _close(room)
     unforgiven = [one for one in complaints if forgive is None or not re.search(forgive, one)]
     assert not unforgiven, f"the page complained: {unforgiven}"
