@@ -301,13 +301,13 @@ class PacingTests(NodesTestCase):
     def test_announcing_takes_a_twentieth_of_every_nodes_time_whoever_announces(self) -> None:
         watcher = self.b.connect("watcher")
         self.a.connect("first")
-        send_all = self.b.chat._send_all
+        send_all = self.b.chat._outlet._send_all
 
         def slow(runs: Any) -> None:
             self.clock.rightNow += 0.1
             send_all(runs)
 
-        self.b.chat._send_all = slow
+        self.b.chat._outlet._send_all = slow
         self.a.connect(1)
         self.assertEqual(statuses(watcher), [("first", "online"), (1, "online")])
         self.b.connect(2)

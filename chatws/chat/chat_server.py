@@ -9,25 +9,25 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.brokers.contract import EVERYONE, NODES, Audience, Bounds, Broker, Draft, Event
+from chatws.brokers.contract import EVERYONE, Audience, Bounds, Broker, Draft, Event
 from chatws.chat import effects, messages, nodes
 from chatws.chat.agents import Agents
 from chatws.chat.audience import TO_EVERYONE, AudienceTable, conversation_channel, user_channel
 from chatws.chat.catching_up import CatchingUp
 from chatws.chat.client import Client
 from chatws.chat.contracts import ActivitySink, Authenticator, Authorizer
-from chatws.chat.delivery import make_runs
 from chatws.chat.effects import Effect
 from chatws.chat.gate import Gate
 from chatws.chat.history import History
 from chatws.chat.hub import Hub
 from chatws.chat.journal import Journal
+from chatws.chat.outlet import Outlet, SendAll
 from chatws.chat.recovery import Recovery
 from chatws.chat.session import Session, SessionLimits, State
 from chatws.chat.stats import Stats
@@ -46,10 +46,6 @@ log = Logger()
 NOTEWORTHY = frozenset(
     {CloseCode.FORBIDDEN, CloseCode.TOO_MANY_ERRORS, CloseCode.TOO_MANY_CONNECTIONS, CloseCode.AUTH_TIMEOUT}
 )
-
-
-#: Sends each run's frames to each of its connections, in the order of the runs.
-SendAll: TypeAlias = Callable[[Sequence[tuple[Sequence[Any], list[bytes]]]], None]
 
 
 class ChatServer:
@@ -93,7 +89,6 @@ class ChatServer:
         self._reactor = reactor
         self._schedule = schedule or reactor.callLater
         self._wall_clock = wall_clock
-        self._send_all = send_all
         self.audiences = audiences or AudienceTable()
         self.limits = limits or SessionLimits()
         self.auth_deadline = auth_deadline
@@ -101,7 +96,6 @@ class ChatServer:
         self._activity = activity
         self.hub: Hub[Connection] = Hub()
         self.history = History(Bounds(), wall_clock) if history is None else history
-        self._gaps = 0  # of the history's, those that browsers know of
         self._connections: set[Connection] = set()
         self.node = node or secrets.token_hex(4)
         self.agents = Agents(self.node, self._announce, presence_grace, presence_lease, reactor)
@@ -111,6 +105,18 @@ class ChatServer:
         self._recovery = Recovery(self.history, self.hub, self.stats, self._frame)
         self._catching_up = CatchingUp(self.history, self._carry_out, self._schedule)
         self._steering = Steering(self.node, self.hub, self._gate, self._carry_out, reactor)
+        self._outlet = Outlet(
+            history=self.history,
+            hub=self.hub,
+            stats=self.stats,
+            agents=self.agents,
+            steering=self._steering,
+            catching_up=self._catching_up,
+            make_frame=self._frame,
+            send_all=send_all,
+            connections=self._connections,
+            clock=reactor,
+        )
         self.disconnect = self._steering.disconnect
         self.unsubscribe = self._steering.unsubscribe
         self._perform: dict[type, Callable[[Client, Any], list[Effect] | None]] = {
@@ -129,7 +135,7 @@ class ChatServer:
             from chatws.brokers.memory import MemoryBroker
 
             broker = MemoryBroker(Bounds(), wall_clock)
-            broker.start(self)
+            broker.start(self._outlet)
         self.broker = self.agents.broker = self._steering.broker = broker
         self._catching_up.shared = broker.shared
 
@@ -138,7 +144,7 @@ class ChatServer:
 
         :raises OperatorError: the broker cannot be opened.
         """
-        await self.broker.start(self)
+        await self.broker.start(self._outlet)
         await self.history.load(self.broker)
         await self.agents.start()
 
@@ -218,60 +224,8 @@ class ChatServer:
         """The user's connections on this node: the id that each was told, and its address."""
         return [(self._connection_id(one), one.remote_address) for one in self._steering.connections_of(user_id)]
 
-    # The log's side: brokers.contract.Listener
-
-    def deliver(self, events: Sequence[Event]) -> None:
-        """New events: into the history, and to whoever listens. Orders among nodes are carried out in between."""
-        history = self.history
-        start = 0
-        announced = False
-        for index, event in enumerate(events):
-            if event.offset:
-                history.append(event)
-            if event.audience.channels[0] == NODES:
-                self._hand_out(events[start:index])
-                start = index + 1
-                announced |= self._obey(event)
-        if announced:
-            started = self._reactor.seconds()
-            self._hand_out(events[start:])
-            self.agents.local.rest(self._reactor.seconds() - started)
-        else:
-            self._hand_out(events[start:] if start else events)
-        if self._catching_up:
-            self._catching_up.moved()
-
-    def _hand_out(self, events: Sequence[Event]) -> None:
-        if self.history.gaps != self._gaps:
-            self._gaps = self.history.gaps
-            self._start_over("events are missing")
-        runs = make_runs(events, self.hub, self._frame)
-        self.stats.count(events)
-        if runs:
-            self._send_all(runs)
-
-    def _obey(self, event: Event) -> bool:
-        """Carry out an order, and tell whether it is news of agents, which browsers get next."""
-        order = nodes.order_of(event)
-        if isinstance(order, nodes.Status):
-            self.agents.heard(order.online, order.offline)
-            return True
-        if order is not None:
-            self._steering.obey(order)
-        return False
-
     def _frame(self, event: Event) -> bytes:
         return text_frame(messages.event_payload(event, self.broker.epoch))
-
-    def reset(self, epoch: str) -> None:
-        """The log started anew: nobody can recover from the old one, and whoever is here has to begin again."""
-        self.history.reset(epoch)
-        self._start_over("the event log started anew")
-
-    def _start_over(self, reason: str) -> None:
-        log.warn("{reason}: {count} browsers are told to reload", reason=reason, count=len(self._connections))
-        self.stats.started_over += len(self._connections)
-        self._steering.part_with(self._connections, reason)
 
     # The operator's side
 
