@@ -19,8 +19,9 @@ from chatws.brokers.postgres import schema, wire
 from chatws.brokers.postgres.groups import Group, Queue
 from chatws.brokers.postgres.listening import Listening
 from chatws.brokers.postgres.order import InOrder
+from chatws.brokers.postgres.questions import PAGE_BYTES, Questions, Troubles
 from chatws.brokers.postgres.trimming import Trimming
-from chatws.database.contract import QueryFailed, Values
+from chatws.database.contract import QueryFailed
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
 from chatws.ids import Id
@@ -29,8 +30,8 @@ __all__ = ["PostgresBroker"]
 
 #: Connections: one appends, one reads on, two are for everything else.
 POOL = 4
-#: What one read brings at most.
-PAGE_EVENTS, PAGE_BYTES = 500, 4 * 1024 * 1024
+#: Events that one look brings at most.
+PAGE_EVENTS = 500
 #: Seconds between two looks when nobody calls: what a lost notification costs at most.
 SAFETY = 1.0
 #: Seconds between two looks while transactions publish. They wake nobody meanwhile (see `AWAKE`).
@@ -71,7 +72,6 @@ class PostgresBroker:
     ) -> None:
         self._database = database
         self._listen_database = listen_database
-        self._bounds = bounds
         self._reactor = reactor
         self._now = now
         self._timeout = timeout
@@ -81,7 +81,8 @@ class PostgresBroker:
         if not poll:
             interval = max(1.0, timeout)
             self._listening = Listening(listen_database, self._notify, self._heard, interval=interval, reactor=reactor)
-        self._open = False
+        self._troubles = Troubles()
+        self._questions = Questions(database, bounds, self._troubles, now)
         self._running = False
         # Writing: groups that wait, the one under way, and those that are stored and not told yet.
         self._queue = Queue()
@@ -97,10 +98,7 @@ class PostgresBroker:
         self._own_timer: DelayedCall | None = None
         self._awake_until = 0.0
         self._promised_until = 0.0
-        self._trimming = Trimming(self._trim_once, reactor)
-        # What does not work, for the operator.
-        self._troubles: set[str] = set()
-        self._said: set[str] = set()
+        self._trimming = Trimming(self._questions.trim, reactor)
 
     # Beginning and end
 
@@ -121,7 +119,7 @@ class PostgresBroker:
             raise
         self.epoch = head["epoch"]
         self._order.start(listener, head["epoch"], head["place"], head["log_offset"], head["stamp"])
-        self._open = self._running = True
+        self._questions.open = self._running = True
         self._following = Deferred.fromCoroutine(self._follow())
         self._following.addErrback(lambda failure: self._log.failure("reading the log has ended", failure))
         if self._listening is not None:
@@ -130,7 +128,7 @@ class PostgresBroker:
 
     def stop(self) -> Deferred[None]:
         """See `Broker.stop`."""
-        self._open = False
+        self._questions.open = False
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
@@ -155,7 +153,7 @@ class PostgresBroker:
 
     def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
         """See `Broker.publish`."""
-        if not self._open:
+        if not self._questions.open:
             return fail(Unavailable("the log is closed"))
         if not drafts:
             return succeed([])
@@ -209,7 +207,7 @@ class PostgresBroker:
             rows = await self._database.once(wire.APPEND, values, group.deadline)
         except (Unavailable, QueryFailed) as error:
             order.failed()
-            self._in_trouble("written", error)
+            self._troubles.note("written", error)
             group.fail(Unavailable("the log cannot be written now"))
             self._wake()  # it may have been stored all the same
             return
@@ -218,7 +216,7 @@ class PostgresBroker:
             order.failed()
             self._stay_awake()
             return
-        self._well("written")
+        self._troubles.well("written")
         self._take_epoch(answer.epoch)
         if answer.moved:
             self._stay_awake()
@@ -324,10 +322,10 @@ class PostgresBroker:
                 self._promised_until = now + self._poll
                 await self._database.once(wire.STAY_AWAKE, {"seconds": 3 * self._poll + AWAKE})
         except (Unavailable, QueryFailed) as error:
-            self._in_trouble("read", error)
+            self._troubles.note("read", error)
             return RETRY
         answer = wire.decode_polled(rows[0]["answer"])
-        self._well("read")
+        self._troubles.well("read")
         if answer.lost:
             self._sequence = True
         else:
@@ -342,87 +340,27 @@ class PostgresBroker:
             return BUSY
         return self._poll or SAFETY
 
+    # The rest
+
     def read(self, after: int, limit: int) -> Deferred[list[Event]]:
         """See `Broker.read`."""
-        return Deferred.fromCoroutine(self._read(after, limit))
-
-    async def _read(self, after: int, limit: int) -> list[Event]:
-        events: list[Event] = []
-        while len(events) < limit:
-            rows = await self._ask(wire.READ, {"after": after, "limit": limit - len(events), "size": PAGE_BYTES})
-            page = wire.decode_page(rows[0]["answer"])
-            events += [wire.to_event(row) for row in page.events]
-            if not page.more:
-                break
-            after = events[-1].offset
-        return events
+        return Deferred.fromCoroutine(self._questions.read(after, limit))
 
     def bounds(self) -> Deferred[tuple[int, int]]:
         """See `Broker.bounds`. Fails also when the last append did, and PostgreSQL still takes nothing."""
-        return Deferred.fromCoroutine(self._read_bounds())
-
-    async def _read_bounds(self) -> tuple[int, int]:
-        if "written" in self._troubles:
-            await self._ask(wire.STAY_AWAKE, {"seconds": 0.0}, writes=True)
-            self._well("written")
-        [found] = await self._ask(wire.BOUNDS, {})
-        return found["first"], found["last"]
-
-    # Presence
+        return Deferred.fromCoroutine(self._questions.bounds())
 
     def lease(self, node: str, tabs: Mapping[Id, int | None], seconds: float) -> Deferred[Leased]:
         """See `Broker.lease`."""
-        return Deferred.fromCoroutine(self._lease(node, wire.encode_tabs(tabs), seconds))
-
-    async def _lease(self, node: str, tabs: str, seconds: float) -> Leased:
-        values = {"node": node, "tabs": tabs, "seconds": seconds, "now": self._now and self._now()}
-        rows = await self._ask(wire.LEASE, values, writes=True)
-        return Leased(*wire.decode_leased(rows[0]["answer"]))
+        return Deferred.fromCoroutine(self._questions.lease(node, tabs, seconds))
 
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return Deferred.fromCoroutine(self._online())
-
-    async def _online(self) -> list[Id]:
-        rows = await self._ask(wire.ONLINE, {"now": self._now and self._now()})
-        return wire.decode_users(rows[0]["answer"])
+        return Deferred.fromCoroutine(self._questions.online())
 
     def trim(self) -> Deferred[None]:
         """Delete what the bounds do not keep, and what is too old to matter. Happens by itself every few seconds."""
         return Deferred.fromCoroutine(self._trimming.trim())
 
-    async def _trim_once(self, limit: int) -> int:
-        bounds = self._bounds
-        values = {"events": bounds.events, "seconds": bounds.seconds, "size": bounds.size}
-        now = self._now and self._now()
-        [trimmed] = await self._ask(wire.TRIM, {**values, "limit": limit, "now": now}, writes=True)
-        deleted: int = trimmed["deleted"]
-        return deleted
-
-    # Asking
-
-    async def _ask(self, sql: str, values: Values, *, writes: bool = False) -> list[dict[str, Any]]:
-        if not self._open:
-            raise Unavailable("the log is closed")
-        try:
-            if writes:
-                return await self._database.once(sql, values)
-            return await self._database.query(sql, values)
-        except QueryFailed as error:
-            self._in_trouble("used", error)
-            raise Unavailable("the log cannot be used now") from error
-
     async def _notify(self, payload: str) -> None:
         await self._database.once(wire.NOTIFY, {"payload": payload})
-
-    def _in_trouble(self, what: str, error: Exception) -> None:
-        """The database itself says when it cannot be reached; what it refuses is said here, once."""
-        self._troubles.add(what)
-        if isinstance(error, QueryFailed) and what not in self._said:
-            self._said.add(what)
-            self._log.error("the log cannot be {what}: {reason}", what=what, reason=str(error))
-
-    def _well(self, what: str) -> None:
-        for one in (what, "used"):
-            self._troubles.discard(one)
-            self._said.discard(one)
