@@ -134,6 +134,22 @@ class EventTests(RelayTestCase):
         self.settle()
         self.assertEqual(order, ["told", "published"])
 
+    def test_events_that_come_together_with_an_answer_are_told_before_it_if_they_were_sent_before(self) -> None:
+        order: list[str] = []
+        self.a.listener.deliver = lambda events: order.append("told")  # type: ignore[method-assign]
+        self.b.broker.publish([draft("x")])
+        self.b.pump()
+        self.a.broker.bounds().addCallback(lambda bounds: order.append(f"up to {bounds[1]}"))
+        self.a.pump()
+        self.assertEqual(order, ["told", "up to 1"])
+
+    def test_one_who_has_not_begun_is_told_nothing(self) -> None:
+        pipe = FakePipe()
+        self.exchange.channel("early").makeConnection(pipe)
+        self.a.broker.publish([draft("x")])
+        self.settle()
+        self.assertEqual((self.a.listener.names, pipe.value()), (["x"], b""))
+
     def test_what_comes_together_is_told_at_once_and_answered_one_by_one(self) -> None:
         batches: list[list[str]] = []
         self.b.listener.deliver = lambda events: batches.append([event.name for event in events])  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,7 +15,7 @@ from chatws.chat import nodes
 from chatws.chat.catching_up import PATIENCE
 from chatws.chat.chat_server import ChatServer
 from chatws.chat.steering import SPREAD
-from chatws.errors import Unavailable
+from chatws.errors import CloseCode, Unavailable
 from chatws.ids import Id
 from tests.fakes import FakeConnection, send_all
 from tests.fakes_brokers import SharedBroker, SharedLog
@@ -168,6 +169,24 @@ class CatchingUpTests(NodesTestCase):
         self.b.broker.heal()
         self.assertEqual(back.payloads, [])
 
+    def test_it_waits_until_the_node_has_read_as_far_as_they_have(self) -> None:
+        self.b.broker.behind = True
+        first, second = (self.successResultOf(self.a.push(number))[0] for number in (1, 2))
+        back = self.b.connect(2, last=f"{self.log.epoch}:{second.offset}")
+        self.b.broker._tell([first])
+        self.assertEqual(back.payloads, [])
+        self.b.broker.heal()
+        self.assertEqual([one["event"] for one in back.take()], ["authenticated"])
+
+    def test_one_who_is_sent_away_while_waiting_does_not_get_in(self) -> None:
+        self.b.broker.behind = True
+        self.successResultOf(self.a.push(1))
+        back = self.b.connect(2, last=f"{self.log.epoch}:1")
+        self.b.chat.send_away(CloseCode.RESTARTING, "")
+        self.b.broker.heal()
+        self.assertEqual((back.payloads, self.b.chat.online()), ([], []))
+        self.b.leave(back)
+
     def test_one_who_leaves_while_waiting_is_forgotten(self) -> None:
         self.b.broker.behind = True
         self.successResultOf(self.a.push(1))
@@ -217,6 +236,15 @@ class OrderTests(NodesTestCase):
         self.successResultOf(self.a.push(1))
         self.assertIsNone(again.closed)
 
+    def test_nor_by_an_order_that_their_node_reads_late(self) -> None:
+        self.a.connect(5)
+        self.a.broker.lose_answers = True
+        self.failureResultOf(self.a.chat.disconnect(5, "x"), Unavailable)
+        again = self.a.connect(5)
+        self.a.broker.heal()
+        self.successResultOf(self.a.push(1))
+        self.assertIsNone(again.closed)
+
     def test_orders_from_the_database_are_carried_out_by_all_and_reach_no_browser(self) -> None:
         here, there = self.a.connect(5, 1), self.b.connect(5, 1)
         here.take(), there.take()
@@ -227,6 +255,10 @@ class OrderTests(NodesTestCase):
 
     def test_ids_in_an_order_mean_what_they_mean_on_the_wire(self) -> None:
         there = self.b.connect(5, 1)
+        there.take()
+        order = Draft("unsubscribe", Audience((NODES,)), b'{"user_id": "5", "conversation_id": "1"}')
+        self.successResultOf(self.a.broker.publish([order]))
+        self.assertEqual([event["data"]["conversation_id"] for event in there.take()], [1])
         order = Draft("disconnect", Audience((NODES,)), b'{"user_id": "5"}')
         self.successResultOf(self.a.broker.publish([order]))
         self.assertEqual(there.closed, (4000, "reconnect"))
@@ -351,10 +383,10 @@ class PresenceTests(NodesTestCase):
         dying.connect(5), dying.connect(6)
         self.assertEqual(statuses(watcher), [("other", "online"), (5, "online"), (6, "online")])
         dying.die()
-        self.pass_time(LEASE - 5)
+        self.pass_time(LEASE + GRACE - 1)
         self.assertEqual(statuses(watcher), [])
         other.take()
-        self.pass_time(GRACE + 12)
+        self.pass_time(8)
         self.assertEqual(statuses(watcher), [(5, "offline"), (6, "offline")])
         self.assertEqual(statuses(other), [(5, "offline"), (6, "offline")])
         self.pass_time(60)
@@ -395,6 +427,42 @@ class PresenceTests(NodesTestCase):
         self.pass_time(LEASE)
         self.assertEqual(statuses(watcher), [(5, "offline"), (6, "online")])
 
+    def test_what_comes_while_a_lease_is_asked_for_is_told_as_soon_as_there_is_an_answer(self) -> None:
+        watcher, asked = self.watch(), self.slow_leases(self.b)
+        self.b.connect(5)
+        self.b.connect(6)
+        self.assertEqual((len(asked), statuses(watcher)), (1, []))
+        asked.pop(0)()
+        self.assertEqual(statuses(watcher), [(5, "online")])
+        asked.pop(0)()
+        self.assertEqual(statuses(watcher), [(6, "online")])
+
+    def test_of_what_could_not_be_told_the_newest_counts(self) -> None:
+        watcher, asked = self.watch(), self.slow_leases(self.b)
+        page = self.b.connect(5)
+        self.b.leave(page)
+        self.pass_time(GRACE + 1)
+        self.b.broker.cut = True
+        asked.pop(0)()
+        self.b.broker.heal()
+        self.pass_time(LEASE)
+        for answer in asked:
+            answer()
+        self.assertEqual((statuses(watcher), self.b.chat.online()), ([], ["watcher"]))
+
+    def slow_leases(self, node: Node) -> list[Callable[[], None]]:
+        """The node's leases, each granted when its entry is called."""
+        asked: list[Callable[[], None]] = []
+        lease = node.broker.lease
+
+        def slow(*arguments: Any) -> Deferred[Any]:
+            answer: Deferred[Any] = Deferred()
+            asked.append(lambda: lease(*arguments).chainDeferred(answer))
+            return answer
+
+        self.patch(node.broker, "lease", slow)
+        return asked
+
     def test_a_node_that_slept_says_everything_again(self) -> None:
         watcher = self.watch()
         self.b.connect(5)
@@ -422,6 +490,20 @@ class PresenceTests(NodesTestCase):
         self.a.connect(5)
         self.pass_time(60)
         self.assertEqual(statuses(watcher), [])
+
+    def test_a_restart_may_take_longer_than_a_lease_and_who_stays_away_goes_offline_after_it(self) -> None:
+        watcher = self.watch()
+        pages = [self.b.connect(user_id) for user_id in (5, 6)]
+        statuses(watcher)
+        self.b.chat.hold_presence(60.0)
+        for page in pages:
+            self.b.leave(page)
+        self.b.end()
+        self.pass_time(55)
+        self.a.connect(5)
+        self.assertEqual(statuses(watcher), [])
+        self.pass_time(30)
+        self.assertEqual(statuses(watcher), [(6, "offline")])
 
     def test_the_number_of_tabs_goes_into_the_lease(self) -> None:
         told: list[dict[Id, int | None]] = []

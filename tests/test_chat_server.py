@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.brokers import open_broker
-from chatws.brokers.contract import Bounds, Event
+from chatws.brokers.contract import NODES, Audience, Bounds, Event
 from chatws.chat import chat_server
 from chatws.chat.audience import AudienceTable, Kind
 from chatws.chat.chat_server import ChatServer
@@ -31,6 +31,7 @@ class AskedLater:
 
     def __init__(self) -> None:
         self.asked: list[tuple[Any, Deferred[Any]]] = []
+        self.forgotten: list[tuple[Id, Id | None]] = []
 
     def authenticate(self, credentials: Credentials) -> Deferred[Identity]:
         return self._ask(credentials.user_id)
@@ -39,7 +40,7 @@ class AskedLater:
         return self._ask((identity.user_id, conversation_id))
 
     def forget(self, user_id: Id, conversation_id: Id | None = None) -> None:
-        pass
+        self.forgotten.append((user_id, conversation_id))
 
     def _ask(self, question: Any) -> Deferred[Any]:
         answer: Deferred[Any] = Deferred()
@@ -415,6 +416,12 @@ class AskedElsewhereTests(ChatTestCase):
         self.answer(Identity(5, "ticket"))
         self.assertEqual(self.chat.online(), [])
 
+    def test_an_order_from_elsewhere_reaches_an_auth_still_in_flight_however_it_spells_the_id(self) -> None:
+        connection = self.connect(5)
+        self.chat._outlet.deliver([Event(0, "disconnect", Audience((NODES,)), b'{"user_id":"5","ban":true}', 0.0)])
+        self.answer(Identity(5, "ticket"))
+        self.assertEqual((connection.closed or (0, ""))[0], 4903)
+
     def test_a_disconnect_reaches_an_auth_still_in_flight(self) -> None:
         connection = self.connect(5)
         self.chat.disconnect(5, "banned", ban=True)
@@ -428,6 +435,7 @@ class AskedElsewhereTests(ChatTestCase):
         connection.take()
         self.chat.unsubscribe(5, 456)
         self.assert_error(connection, "forbidden")
+        self.assertEqual(self.oracle.forgotten, [(5, 456)], "nor is an answer kept")
         self.answer(True)
         self.assertEqual(self.push("new_message", {"conversation_id": 456}).delivered, 0)
 
@@ -477,6 +485,10 @@ class RecoveryTests(ChatTestCase):
             ("new_message", 2),
             ("new_message", 3),
         ])  # fmt: skip
+
+    def test_nobody_waits_for_events_that_a_log_of_this_process_alone_has_not_got(self) -> None:
+        [reply] = self.connect(5, last_event_id=self.position(9)).take()
+        self.assertIs(reply["data"]["recovered"], False)
 
     def test_an_event_that_left_the_user_out_does_not_come_back_by_recovery(self) -> None:
         self.push("note", {"n": 1}, to=("*",), except_user_id=5)

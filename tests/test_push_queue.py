@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.brokers.contract import Audience, Draft, Event
 from chatws.chat.audience import AudienceTable
 from chatws.errors import ClientError, ErrorCode, Unavailable
-from chatws.push.queue import LONGEST_PAUSE, PushQueue
+from chatws.push import queue
+from chatws.push.queue import FIRST_PAUSE, LONGEST_PAUSE, PushQueue
 from tests.fakes_brokers import SharedBroker, SharedLog
 
 
@@ -114,6 +115,51 @@ class PushQueueTests(SynchronousTestCase):
 
         self.target.publish = publish
         self.failureResultOf(self.push("a"), ClientError)
+
+    def test_what_a_fault_befalls_is_told_of_it_and_what_is_behind_goes_on(self) -> None:
+        self.patch(queue, "BATCH", 2)
+        self.target.broker.cut = True
+        first, second, behind = self.push("a"), self.push("b"), self.push("c")
+        publish = self.target.publish
+
+        def broken(drafts: list[Draft]) -> Deferred[list[Event]]:
+            self.target.publish = publish
+            return fail(ZeroDivisionError())
+
+        self.target.publish = broken
+        self.target.broker.heal()
+        self.wait()
+        self.failureResultOf(first, ZeroDivisionError)
+        self.failureResultOf(second, ZeroDivisionError)
+        self.assertEqual((len(self.successResultOf(behind)), self.told), (1, ["c"]))
+
+    def test_it_is_tried_in_batches_with_pauses_that_grow_until_it_succeeds(self) -> None:
+        self.patch(queue, "BATCH", 2)
+        self.patch(queue.random, "uniform", lambda low, high: high)
+        tries: list[tuple[float, int]] = []
+        publish = self.target.publish
+
+        def counted(drafts: list[Draft]) -> Deferred[list[Event]]:
+            tries.append((round(self.clock.seconds(), 3), len(drafts)))
+            return publish(drafts)
+
+        self.target.publish = counted
+        for _ in range(2):
+            tries.clear()
+            began = self.clock.seconds()
+            self.target.broker.cut = True
+            pushed = [self.push(name) for name in "abc"]
+            for _ in range(3):
+                [call] = self.clock.getDelayedCalls()
+                self.clock.advance(call.getTime() - self.clock.seconds())
+            self.target.broker.heal()
+            self.wait()
+            for one in pushed:
+                self.successResultOf(one)
+            self.assertEqual(tries[0], (round(began, 3), 1), "at once")
+            waits = [round(at - began, 3) for at, _ in tries[1:]]
+            self.assertEqual(waits[:3], [round(FIRST_PAUSE * times, 3) for times in (1, 3, 7)])
+            self.assertEqual([count for _, count in tries[-2:]], [2, 1])
 
     def test_what_is_held_at_the_end_is_refused(self) -> None:
         self.target.broker.cut = True
