@@ -276,8 +276,7 @@ class ClusterRecovery(RuleBasedStateMachine):
         for node in self.nodes:
             self.mend(node)
         self.all_caught_up()
-        self.publish_again(0)
-        assert self.unanswered == []
+        self.publish_the_rest()
         self.all_caught_up()
         # whoever is being parted with is; then everybody comes back, once
         self.pass_time(max(PATIENCE, SPREAD) + 1)
@@ -307,6 +306,11 @@ class ClusterRecovery(RuleBasedStateMachine):
             return
         assert len(events) == len(drafts)
         self.acknowledged.setdefault(one.broker.epoch, set()).update(number for number, _ in drafts)
+
+    def publish_the_rest(self) -> None:
+        """When no node is cut off any more."""
+        self.publish_again(0)
+        assert self.unanswered == []
 
     def connect(self, page: Page, node: int) -> None:
         """A page without a connection, or with one that the server has closed, comes to this node."""

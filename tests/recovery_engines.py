@@ -149,6 +149,14 @@ class _OnEngine(ClusterRecovery):
         history = node.chat.history
         return (history.epoch, history.last) == (self.recorder.epoch, self.recorder.last)
 
+    def publish_the_rest(self) -> None:
+        def try_it() -> bool:
+            self.publish_again(0)
+            return not self.unanswered
+
+        # an answer may take longer than so short a time-out
+        self.until(try_it, "a node to take what has no answer")
+
     def open_node(self, number: int) -> Node:
         for _ in range(5):
             try:

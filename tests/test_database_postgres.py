@@ -189,7 +189,7 @@ async def test_a_connection_that_breaks_while_a_query_is_sent_leaves_no_descript
     postgres: Postgres,  # noqa: F811
     opened: Any,
 ) -> None:
-    database = opened(postgres.url, timeout=0.3)
+    database = opened(postgres.url)
     for _ in range(3):
         await full(database, postgres)
         postgres.kill()

@@ -43,7 +43,7 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def database(path: Path) -> Iterator[SqliteDatabase]:
     threads, calls = threading.active_count(), set(reactor.getDelayedCalls())
-    database = SqliteDatabase(str(path), pool=2, timeout=0.5, reactor=reactor)
+    database = SqliteDatabase(str(path), pool=2, timeout=1.5, reactor=reactor)
     yield database
     pytest_twisted.blockon(database.stop())
     assert threading.active_count() == threads

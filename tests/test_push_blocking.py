@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from twisted.internet.defer import gatherResults
 from twisted.internet.protocol import Factory, Protocol
 
 from chatws.errors import Unavailable
+from chatws.push import blocking
 from chatws.push.client import Agent, AgentConnection, BlockingPushClient, PushRefused, PushUnavailable
 from tests.certificates import self_signed
 from tests.push_wire import PushServer, in_thread, started, until
@@ -164,6 +166,7 @@ async def test_while_nobody_listens_it_fails_within_the_deadline(started: Any, c
     assert isinstance(caught.value.__cause__, ConnectionRefusedError)
     assert time.monotonic() - began < 2
     await server.start()
+    push._deadline = 20.0  # that of one who wants an answer
     assert (await in_thread(push.ping)).ok
 
 
@@ -198,22 +201,41 @@ async def test_a_server_that_comes_back_in_time_gets_it(started: Any, client: An
     assert len(server.target.done) == 1
 
 
+class Hasty:
+    """Stands for the module `time`: every sleep is over at once, and counts as time that has passed."""
+
+    def __init__(self) -> None:
+        self.slept = 0.0
+
+    def monotonic(self) -> float:
+        return time.monotonic() + self.slept
+
+    def sleep(self, seconds: float) -> None:
+        self.slept += seconds
+
+
 @pytest_twisted.ensureDeferred
-async def test_somebody_else_on_the_port_is_an_error_within_the_deadline(started: Any, client: Any) -> None:
+async def test_somebody_else_on_the_port_is_an_error_within_the_deadline(
+    started: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking, "time", Hasty())
     server = await started()
     for says in (b"HTTP/1.1 400 Bad Request\r\n\r\n", b"[]\n", b"\xff\n", b"{}\n"):
         await server.stop()
         await server.start(deaf(says))
         with pytest.raises(PushUnavailable):
-            await in_thread(client(server, deadline=0.2).publish, "new_message", DATA)
+            await in_thread(client(server).publish, "new_message", DATA)
         assert Deaf.connections >= 2
 
 
 @pytest_twisted.ensureDeferred
-async def test_silence_is_met_with_another_connection_and_then_an_error(started: Any, client: Any) -> None:
+async def test_silence_is_met_with_another_connection_and_then_an_error(
+    started: Any, client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking, "time", Hasty())
     server = await started()
     server.target.waiting = []
-    push = client(server, timeout=0.1, deadline=0.5)
+    push = client(server, timeout=0.1)
     with pytest.raises(PushUnavailable, match=r"timed out|deadline"):
         await in_thread(push.publish, "new_message", DATA)
     assert server.factory.stats.connections >= 2
@@ -282,6 +304,7 @@ async def test_who_waits_for_another_thread_too_long_is_told(started: Any, clien
     push = client(server, deadline=0.2)
     with push._lock, pytest.raises(PushUnavailable, match="other threads"):
         await in_thread(push.publish, "new_message", DATA)
+    push._deadline = 20.0  # that of one who wants an answer
     assert (await in_thread(push.publish, "new_message", DATA)).ok
 
 
@@ -300,7 +323,7 @@ async def test_a_forked_process_opens_a_connection_of_its_own(started: Any, clie
 
 
 @pytest_twisted.ensureDeferred
-async def test_unix_sockets_and_tls(started: Any, client: Any, tmp_path: Path) -> None:
+async def test_unix_sockets_and_tls(started: Any, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server = await started(path=str(tmp_path / "push.sock"))
     assert (await in_thread(client(server).publish, "new_message", DATA)).ok
     certificate = self_signed()
@@ -309,8 +332,10 @@ async def test_unix_sockets_and_tls(started: Any, client: Any, tmp_path: Path) -
     assert (await in_thread(push.publish, "new_message", DATA)).ok
     assert (await in_thread(push.publish, "new_message", DATA)).ok
     assert server.factory.stats.connections == 1
+    # no try that what is left of the deadline is too short for
+    monkeypatch.setattr(blocking, "backoff", lambda attempt: math.inf)
     with pytest.raises(PushUnavailable, match="certificate"):
-        await in_thread(client(server, tls=ssl.create_default_context(), deadline=0.3).ping)
+        await in_thread(client(server, tls=ssl.create_default_context()).ping)
 
 
 def test_an_address_must_be_one() -> None:

@@ -150,7 +150,7 @@ def test_an_idle_connection_outlives_the_read_time_out(chatws_server: Callable[.
     """The time-outs of the file, made shorter in proportion."""
     text = CONFIGURATION.read_text()
     assert "proxy_read_timeout 120s;" in text
-    server = chatws_server("--ping-interval", "0.5", "--ping-timeout", "0.4")
+    server = chatws_server("--ping-interval", "0.5", "--ping-timeout", "20")
     with nginx_before(f"127.0.0.1:{server.port}", tmp_path) as nginx:
         path = nginx.directory / "chatws.conf"
         path.write_text(path.read_text().replace("proxy_read_timeout 120s;", "proxy_read_timeout 2s;"))

@@ -19,6 +19,8 @@ pytestmark = needs("php-cli")
 
 #: Far above the budget of 700 ms, for a busy machine.
 BOUND = 2000
+#: For calls that are to succeed, whatever else the machine does.
+PATIENT = {"connect_timeout_ms": 5000, "answer_timeout_ms": 5000, "budget_ms": 15_000}
 
 Answer = Callable[[dict[str, Any]], bytes | None]
 
@@ -41,7 +43,7 @@ def nobody() -> str:
 
 
 def test_a_node_that_refuses_is_passed_over_and_the_one_that_worked_is_remembered() -> None:
-    with FakePushPort() as node, Php(address=f"{nobody()}, {nobody()} ,{node.address}") as php:
+    with FakePushPort() as node, Php(address=f"{nobody()}, {nobody()} ,{node.address}", **PATIENT) as php:
         for _ in range(2):
             assert php.notifyAgentStatus(5, "away") is True
             assert php.log == []
@@ -62,12 +64,12 @@ def test_a_node_that_cannot_be_reached_at_all_leaves_time_for_the_other() -> Non
         assert node.connections == 1
 
 
-@pytest.mark.parametrize("settings", [{}, {"answer_timeout_ms": 60_000, "budget_ms": 400}])
+@pytest.mark.parametrize("settings", [{}, {"answer_timeout_ms": 60_000}])
 def test_a_node_that_is_silent_leaves_time_for_the_other(settings: dict[str, int]) -> None:
     with (
         FakePushPort(lambda line: None) as silent,
         FakePushPort() as node,
-        Php(address=list_of(silent, node), **settings) as php,
+        Php(address=list_of(silent, node), budget_ms=1500, **settings) as php,
     ):
         assert php.notifyAgentStatus(5, "away") is True
         assert 150 < php.milliseconds < BOUND
@@ -82,7 +84,7 @@ def test_a_node_that_is_silent_leaves_time_for_the_other(settings: dict[str, int
     ids=["unavailable", "overloaded", "closes", "no push port"],
 )
 def test_a_node_of_no_use_is_left_for_the_other(answer: Answer) -> None:
-    with FakePushPort(answer) as useless, FakePushPort() as node, Php(address=list_of(useless, node)) as php:
+    with FakePushPort(answer) as useless, FakePushPort() as node, Php(address=list_of(useless, node), **PATIENT) as php:
         assert php.notifyAgentStatus(5, "away") is True
         assert php.log == []
         assert useless.ids == node.ids, "with the same key"
@@ -92,7 +94,11 @@ def test_a_node_of_no_use_is_left_for_the_other(answer: Answer) -> None:
 
 def test_what_stays_is_not_asked_elsewhere() -> None:
     for code in ("bad_secret", "no_audience"):
-        with FakePushPort(no(code)) as first, FakePushPort() as second, Php(address=list_of(first, second)) as php:
+        with (
+            FakePushPort(no(code)) as first,
+            FakePushPort() as second,
+            Php(address=list_of(first, second), **PATIENT) as php,
+        ):
             assert php.notifyUser(5, "note", {}) is False
             assert len(php.log) == 1
             assert second.connections == 0
@@ -105,7 +111,11 @@ def test_a_node_killed_in_the_middle_of_a_batch_is_replaced_for_what_it_had_not_
         return json.dumps({"ok": True, "id": line["id"]}).encode() + b"\n"
 
     calls = [{"method": "notifyUser", "arguments": [1, "note", {"n": n}, f"key {n}"]} for n in range(100)]
-    with FakePushPort(first_twenty) as first, FakePushPort() as second, Php(address=list_of(first, second)) as php:
+    with (
+        FakePushPort(first_twenty) as first,
+        FakePushPort() as second,
+        Php(address=list_of(first, second), **PATIENT) as php,
+    ):
         assert php.batch(calls) is True
         assert [line["id"] for line in first.lines[:20] + second.lines] == [f"key {n}" for n in range(100)]
 
@@ -143,7 +153,7 @@ def test_one_bad_address_is_told_at_every_call() -> None:
 
 def test_all_clients_of_a_process_go_to_the_one_that_worked() -> None:
     with FakePushPort(lambda line: None) as silent, FakePushPort() as node:
-        with Php(address=list_of(silent, node), helper=True) as php:
+        with Php(address=list_of(silent, node), helper=True, budget_ms=1500) as php:
             assert php.notifyAgentStatus(5, "away") is True
             assert php.fresh("ping") is True
         assert silent.connections == 1
@@ -152,7 +162,11 @@ def test_all_clients_of_a_process_go_to_the_one_that_worked() -> None:
 def test_with_a_spool_the_next_request_begins_with_the_one_that_worked(tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     with FakePushPort(lambda line: None) as silent, FakePushPort() as node:
-        environment = {"CHATWS_PUSH_ADDRESS": list_of(silent, node), "CHATWS_SPOOL_DIR": str(spool)}
+        environment = {
+            "CHATWS_PUSH_ADDRESS": list_of(silent, node),
+            "CHATWS_PUSH_BUDGET_MS": "1500",
+            "CHATWS_SPOOL_DIR": str(spool),
+        }
         with php_server(tmp_path, **environment) as request:
             for _ in range(2):
                 assert request()["results"] == [True, True, True]
