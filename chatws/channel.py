@@ -5,6 +5,8 @@ What a message means is not known here. Both ends are of the same version, for o
 
 from __future__ import annotations
 
+import os
+import socket
 from collections import deque
 from collections.abc import Callable
 from struct import Struct
@@ -16,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-__all__ = ["Channel", "framed"]
+__all__ = ["Channel", "framed", "take_over"]
 
 _LENGTH = Struct(">I")
 #: Bytes given to the transport at a time.
@@ -172,3 +174,20 @@ class Channel:
         self._held.clear()
         self.unsent = 0
         self._lost()
+
+
+class _Once:
+    """A factory for the one connection there is."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+
+    def buildProtocol(self, address: object) -> Channel:
+        return self._channel
+
+
+def take_over(reactor: Any, channel: Channel, descriptor: int) -> None:
+    """Give a channel its end of a socket pair. The descriptor is taken over."""
+    os.set_blocking(descriptor, False)
+    reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, _Once(channel))
+    os.close(descriptor)

@@ -14,25 +14,13 @@ from twisted.internet.defer import Deferred
 from chatws.brokers.contract import Broker, Listener
 from chatws.brokers.exchange import Exchange
 from chatws.brokers.relay import RelayBroker
-from chatws.channel import Channel
-
-
-class _Gives:
-    """A factory for one connection."""
-
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-
-    def buildProtocol(self, address: object) -> Channel:
-        return self.channel
+from chatws.channel import Channel, take_over
 
 
 def connect(reactor: Any, one: Channel, other: Channel) -> None:
     """Make them the two ends of a socket pair."""
     for end, channel in zip(socket.socketpair(), (one, other), strict=True):
-        end.setblocking(False)
-        reactor.adoptStreamConnection(end.fileno(), socket.AF_UNIX, _Gives(channel))
-        end.close()
+        take_over(reactor, channel, end.detach())
 
 
 class Relays:

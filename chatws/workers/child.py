@@ -18,13 +18,12 @@ from twisted.internet.protocol import ProcessProtocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.channel import Channel
+from chatws.channel import Channel, take_over
 from chatws.config import Config
 from chatws.errors import Unavailable
 from chatws.workers import control
 from chatws.workers.lines import say_again
 from chatws.workers.sockets import Door
-from chatws.workers.worker import take_over
 
 __all__ = ["Child", "Owner", "environment", "pause_before"]
 

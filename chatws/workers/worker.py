@@ -6,9 +6,7 @@ the log. SIGHUP and a terminal's SIGINT are for the supervisor, which is told of
 
 from __future__ import annotations
 
-import os
 import signal
-import socket
 import sys
 from contextlib import suppress
 from typing import Any
@@ -23,7 +21,7 @@ from twisted.logger import Logger, globalLogBeginner
 from chatws import startup
 from chatws.brokers.contract import Broker
 from chatws.brokers.relay import RelayBroker
-from chatws.channel import Channel
+from chatws.channel import Channel, take_over
 from chatws.config import Config
 from chatws.errors import OperatorError
 from chatws.metrics import Exporter
@@ -33,29 +31,12 @@ from chatws.workers import control
 from chatws.workers.lines import RelayingObserver
 from chatws.workers.sockets import adopting_endpoint
 
-__all__ = ["Worker", "main", "take_over"]
+__all__ = ["Worker", "main"]
 
 log = Logger()
 
 #: Seconds that the supervisor has to read the last lines of the log.
 LAST_WORDS = 2.0
-
-
-class _Once:
-    """A factory for the one connection there is."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    def buildProtocol(self, address: object) -> Channel:
-        return self._channel
-
-
-def take_over(reactor: Any, channel: Channel, descriptor: int) -> None:
-    """Give a channel its end of a socket pair."""
-    os.set_blocking(descriptor, False)
-    reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, _Once(channel))
-    os.close(descriptor)
 
 
 class _WorkersPlace(Place):
