@@ -38,95 +38,85 @@ __all__ = [
 ]
 
 
-class Begin(msgspec.Struct, array_like=True, tag=1):
+class _Numbered(msgspec.Struct, array_like=True):
+    """A question, or the answer to the question of that number."""
+
+    number: int
+
+
+class Begin(_Numbered, tag=1):
     """Tell me of events from now on. Answered with `Begun`."""
 
-    number: int
 
-
-class Publish(msgspec.Struct, array_like=True, tag=2):
+class Publish(_Numbered, tag=2):
     """Answered with `Published`."""
 
-    number: int
     drafts: Sequence[Draft]
 
 
-class Read(msgspec.Struct, array_like=True, tag=3):
+class Read(_Numbered, tag=3):
     """Answered with `Found`."""
 
-    number: int
     after: int
     limit: int
 
 
-class AskBounds(msgspec.Struct, array_like=True, tag=4):
+class AskBounds(_Numbered, tag=4):
     """Answered with `FirstAndLast`."""
 
-    number: int
 
-
-class Lease(msgspec.Struct, array_like=True, tag=5):
+class Lease(_Numbered, tag=5):
     """Answered with `LeaseMade`."""
 
-    number: int
     node: str
     tabs: dict[Id, int | None]
     seconds: float
 
 
-class AskOnline(msgspec.Struct, array_like=True, tag=6):
+class AskOnline(_Numbered, tag=6):
     """Answered with `Online`."""
-
-    number: int
 
 
 Question: TypeAlias = Begin | Publish | Read | AskBounds | Lease | AskOnline
 
 
-class Begun(msgspec.Struct, array_like=True, tag=1):
+class Begun(_Numbered, tag=1):
     """All that comes after this follows the log's last event at this moment."""
 
-    number: int
     epoch: str
 
 
-class Published(msgspec.Struct, array_like=True, tag=2, omit_defaults=True):
+class Published(_Numbered, tag=2, omit_defaults=True):
     """The drafts that are no duplicates are the last `Events` before this, in their order.
 
     :ivar duplicates: (index of the draft, offset and time of the event that was first).
     """
 
-    number: int
     duplicates: Sequence[tuple[int, int, float]] = ()
 
 
-class Found(msgspec.Struct, array_like=True, tag=3):
-    number: int
+class Found(_Numbered, tag=3):
     events: list[Event]
 
 
-class FirstAndLast(msgspec.Struct, array_like=True, tag=4):
-    number: int
+class FirstAndLast(_Numbered, tag=4):
     first: int
     last: int
 
 
-class LeaseMade(msgspec.Struct, array_like=True, tag=5):
-    number: int
+class LeaseMade(_Numbered, tag=5):
     changed: list[tuple[Id, bool]]
     held: int
     online: int
 
 
-class Online(msgspec.Struct, array_like=True, tag=6):
-    number: int
+class Online(_Numbered, tag=6):
     users: list[Id]
 
 
-class Refused(msgspec.Struct, array_like=True, tag=7):
+class Refused(_Numbered, tag=7):
     """The question cannot be answered now; the sentence is for people."""
 
-    number: int
     reason: str
 
 
