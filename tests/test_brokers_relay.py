@@ -294,6 +294,18 @@ class HoldingBackTests(RelayTestCase):
         self.settle()
         self.assertFalse(self.a.held_back)
 
+    def test_one_that_comes_meanwhile_is_held_back_too(self) -> None:
+        self.publish_until_held_back()
+        late = self.worker("c")
+        unsent = self.b.theirs.unsent
+        late.broker.publish([draft("late", size=HIGH)])
+        self.settle()
+        self.assertEqual(self.b.theirs.unsent, unsent)
+        self.b.read_on()
+        self.settle()
+        self.assertFalse(late.held_back)
+        self.assertEqual(self.a.listener.names[-1], "late")
+
     def test_a_worker_that_dies_unread_holds_back_nobody(self) -> None:
         self.publish_until_held_back()
         self.b.die()

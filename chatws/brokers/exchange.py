@@ -150,6 +150,8 @@ class Exchange:
             answer = broker.online().addCallback(lambda users: wire.Online(question.number, users))
         else:
             worker.told = True
+            if self._looking is not None:  # it comes while the others are held back
+                worker.channel.pause()
             self._answer(worker, wire.Begun(question.number, broker.epoch))
             return
         answer.addErrback(self._refused, question.number)
