@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ProcessDone, ProcessExitedAlready, ProcessTerminated
 from twisted.internet.protocol import Factory
 from twisted.internet.task import Clock
@@ -72,6 +74,7 @@ class FakeReactor(Clock):
         super().__init__()
         self.processes: list[FakeProcess] = []
         self.channels: list[Channel] = []
+        self.refusal: OSError | None = None
 
     def adoptStreamConnection(self, descriptor: int, family: int, factory: Factory) -> None:
         channel: Any = factory.buildProtocol(None)  # type: ignore[arg-type]
@@ -81,6 +84,8 @@ class FakeReactor(Clock):
     def spawnProcess(
         self, protocol: Any, executable: str, words: list[str], environment: Any, childFDs: dict[int, Any]
     ) -> FakeProcess:
+        if self.refusal is not None:
+            raise self.refusal
         process = FakeProcess(len(self.processes), protocol, self.channels[-2], childFDs)
         self.processes.append(process)
         return process
@@ -153,6 +158,17 @@ class StartTests(SupervisorTestCase):
         self.die(self.second)
         self.assertEqual(self.failures, ["worker 1 was ended by SIGKILL before it could serve: see the log"])
 
+    def test_one_that_is_told_to_stop_while_the_log_opens_starts_no_worker(self) -> None:
+        reactor = FakeReactor()
+        supervisor = Supervisor(Config(workers=2, port=0, push_port=0), reactor)
+        opened: Deferred[None] = Deferred()
+        with mock.patch.object(supervisor._exchange, "start", return_value=opened):
+            supervisor.startService()
+        stopping = supervisor.stopService()
+        opened.callback(None)
+        self.successResultOf(stopping)
+        self.assertEqual(reactor.processes, [])
+
 
 class DeathTests(SupervisorTestCase):
     def setUp(self) -> None:
@@ -185,6 +201,20 @@ class DeathTests(SupervisorTestCase):
         self.die(self.newest())
         self.reactor.advance(0)
         self.assertFalse(self.newest().ended)
+
+    def test_a_successor_that_the_system_has_no_room_for_is_tried_again(self) -> None:
+        self.die(self.first)
+        self.reactor.refusal = OSError(errno.ENOMEM, "Cannot allocate memory")
+        self.reactor.advance(0)
+        for channel in self.reactor.channels[-2:]:
+            channel.connectionLost()  # as the other ends are closed
+        self.assertEqual(len(self.reactor.processes), 2)
+        self.assertIn("worker 0 could not be started: Cannot allocate memory; another one starts in 0.5 s", self.lines)
+        self.reactor.refusal = None
+        self.reactor.advance(0.5)
+        self.assertEqual(len(self.reactor.processes), 3)
+        (setup,) = self.newest().heard()
+        self.assertEqual(setup.number, 0)
 
     def test_what_it_said_last_is_read_before_it_counts_as_ended(self) -> None:
         self.first.ended = True

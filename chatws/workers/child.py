@@ -134,10 +134,14 @@ class Child(ProcessProtocol):
             words.append(self._reactor_name)
         try:
             self._process = self._reactor.spawnProcess(self, sys.executable, words, environment(), childFDs=descriptors)
+        except OSError as error:  # no memory, say: whoever was killed for the lack of it has to be tried again
+            self._how = f"could not be started: {error.strerror}"
         finally:
             os.close(nothing)
             for one in given:
                 one.close()
+        if self._process is None:
+            return  # with no other end the channel is lost in a moment, and then this one has ended
         node = f"w{self.number}-{secrets.token_hex(4)}"
         self._send(control.Setup(self.number, node, self._owner.config, sockets, log_descriptor))
 

@@ -113,6 +113,8 @@ class Supervisor(Service):
     async def _start(self) -> None:
         if self._exchange is not None:
             await self._exchange.start()
+        if self._state == "stopping":  # told to meanwhile
+            return
         for number in range(self._whole.workers):
             self.children.append(Child(number, self, self._doors, self._reactor, self._reactor_name))
         await self._monitor()
