@@ -10,16 +10,14 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chatws import startup
@@ -31,10 +29,10 @@ from chatws.chat.chat_server import ChatServer
 from chatws.chat.history import History
 from chatws.chat.session import SessionLimits
 from chatws.config import Config
+from chatws.daemon import Daemon
 from chatws.database.engines import open_database
 from chatws.errors import CloseCode, OperatorError
 from chatws.health import Readiness
-from chatws.logs import use_json
 from chatws.metrics import Exporter, Lag, MeasuredDatabase, make_site
 from chatws.place import Place, log_bounds
 from chatws.push.listener import PushFactory
@@ -64,16 +62,13 @@ def build(config: Config, reactor: Any) -> ChatwsService:
     return ChatwsService(config, reactor)
 
 
-class ChatwsService(Service):
+class ChatwsService(Daemon):
     """One server.
 
     :ivar chat: the application.
     :ivar browsers: who listens for browsers, and :ivar backends: for backends, and :ivar monitors: for
         whoever collects metrics, or None; `ports` of each, once started.
-    :ivar twistd: the options of the twistd that runs this, when one does.
     """
-
-    twistd: Mapping[str, Any] | None = None
 
     def __init__(self, config: Config, reactor: Any, place: Place | None = None) -> None:
         self.config = config
@@ -145,29 +140,8 @@ class ChatwsService(Service):
         if endpoints:
             site: Any = make_site(Exporter(self, self.lag), self.ready, reactor)
             self.monitors = IoServer(site, endpoints, reactor)
-        self._bound: Deferred[None] | None = None
 
     # Starting
-
-    def setServiceParent(self, parent: Any) -> None:
-        """See `IService`. twistd looks for the observer of its log in the application, which is the parent."""
-        if self.config.log_format == "json":
-            use_json(parent, self.twistd)
-        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
-
-    def privilegedStartService(self) -> None:
-        super().privilegedStartService()  # type: ignore[no-untyped-call]
-        self._bind()
-
-    def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
-        self._bind()
-        Deferred.fromCoroutine(self._start()).addErrback(self._failed)
-
-    def _bind(self) -> None:
-        if self._bound is None:
-            self._bound = Deferred.fromCoroutine(self._listen())
-            self._bound.addErrback(self._failed)
 
     async def _listen(self) -> None:
         for server in (self.backends, self.browsers):
@@ -183,8 +157,9 @@ class ChatwsService(Service):
             await self.database.start()
         if self.demo:
             self.demo.startService()
-        assert self._bound is not None
-        await self._bound
+        await self._bind()
+        if self._failing:
+            return
         for server in (self.backends, self.browsers):
             for port in server.ports:
                 port.startReading()
@@ -206,10 +181,8 @@ class ChatwsService(Service):
             log.info("the demo: open http://localhost:{port}/ in two windows", port=getattr(host, "port", "?"))
         self.place.started()
 
-    def _failed(self, failure: Failure) -> None:
-        if not isinstance(failure.value, OperatorError):
-            log.failure("chatws cannot start", failure)
-        self.place.failed(str(failure.value))
+    def _give_up(self, reason: str) -> None:
+        self.place.failed(reason)
 
     def _push_secret(self) -> bytes | None:
         return self._secret

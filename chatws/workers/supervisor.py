@@ -7,23 +7,19 @@ SQLite it is held here (chatws.brokers.exchange), and outlives each worker; a lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from chatws import startup
 from chatws.auth.secrets import load_secrets
 from chatws.brokers.exchange import Exchange
 from chatws.channel import Channel
 from chatws.config import Config
+from chatws.daemon import Daemon
 from chatws.endpoints import make_endpoint
-from chatws.errors import OperatorError
-from chatws.logs import use_json
 from chatws.place import open_log
 from chatws.reload import compare, push_secret
 from chatws.server.io_server import IoServer, raise_file_limit
@@ -47,15 +43,12 @@ def shared_out(config: Config) -> Config:
     return replace(config, max_connections=config.max_connections // config.workers)
 
 
-class Supervisor(Service):
+class Supervisor(Daemon):
     """
     :param config: checked.
     :param reactor_name: twistd's `--reactor`, for the workers.
     :ivar config: what a worker that starts now is told.
-    :ivar twistd: the options of the twistd that runs this.
     """
-
-    twistd: Mapping[str, Any] | None = None
 
     def __init__(self, config: Config, reactor: Any, reactor_name: str = "") -> None:
         self.config = shared_out(config)
@@ -64,7 +57,6 @@ class Supervisor(Service):
         self._reactor = reactor
         self._reactor_name = reactor_name
         self._doors: list[Door] = []
-        self._bound = False
         self._state = "starting"
         self._exchange: Exchange | None = None
         if startup.log_is_local(config):
@@ -73,44 +65,22 @@ class Supervisor(Service):
         self._ticket_secrets = load_secrets(config)
         self._monitors: IoServer | None = None
         self._all_ended: Deferred[None] | None = None
-        self._failing = False
 
     # Starting
 
-    def setServiceParent(self, parent: Any) -> None:
-        """See `IService`."""
-        if self.config.log_format == "json":
-            use_json(parent, self.twistd)
-        super().setServiceParent(parent)  # type: ignore[no-untyped-call]
-
-    def privilegedStartService(self) -> None:
-        super().privilegedStartService()  # type: ignore[no-untyped-call]
-        self._bind()
-
-    def startService(self) -> None:
-        super().startService()  # type: ignore[no-untyped-call]
-        self._bind()
-        if not self._failing:
-            Deferred.fromCoroutine(self._start()).addErrback(self._cannot_start)
-
-    def _bind(self) -> None:
-        """Open the ports: the workers have other rights perhaps."""
-        if self._bound:
-            return
-        self._bound = True
+    async def _listen(self) -> None:
         config = self._whole
         raise_file_limit()
-        try:
-            for name, descriptions, source in (
-                ("backends", startup.push_endpoints(config), "--push-listen" if config.push_listen else "--push-port"),
-                ("browsers", startup.browser_endpoints(config), "--listen" if config.listen else "--port"),
-            ):
-                for description in descriptions:
-                    self._doors.append(open_door(self._reactor, name, description, source, config.workers))
-        except Exception:
-            self._cannot_start(Failure())  # type: ignore[no-untyped-call]
+        for name, descriptions, source in (
+            ("backends", startup.push_endpoints(config), "--push-listen" if config.push_listen else "--push-port"),
+            ("browsers", startup.browser_endpoints(config), "--listen" if config.listen else "--port"),
+        ):
+            for description in descriptions:
+                self._doors.append(open_door(self._reactor, name, description, source, config.workers))
 
     async def _start(self) -> None:
+        if self._failing:
+            return
         if self._exchange is not None:
             await self._exchange.start()
         if self._state == "stopping":  # told to meanwhile
@@ -131,15 +101,8 @@ class Supervisor(Service):
             self._monitors = IoServer(site, endpoints, self._reactor)
             await self._monitors.listen()
 
-    def _cannot_start(self, failure: Failure) -> None:
-        if not isinstance(failure.value, OperatorError):
-            log.failure("chatws cannot start", failure)
-        self._fail(str(failure.value))
-
-    def _fail(self, reason: str) -> None:
-        if not self._failing:
-            self._failing = True
-            startup.fail(self._reactor, reason)
+    def _give_up(self, reason: str) -> None:
+        startup.fail(self._reactor, reason)
 
     # What workers report: child.Owner
 
