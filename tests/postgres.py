@@ -33,6 +33,7 @@ from twisted.internet.protocol import ClientFactory, Factory, Protocol
 from chatws.brokers.postgres.schema import migrations
 from chatws.database.migrations import apply, transaction
 from tests.e2e.process import free_port
+from tests.e2e.wire import until
 from tests.requirements import find_program
 
 _DEADLINE = 20.0
@@ -72,6 +73,13 @@ def find_all_programs() -> dict[int, Path]:
             said = subprocess.run(command, check=True, capture_output=True, text=True, cwd="/", **_other_user()).stdout
             found.setdefault(int(said.split()[2].split(".")[0]), directory)
     return dict(sorted(found.items(), reverse=True))
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Postgres:
@@ -170,10 +178,14 @@ class Postgres:
 
     def kill(self) -> None:
         """End it and all its processes as a power cut would."""
-        for process in self._processes():
+        self.silence()  # so that it makes no more of them
+        killed = self._stopped
+        for process in killed:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         self._end(signal.SIGKILL)
+        # while one of them holds the shared memory, the next server refuses to start
+        until(lambda: not any(map(_lives, killed)), "the killed processes to end")
 
     def _end(self, number: signal.Signals) -> None:
         self.resume()
@@ -212,7 +224,7 @@ class Postgres:
 
     def run(self, sql: str, url: str = "") -> list[tuple[Any, ...]]:
         """Run statements over a connection of their own; the last one's rows."""
-        with closing(psycopg2.connect(url or self.url, connect_timeout=2)) as connection:
+        with closing(psycopg2.connect(url or self.url, connect_timeout=int(_DEADLINE))) as connection:
             connection.autocommit = True
             cursor = connection.cursor()
             cursor.execute(sql)
