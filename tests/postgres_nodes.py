@@ -16,8 +16,8 @@ from chatws.brokers.contract import Audience, Bounds, Draft, Event
 from tests.postgres import Postgres, server_of
 
 reactor: Any = _reactor
-#: Seconds that a broker may take for an answer, and for a wait that has failed.
-TIMEOUT = 2.0
+#: Seconds that a broker gives PostgreSQL where nothing is waited for in vain, and those of a wait that has failed.
+PATIENCE = 15.0
 DEADLINE = 30.0
 
 
@@ -58,6 +58,12 @@ async def until(condition: Callable[[], object], what: str) -> None:
         await deferLater(reactor, 0.005)
 
 
+def give_up_after(seconds: float, *brokers: Any) -> None:
+    """From now on that is how long they wait for an answer."""
+    for broker in brokers:
+        broker._timeout = broker._database._timeout = broker._listen_database._timeout = seconds
+
+
 def draft(name: str = "e", data: bytes = b"{}", key: str | None = None, transient: bool = False) -> Draft:
     return Draft(name, Audience(("conversation:1",)), data, key, transient)
 
@@ -75,13 +81,15 @@ class Nodes:
         self._connections: list[Any] = []
 
     async def node(self, url: str = "", **options: Any) -> tuple[Any, Told]:
-        """A broker that has been started, and its listener."""
+        """A broker that has been started, for which it had all the time it needed, and its listener."""
         bounds = options.pop("bounds", Bounds())
-        options = {"timeout": TIMEOUT, **options}
+        options = {"timeout": PATIENCE, **options}
         broker = open_broker(url or self.url, bounds, reactor=reactor, **options)
         self._brokers.append(broker)
         told = Told()
+        give_up_after(PATIENCE, broker)
         await broker.start(told)
+        give_up_after(options["timeout"], broker)
         return broker, told
 
     def shop(self, user: str = "") -> Any:

@@ -417,7 +417,8 @@ async def test_polling_needs_no_listen_and_no_notify(nodes: Nodes) -> None:
     await first.until("a", "new_message")
     await second.until("a", "new_message")
     assert [query for _, query in nodes.backends() if "LISTEN" in query] == []
-    assert nodes.run("SELECT awake_until > clock_timestamp() FROM chatws.waking") == [(True,)]
+    awake = "SELECT awake_until > clock_timestamp() FROM chatws.waking"
+    await until(lambda: nodes.run(awake) == [(True,)], "the nodes to say that they go on looking")
 
 
 # Trimming

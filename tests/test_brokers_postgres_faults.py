@@ -18,7 +18,7 @@ from chatws.database.migrations import apply, transaction
 from chatws.errors import Unavailable
 from tests.e2e.wire import until as poll_until
 from tests.postgres import ForgetfulFirewall, server_of
-from tests.postgres_nodes import Nodes, Told, draft, nodes, reactor, until
+from tests.postgres_nodes import PATIENCE, Nodes, Told, draft, give_up_after, nodes, reactor, until
 
 __all__ = ["nodes"]
 
@@ -67,6 +67,7 @@ async def test_nothing_acknowledged_is_lost_and_nothing_is_told_twice(
     (one, first), (other, second) = await nodes.node(), await nodes.node()
     for number in range(5):
         await gatherResults([broker.publish([draft(f"before{number}")]) for broker in (one, other)])
+    give_up_after(2.0, one, other)
     under_way = [one.publish([draft(f"during{n}")]) for n in range(3)]
     end_fault = fail(nodes)
     outcomes = await DeferredList(under_way, consumeErrors=True)
@@ -81,6 +82,7 @@ async def test_nothing_acknowledged_is_lost_and_nothing_is_told_twice(
         with pytest.raises(Unavailable):
             await question
     end_fault()
+    give_up_after(PATIENCE, one, other)
     await published(other, "after")
     await published(one, "after all")
     await agree(one, first, second)
@@ -155,11 +157,12 @@ async def test_a_lost_answer_comes_by_reading_on(nodes: Nodes) -> None:
 @pytest_twisted.ensureDeferred
 async def test_one_who_holds_the_lock_costs_publishers_the_time_out_and_readers_nothing(nodes: Nodes) -> None:
     broker, told = await nodes.node(timeout=1.0)
-    await broker.publish([draft("before")])
+    await published(broker, "before")
     blocker = nodes.shop()
     blocker.cursor().execute("SELECT pg_advisory_xact_lock(1667785076, 1)")
     with pytest.raises(Unavailable):
         await broker.publish([draft("refused")])
+    give_up_after(PATIENCE, broker)
     assert [event.name for event in await broker.read(0, 10)] == ["before"]
     blocker.rollback()
     await published(broker, "after")
