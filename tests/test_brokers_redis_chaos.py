@@ -45,7 +45,7 @@ class Chaos:
         """As a backend does: each event until somebody takes it, with the same key, at whichever node."""
         from twisted.internet import reactor
 
-        end = reactor.seconds() + 2 * DEADLINE
+        end = reactor.seconds() + 6 * DEADLINE
         for number in range(EVENTS):
             key = f"{name}.{number}"
             attempt = 0

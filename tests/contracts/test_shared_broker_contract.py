@@ -33,13 +33,13 @@ async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await broker.stop()
 
 
-async def until(condition: Callable[[], object], what: str) -> None:
+async def until(condition: Callable[[], object], what: str, deadline: float = DEADLINE) -> None:
     """Let the reactor turn until it is true."""
     from twisted.internet import reactor
 
-    end = reactor.seconds() + DEADLINE
+    end = reactor.seconds() + deadline
     while not condition():
-        assert reactor.seconds() < end, f"waited {DEADLINE:g} s in vain for {what}"
+        assert reactor.seconds() < end, f"waited {deadline:g} s in vain for {what}"
         await deferLater(reactor, 0.005)
 
 
