@@ -18,6 +18,7 @@ from twisted.internet.task import deferLater
 
 from chatws.push.listener import PushFactory
 from tests.certificates import SelfSigned
+from tests.e2e.process import free_port
 from tests.fakes_push import FakeTarget
 
 reactor: Any = _reactor
@@ -40,7 +41,7 @@ class PushServer:
         **options: Any,
     ) -> None:
         self.target = FakeTarget()
-        self.port = 0
+        self.port = free_port()  # one that nobody is given while the server is stopped
         self._path = path
         self._certificate = certificate
         self._options = options
@@ -48,7 +49,7 @@ class PushServer:
         self.factory: PushFactory
 
     async def start(self, factory: Any = None) -> None:
-        """Listen; after the first time, on the same port. `factory`: instead of a PushFactory."""
+        """Listen, each time on the same port. `factory`: instead of a PushFactory."""
         self.factory = PushFactory(self.target, reactor=reactor, **self._options)
         if self._path is not None:
             endpoint: Any = UNIXServerEndpoint(reactor, self._path)
@@ -58,8 +59,6 @@ class PushServer:
         else:
             endpoint = TCP4ServerEndpoint(reactor, self.port, interface="127.0.0.1")
         self._listening = await endpoint.listen(factory or self.factory)
-        if self._path is None:
-            self.port = self._listening.getHost().port
 
     async def stop(self) -> None:
         """Stop listening, and cut every connection as a killed process would."""
@@ -81,7 +80,7 @@ class PushServer:
             found = socket.socket(socket.AF_UNIX)
             found.connect(self._path)
             return found
-        return socket.create_connection(("127.0.0.1", self.port), 10)
+        return socket.create_connection(("127.0.0.1", self.port), 20)
 
 
 @pytest.fixture
@@ -102,7 +101,7 @@ def started() -> Iterator[Any]:
     assert set(reactor.getDelayedCalls()) <= calls
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Let the reactor turn until `condition()` holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -132,7 +131,7 @@ def in_thread(function: Callable[..., T], *arguments: Any, **options: Any) -> De
 
 def read_to_the_end(connection: socket.socket) -> bytes:
     """Until the other side closes; raises when it resets instead."""
-    connection.settimeout(10)
+    connection.settimeout(20)
     received = bytearray()
     while more := connection.recv(65536):
         received += more

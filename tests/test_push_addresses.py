@@ -17,14 +17,18 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.errors import Unavailable
+from chatws.push import blocking
 from chatws.push.addresses import Address, parse_addresses
 from chatws.push.client import Answer, BlockingPushClient, PushClient, PushRefused, PushUnavailable
 from chatws.push.client_protocol import make_endpoints
 from tests.certificates import self_signed
 from tests.push_wire import PushServer, in_thread, reactor, until
+from tests.test_push_blocking import Hasty
 from tests.test_push_reconnecting import Line
 
 DATA = {"conversation_id": 1}
+#: What clients are given where nothing is waited for in vain.
+PATIENT: dict[str, Any] = {"connect_timeout": 5.0, "timeout": 5.0, "deadline": 20.0}
 
 Publish = Callable[..., "Deferred[list[Answer]]"]
 
@@ -41,10 +45,10 @@ def client(request: Any) -> Iterator[Any]:
     def make(*servers: PushServer, **options: Any) -> Publish:
         addresses = ",".join(server.address for server in servers)
         if request.param == "blocking":
-            blocking = BlockingPushClient(addresses, **{"connect_timeout": 5.0, "timeout": 5.0, **options})
-            closing.append(blocking.close)
-            return lambda publishes: in_thread(blocking.publish_many, publishes)
-        twisted = PushClient(addresses, **{"connect_timeout": 5.0, "timeout": 5.0, **options})
+            made = BlockingPushClient(addresses, **{**PATIENT, **options})
+            closing.append(made.close)
+            return lambda publishes: in_thread(made.publish_many, publishes)
+        twisted = PushClient(addresses, **{**PATIENT, **options})
         closing.append(lambda: pytest_twisted.blockon(twisted.close()))
         return lambda publishes: gatherResults([twisted.publish(**one) for one in publishes])
 
@@ -152,17 +156,19 @@ async def test_what_a_killed_node_had_taken_is_not_published_by_the_other_again(
 
 
 @pytest_twisted.ensureDeferred
-async def test_while_no_node_can_be_reached_it_fails_and_says_so_of_each(nodes: Any) -> None:
+async def test_while_no_node_can_be_reached_it_fails_and_says_so_of_each(
+    nodes: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(blocking, "time", Hasty())
     first, second = nodes
     for server in nodes:
         await server.stop()
-    with BlockingPushClient(f"{first.address},{second.address}", deadline=1.0) as push:
+    with BlockingPushClient(f"{first.address},{second.address}", **PATIENT) as push:
         with pytest.raises(PushUnavailable) as caught:
             await in_thread(push.publish, "new_message", DATA)
         for server in nodes:
             assert f"{server.address}: [Errno" in str(caught.value)
         await second.start()
-        push._deadline = 20.0  # that of one who wants an answer
         assert (await in_thread(push.ping)).ok
 
 
@@ -170,7 +176,7 @@ async def test_while_no_node_can_be_reached_it_fails_and_says_so_of_each(nodes: 
 async def test_a_wrong_secret_is_not_tried_elsewhere(nodes: Any) -> None:
     strict = PushServer(secret=lambda: b"sesame")
     await strict.start()
-    push = BlockingPushClient(f"{strict.address},{nodes[0].address}", secret="wrong")
+    push = BlockingPushClient(f"{strict.address},{nodes[0].address}", secret="wrong", **PATIENT)
     with push, pytest.raises(PushRefused, match="bad_secret"):
         await in_thread(push.ping)
     await strict.stop()
@@ -184,7 +190,7 @@ async def test_tls_is_for_the_addresses_that_say_so(nodes: Any, tmp_path: Path) 
     near = PushServer(path=str(tmp_path / "push.sock"))
     for server in (far, near):
         await server.start()
-    with BlockingPushClient(f"{near.address}, tls://{far.address}", tls=certificate.trusted()) as push:
+    with BlockingPushClient(f"{near.address}, tls://{far.address}", tls=certificate.trusted(), **PATIENT) as push:
         assert (await in_thread(push.ping)).ok
         assert near.factory.stats.lines == 1
         await near.stop()
