@@ -11,6 +11,7 @@ from twisted.internet.endpoints import TCP4ServerEndpoint
 
 from chatws.endpoints import Endpoint, is_loopback, make_endpoint, parse_endpoint, tcp_endpoint, try_to_listen
 from chatws.errors import OperatorError
+from tests.e2e.process import free_port
 
 
 @pytest.fixture
@@ -118,11 +119,8 @@ def test_a_port_in_use_is_named(taken: int) -> None:
     assert str(caught.value) == f"--port: cannot listen on 127.0.0.1 port {taken}: Address already in use"
 
 
-def test_one_port_for_two_listeners_is_found_out(taken: int) -> None:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        free = one.getsockname()[1]
-    description = f"tcp:{free}:interface=127.0.0.1"
+def test_one_port_for_two_listeners_is_found_out() -> None:
+    description = f"tcp:{free_port()}:interface=127.0.0.1"
     try_to_listen([(description, "--port")])
     with pytest.raises(OperatorError, match="--push-port: cannot listen"):
         try_to_listen([(description, "--port"), (description, "--push-port")])
