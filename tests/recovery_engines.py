@@ -79,9 +79,18 @@ class _OnEngine(ClusterRecovery):
         self.clock.advance(1_700_000_000)
         self.url = type(self).new_url()
         self.firewalls: dict[Broker, ForgetfulFirewall] = {}
-        self.recording = self._open(self.url, 3 * TIMEOUT)
-        self.wait(self.recording.start(self.recorder))
+        self.recording = self._record()
         self.recorder.begin(self.recording.epoch)
+
+    def _record(self) -> Broker:
+        for _ in range(5):
+            broker = self._open(self.url, 3 * TIMEOUT)
+            try:
+                self.wait(broker.start(self.recorder))
+                return broker
+            except OperatorError:  # as in `open_node`
+                self.wait(broker.stop())
+        raise AssertionError("the recorder cannot start")
 
     def _open(self, url: str, timeout: float) -> Broker:
         # more than what nodes remember, so that nobody is told late that something has gone

@@ -130,7 +130,7 @@ def setting(log: list[str]) -> Iterator[Setting]:
 
 
 async def until(true: Callable[[], bool]) -> None:
-    deadline = reactor.seconds() + 10
+    deadline = reactor.seconds() + 20
     while not true():
         assert reactor.seconds() < deadline
         await deferLater(reactor, 0.01)
@@ -294,9 +294,10 @@ async def test_an_answer_that_is_too_long_is_not_read_to_its_end(setting: Settin
 async def test_an_application_that_is_slow_is_given_up_and_its_connection_closed(setting: Setting) -> None:
     setting.application.hold()
     setting.give_up_after(1.0)
-    began = reactor.seconds()
-    await unavailable(setting.ask())
-    assert reactor.seconds() - began < TIMEOUT
+    while not setting.application.held:  # on a busy machine it may not get there in time
+        began = reactor.seconds()
+        await unavailable(setting.ask())
+        assert reactor.seconds() - began < TIMEOUT
     (held,) = setting.application.held
     await until(lambda: held._disconnected)
     setting.give_up_after(TIMEOUT)

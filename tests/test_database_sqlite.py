@@ -20,6 +20,8 @@ from chatws.database.sqlite import SqliteDatabase
 from chatws.errors import Unavailable
 
 reactor: Any = _reactor
+#: Seconds a query may take where a test waits for it to be given up. Elsewhere it is given all it needs.
+TIMEOUT, PATIENCE = 1.0, 15.0
 
 
 @pytest.fixture
@@ -43,10 +45,10 @@ def path(tmp_path: Path) -> Path:
 @pytest.fixture
 def database(path: Path) -> Iterator[SqliteDatabase]:
     threads, calls = threading.active_count(), set(reactor.getDelayedCalls())
-    database = SqliteDatabase(str(path), pool=2, timeout=1.5, reactor=reactor)
+    database = SqliteDatabase(str(path), pool=2, timeout=PATIENCE, reactor=reactor)
     yield database
     pytest_twisted.blockon(database.stop())
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert set(reactor.getDelayedCalls()) <= calls
 
 
@@ -79,11 +81,13 @@ async def test_a_file_locked_by_another_process_is_unavailable_until_it_is_let_g
     path: Path, database: SqliteDatabase
 ) -> None:
     other = create(path)
+    database._timeout = TIMEOUT  # that of its connections too
     await database.start()
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(Unavailable):
         await database.execute("INSERT INTO n VALUES (%(i)s)", {"i": 1})
     other.execute("COMMIT")
+    database._timeout = PATIENCE
     assert await database.execute("INSERT INTO n VALUES (%(i)s)", {"i": 2}) == 1
     assert (2,) in other.execute("SELECT i FROM n").fetchall()
     other.close()
@@ -108,10 +112,12 @@ async def test_a_query_that_nobody_waits_for_any_more_frees_its_thread(path: Pat
     create(path).close()
     await database.start()
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    database._timeout = TIMEOUT
     asked = [Deferred.fromCoroutine(database.query(endless, {})) for _ in range(6)]
     for one in asked:
         with pytest.raises(Unavailable):
             await one
+    database._timeout = PATIENCE
     assert await database.query("SELECT 1 AS one", {}) == [{"one": 1}]
 
 
@@ -127,7 +133,7 @@ async def test_a_stop_ends_threads_in_the_middle_of_a_query(path: Path) -> None:
     for one in asked:
         with pytest.raises(Unavailable):
             await one
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
 
 
 def test_a_start_before_the_reactor_runs_can_be_stopped_too(path: Path) -> None:
@@ -146,5 +152,5 @@ def test_a_start_before_the_reactor_runs_can_be_stopped_too(path: Path) -> None:
     fired: list[object] = []
     database.stop().addCallback(fired.append)
     assert fired == [None]
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert clock.getDelayedCalls() == []

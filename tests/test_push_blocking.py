@@ -240,7 +240,7 @@ async def test_silence_is_met_with_another_connection_and_then_an_error(
     monkeypatch.setattr(blocking, "time", Hasty())
     server = await started()
     server.target.waiting = []
-    push = client(server, timeout=0.1)
+    push = client(server, timeout=0.1, deadline=5.0)
     with pytest.raises(PushUnavailable, match=r"timed out|deadline"):
         await in_thread(push.publish, "new_message", DATA)
     assert server.factory.stats.connections >= 2

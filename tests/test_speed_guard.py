@@ -133,7 +133,8 @@ class HotPathTests(ChatCase):
                 gc.enable()
             return peak - before
 
-        many, one = blocks(1), blocks(2)
+        # the least of several: the test runner's own thread may take some too
+        many, one = (min(blocks(conversation_id) for _ in range(3)) for conversation_id in (1, 2))
         # the list of recipients has one word for each; an object would have forty bytes at least
         assert (many - one) / 99 < 16, (many, one)
 

@@ -120,7 +120,8 @@ async def test_a_tcp_port_has_a_queue_for_each_worker_and_a_successor_takes_what
     assert said == {b"0", b"1"}
     await one.end()
     waiting = [Deferred.fromCoroutine(greeting(client)) for _ in range(40)]
-    while sum(one.called for one in waiting) < 10:  # those of the other worker are answered
+    # those of the other worker are answered: half of them as a rule, and hardly ever fewer than three
+    while sum(one.called for one in waiting) < 3:
         await deferLater(doors.reactor, 0.01)
     assert sum(one.called for one in waiting) < 40
     await doors.worker(0, door)
