@@ -170,7 +170,7 @@ class _OnEngine(ClusterRecovery):
         for _ in range(5):
             try:
                 return super().open_node(number)
-            except OperatorError:  # no answer in so short a time; whoever has started it starts it again
+            except (OperatorError, Unavailable):  # no answer in so short a time; whoever has started it does so again
                 broker = list(self.firewalls)[-1]
                 self.wait(broker.stop())
                 self.wait(Deferred.fromCoroutine(self.firewalls.pop(broker).stop()))
