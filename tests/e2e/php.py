@@ -18,10 +18,19 @@ from tests.e2e.process import WebServer, clean_environment
 from tests.e2e.wire import DEADLINE
 from tests.requirements import find_program
 
-__all__ = ["PHP_DIRECTORY", "SCRIPTS", "FakePushPort", "Php", "PhpWebServer", "php_server", "run_php"]
+__all__ = ["BOUND", "PHP_DIRECTORY", "SCRIPTS", "FakePushPort", "Php", "PhpWebServer", "php_server", "run_php"]
 
 PHP_DIRECTORY = Path(__file__).resolve().parents[2] / "php"
 SCRIPTS = Path(__file__).resolve().parents[1] / "php"
+
+#: Milliseconds, far above the helper's budget of 700, for a busy machine; far below what an unbounded wait would take.
+BOUND = 8000
+#: The helper's times for calls that are to succeed, whatever else the machine does.
+_PATIENT = {
+    "CHATWS_PUSH_CONNECT_TIMEOUT_MS": "5000",
+    "CHATWS_PUSH_ANSWER_TIMEOUT_MS": "5000",
+    "CHATWS_PUSH_BUDGET_MS": "15000",
+}
 
 
 def run_php(*arguments: str, environment: dict[str, str] | None = None, deadline: float = 60) -> str:
@@ -30,7 +39,7 @@ def run_php(*arguments: str, environment: dict[str, str] | None = None, deadline
     assert program is not None
     done = subprocess.run(
         [program, *arguments],
-        env=clean_environment(**(environment or {})),
+        env=clean_environment(**{**_PATIENT, **(environment or {})}),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -47,8 +56,17 @@ class Php:
     :ivar log: what the last call has logged; :ivar milliseconds: how long it took.
     """
 
-    def __init__(self, *, helper: bool = False, ini: tuple[str, ...] = (), environment: Any = None, **settings: Any):
+    def __init__(
+        self,
+        *,
+        helper: bool = False,
+        ini: tuple[str, ...] = (),
+        patient: bool = True,
+        environment: Any = None,
+        **settings: Any,
+    ) -> None:
         """:param helper: call `App\\Helpers\\WebSocket` instead of a `Chatws\\Client`.
+        :param patient: whether times that are not set are long ones, instead of the helper's own.
         :param ini: `name=value` for php.ini.
         :param settings: for `Chatws\\Config::fromEnv`.
         """
@@ -58,7 +76,7 @@ class Php:
         script = str(SCRIPTS / "worker.php")
         self.process = subprocess.Popen(
             [program, *flags, script, json.dumps(settings), "helper" if helper else "client"],
-            env=clean_environment(**(environment or {})),
+            env=clean_environment(**{**(_PATIENT if patient else {}), **(environment or {})}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -130,9 +148,9 @@ class PhpWebServer(WebServer):
 
 
 @contextmanager
-def php_server(directory: Path, **environment: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """The application's web server; gives a function that makes one request."""
-    with PhpWebServer("request.php", directory, **environment) as web:
+def php_server(directory: Path, *, patient: bool = True, **environment: str) -> Iterator[Callable[[], dict[str, Any]]]:
+    """The application's web server; gives a function that makes one request. `patient` is as for `Php`."""
+    with PhpWebServer("request.php", directory, **{**(_PATIENT if patient else {}), **environment}) as web:
 
         def request() -> dict[str, Any]:
             with urllib.request.urlopen(web.url, timeout=DEADLINE) as page:

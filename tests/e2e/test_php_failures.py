@@ -16,14 +16,12 @@ from typing import Any
 import pytest
 
 from tests.e2e.conftest import Server
-from tests.e2e.php import SCRIPTS, FakePushPort, Php, php_server, run_php
+from tests.e2e.php import BOUND, SCRIPTS, FakePushPort, Php, php_server, run_php
 from tests.e2e.process import free_port
+from tests.e2e.wire import until
 from tests.requirements import needs
 
 pytestmark = needs("php-cli")
-
-#: Far above the budget of 700 ms, for a busy machine; far below what an unbounded wait would take.
-BOUND = 2000
 
 
 def yes(line: dict[str, Any]) -> bytes:
@@ -42,8 +40,9 @@ def test_without_a_server_a_call_is_false_at_once_and_logged() -> None:
 
 
 def test_for_a_while_after_a_failure_nothing_is_tried() -> None:
-    with FakePushPort(lambda line: None) as port, Php(address=port.address, pause_ms=60_000) as php:
+    with FakePushPort(lambda line: None) as port, Php(address=port.address, pause_ms=60_000, patient=False) as php:
         assert php.ping() is False
+        until(lambda: port.lines, "what was sent to be read")
         assert php.notifyAgentStatus(5, "away") is False
         assert "not tried, after: no answer in time" in php.log[0]
         assert php.onlineAgents() == []
@@ -58,7 +57,7 @@ def test_a_queue_that_is_full_costs_the_connect_time_out() -> None:
             one = others.enter_context(socket.socket())
             one.setblocking(False)
             one.connect_ex(where)
-        with Php(address=port.address) as php:
+        with Php(address=port.address, patient=False) as php:
             assert php.notifyAgentStatus(5, "away") is False
             assert "timed out" in php.log[0]
             assert 150 < php.milliseconds < BOUND
@@ -84,15 +83,17 @@ def test_a_unix_socket_that_is_not_there_is_logged(tmp_path: Path) -> None:
 
 
 def test_a_server_that_never_answers_costs_the_answer_time_out() -> None:
-    with FakePushPort(lambda line: None) as port, Php(address=port.address) as php:
+    with FakePushPort(lambda line: None) as port, Php(address=port.address, patient=False) as php:
         assert php.notifyAgentStatus(5, "away") is False
         assert php.log == ["chatws: agent_status not delivered: no answer in time"]
         assert 400 < php.milliseconds < BOUND
+        until(lambda: port.lines, "what was sent to be read")
         assert len(port.lines) == 1, "nothing is repeated to a server that is slow"
 
 
 def test_a_server_that_does_not_read_cannot_hold_a_big_message_up() -> None:
-    with FakePushPort(read=False) as port, Php(address=port.address, max_line_size=100_000_000) as php:
+    settings = {"max_line_size": 100_000_000, "patient": False}
+    with FakePushPort(read=False) as port, Php(address=port.address, **settings) as php:
         assert php.notifyNewMessage(456, {"content": "x" * 20_000_000}) is False
         assert "no answer in time" in php.log[0]
         assert php.milliseconds < BOUND
@@ -107,7 +108,7 @@ def test_bytes_without_an_answer_are_no_progress() -> None:
                 one.sendall(b" ")
         return None
 
-    with FakePushPort(trickle) as port, Php(address=port.address) as php:
+    with FakePushPort(trickle) as port, Php(address=port.address, patient=False) as php:
         try:
             assert php.notifyAgentStatus(5, "away") is False
             assert php.milliseconds < BOUND
@@ -127,7 +128,7 @@ def test_late_answers_are_not_taken_for_those_to_other_lines() -> None:
             return b'{"ok":true,"id":"somebody else\'s"}\n'
         return yes(line)
 
-    with FakePushPort(answer) as port, Php(address=port.address, pause_ms=0) as php:
+    with FakePushPort(answer) as port, Php(address=port.address, pause_ms=0, answer_timeout_ms=2000) as php:
         assert php.notifyUser(1, "first", {}) is False
         assert php.notifyUser(1, "second", {}) is False
         assert "not asked" in php.log[0]
@@ -153,7 +154,7 @@ def test_all_calls_of_a_request_share_one_connection_and_the_next_request_has_it
 def test_all_calls_of_a_request_share_one_budget(tmp_path: Path) -> None:
     with (
         FakePushPort(lambda line: None) as port,
-        php_server(tmp_path, CHATWS_PUSH_ADDRESS=port.address, CHATWS_PUSH_PAUSE_MS="0") as request,
+        php_server(tmp_path, patient=False, CHATWS_PUSH_ADDRESS=port.address, CHATWS_PUSH_PAUSE_MS="0") as request,
     ):
         for _ in range(2):
             answer = request()

@@ -13,7 +13,7 @@ import pytest
 
 from tests.certificates import self_signed
 from tests.e2e.conftest import Server
-from tests.e2e.php import PHP_DIRECTORY, SCRIPTS, FakePushPort, Php, run_php
+from tests.e2e.php import BOUND, PHP_DIRECTORY, SCRIPTS, FakePushPort, Php, run_php
 from tests.e2e.process import free_port
 from tests.requirements import find_program, needs
 
@@ -67,31 +67,30 @@ def test_tls_is_checked_and_carries_big_messages(chatws_server: Callable[..., Se
         str(secret),
     )
     settings = {"address": f"tls://127.0.0.1:{port}", "secret": "s3cret"}
-    patient = {"connect_timeout_ms": 2000, "answer_timeout_ms": 2000, "budget_ms": 5000}
     content = "ß漢" * 150_000
     with server.agent(1) as browser:
-        with Php(tls_ca=str(pem), **settings, **patient) as php:
+        with Php(tls_ca=str(pem), **settings) as php:
             assert php.notifyUser(1, "note", {"content": content}) is True, php.log
             assert browser.expect("note")["data"] == {"content": content}
             assert php.notifyUser(1, "note", {"content": "again"}) is True
             server.restart()
             assert php.ping() is True, "the dead connection was noticed"
-        with Php(tls_ca=str(pem), tls_name="chat.example", **settings, **patient) as php:
+        with Php(tls_ca=str(pem), tls_name="chat.example", **settings) as php:
             assert php.ping() is True
-        with Php(tls_ca=str(pem), tls_name="evil.example", **settings, **patient) as php:
+        with Php(tls_ca=str(pem), tls_name="evil.example", **settings) as php:
             assert php.ping() is False
             assert "did not match" in php.log[0]
-        with Php(**settings, **patient) as php:
+        with Php(**settings) as php:
             assert php.ping() is False
             assert "certificate verify failed" in php.log[0]
 
 
 @needs("php-cli")
 def test_a_tls_handshake_that_stalls_costs_the_connect_time_out() -> None:
-    with FakePushPort(read=False) as port, Php(address=f"tls://{port.address}") as php:
+    with FakePushPort(read=False) as port, Php(address=f"tls://{port.address}", patient=False) as php:
         assert php.ping() is False
         assert php.log == ["chatws: ping not delivered: no answer in time"]
-        assert php.milliseconds < 2000
+        assert php.milliseconds < BOUND
 
 
 @needs("php-cli")

@@ -6,7 +6,7 @@ declare(strict_types=1);
 
 require __DIR__ . '/../../php/autoload.php';
 
-$client = new Chatws\Client(Chatws\Config::fromArray(['address' => $argv[1]]));
+$client = new Chatws\Client(Chatws\Config::fromEnv(['address' => $argv[1]]));
 $ok = $client->notifyUser(1, 'note', ['from' => 'parent, before']);
 $child = pcntl_fork();
 if ($child === 0) {

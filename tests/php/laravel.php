@@ -72,7 +72,7 @@ namespace {
     }
 
     $log = [];
-    $config = Config::fromArray([
+    $config = Config::fromEnv([
         'address' => $argv[1],
         'ticket_secret' => 'a secret of at least 32 bytes, this',
         'logger' => static function (string $level, string $message) use (&$log): void {
