@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import psycopg2
 import pytest
 
 from tests.e2e.conftest import Server
-from tests.e2e.raw import Raw
+from tests.e2e.raw import Raw, frame
 from tests.e2e.wire import until
 from tests.postgres import Postgres, postgres
 
@@ -24,6 +24,8 @@ SCHEMA = Path(__file__).parent.parent.parent / "chatws" / "database" / "schema.s
 AUTH_TIMEOUT = 2.0
 #: Seconds more that a busy machine may take to say so.
 SLACK = 5.0
+#: For who waits for no time-out: it is never reached.
+PATIENT = ("--auth-timeout", "20")
 
 
 @pytest.fixture
@@ -119,7 +121,7 @@ def test_who_is_connected_notices_nothing_and_who_comes_is_told_in_time(
 
 
 def test_connections_that_are_all_terminated_are_replaced_unnoticed(chatws_server: Start, shop: Postgres) -> None:
-    server = start(chatws_server, shop)
+    server = start(chatws_server, shop, *PATIENT)
     with server.agent(1, 1) as ana, server.backend() as backend:
         for number in range(10):
             assert shop.terminate_backends() > 0
@@ -132,7 +134,7 @@ def test_connections_that_are_all_terminated_are_replaced_unnoticed(chatws_serve
 def test_a_restart_of_the_database_under_a_stream_of_newcomers_needs_none_of_chatws(
     chatws_server: Start, shop: Postgres
 ) -> None:
-    server = start(chatws_server, shop)
+    server = start(chatws_server, shop, *PATIENT)
     with server.agent(1, 1) as ana, server.backend() as backend:
         for number in range(3):
             shop.restart()
@@ -170,15 +172,32 @@ def asked(shop: Postgres) -> int:
     return found
 
 
+@contextmanager
+def locked(shop: Postgres, table: str) -> Iterator[None]:
+    """For the block nobody gets an answer from this table."""
+    with closing(psycopg2.connect(shop.url)) as other:
+        other.cursor().execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+        yield
+        other.rollback()
+
+
+def is_read(page: Raw) -> None:
+    """Until the server has read what the page has said: a ping behind that is answered at once."""
+    page.send(frame("read?", opcode=9))
+    while page.next_frame() != (0x8A, b"read?"):
+        pass
+
+
 def test_fifty_who_come_at_once_as_the_same_user_are_one_query(chatws_server: Start, shop: Postgres) -> None:
     shop.run("CREATE SEQUENCE asked")
-    # slow enough for all fifty to be there meanwhile
-    query = "SELECT nextval('asked'), pg_sleep(1) FROM users WHERE id = %(user_id)s AND status = 'active'"
-    server = start(chatws_server, shop, "--user-query", query, "--auth-timeout", "10")
+    query = "SELECT nextval('asked') FROM users WHERE id = %(user_id)s AND status = 'active'"
+    server = start(chatws_server, shop, "--user-query", query, *PATIENT)
     with ExitStack() as stack:
         pages = [stack.enter_context(Raw(server.port)).upgrade() for _ in range(50)]
-        for page in pages:
-            page.say({"type": "auth", "user_id": 1})
+        with locked(shop, "users"):
+            for page in pages:
+                page.say({"type": "auth", "user_id": 1})
+                is_read(page)
         for page in pages:
             assert page.expect("authenticated")["user_id"] == 1
     assert asked(shop) == 1
@@ -186,12 +205,14 @@ def test_fifty_who_come_at_once_as_the_same_user_are_one_query(chatws_server: St
 
 def test_fifty_users_who_subscribe_to_the_same_conversation_are_one_query(chatws_server: Start, shop: Postgres) -> None:
     shop.run("CREATE SEQUENCE asked")
-    query = "SELECT nextval('asked'), pg_sleep(1) FROM conversations WHERE id = %(conversation_id)s"
-    server = start(chatws_server, shop, "--conversation-query", query, "--auth-timeout", "10")
+    query = "SELECT nextval('asked') FROM conversations WHERE id = %(conversation_id)s"
+    server = start(chatws_server, shop, "--conversation-query", query, *PATIENT)
     with ExitStack() as stack:
         pages = [stack.enter_context(Raw(server.port)).upgrade().enter(1 + number) for number in range(50)]
-        for page in pages:
-            page.say({"type": "subscribe", "conversation_id": 7})
+        with locked(shop, "conversations"):
+            for page in pages:
+                page.say({"type": "subscribe", "conversation_id": 7})
+                is_read(page)
         for page in pages:
             page.expect("subscribed", conversation_id=7)
     assert asked(shop) == 1
@@ -200,7 +221,7 @@ def test_fifty_users_who_subscribe_to_the_same_conversation_are_one_query(chatws
 def test_an_answer_is_kept_for_a_while_and_asked_for_again_after_that(chatws_server: Start, shop: Postgres) -> None:
     shop.run("CREATE SEQUENCE asked")
     query = "SELECT nextval('asked') FROM users WHERE id = %(user_id)s AND status = 'active'"
-    server = start(chatws_server, shop, "--user-query", query, "--auth-cache", "2")
+    server = start(chatws_server, shop, "--user-query", query, "--auth-cache", "2", *PATIENT)
     assert {try_to_enter(server, 1)[0] for _ in range(10)} == {"authenticated"}
     assert asked(shop) < 10
     before = asked(shop)
@@ -220,6 +241,7 @@ def test_pings_are_written_together_one_row_a_user_and_not_one_query_a_ping(
     server = start(
         chatws_server,
         shop,
+        *PATIENT,
         *("--heartbeat-query", "INSERT INTO beats VALUES (%(user_id)s, %(last_activity)s)"),
         *("--activity-query", "INSERT INTO deeds VALUES (%(user_id)s, %(activity_type)s)"),
     )
