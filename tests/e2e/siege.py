@@ -33,7 +33,7 @@ def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     push_secret.touch(0o600)
     push_secret.write_text(PUSH_SECRET)
     arguments = ["--auth", "ticket", "--auth", "trust", "--compression", "--push-secret-file", str(push_secret)]
-    arguments += ["--handshake-timeout", "2", "--auth-deadline", "2", "--max-subscriptions", "20"]
+    arguments += ["--handshake-timeout", "5", "--auth-deadline", "5", "--max-subscriptions", "20"]
     with run_server(directory, *arguments, CHATWS_SECRET=SECRET) as server:
         yield server
     for secret in (SECRET, PUSH_SECRET):

@@ -183,8 +183,7 @@ def test_a_forged_forwarded_address_is_not_believed(chatws_server: Start) -> Non
         for number, page in enumerate(pages):
             forged = {"X-Forwarded-For": f"203.0.113.{number}", "X-Real-IP": f"198.51.100.{number}"}
             page.send(head(**forged))
-        statuses = [page.receive()[9:12] for page in pages]
-        assert statuses == [b"101"] * 5 + [b"429"] * 5
+            assert page.receive()[9:12] == (b"101" if number < 5 else b"429")
         assert "refused 127.0.0.1, page of 'no origin': too many connections from your address" in server.log
         pages[0].close()
 
@@ -203,7 +202,7 @@ def test_what_a_browser_writes_before_its_proxy_is_not_believed_either(chatws_se
         pages = [stack.enter_context(Raw(server.port)) for _ in range(4)]
         for number, page in enumerate(pages):
             page.send(head(X_Forwarded_For=f"192.0.2.{number}, 203.0.113.7"))
-        assert [page.receive()[9:12] for page in pages] == [b"101"] * 2 + [b"429"] * 2
+            assert page.receive()[9:12] == (b"101" if number < 2 else b"429")
         with Raw(server.port) as other:
             assert other.upgrade(X_Forwarded_For="203.0.113.8").pong()
 

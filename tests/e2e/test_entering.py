@@ -99,10 +99,11 @@ def test_a_ticket_that_expires_ends_the_connection_unless_it_is_renewed(chatws_s
     server = chatws_server(CHATWS_SECRET=SECRET)
     # the leeway for clocks that differ is 5 s
     with server.browser() as short, server.browser() as renewed:
-        short.auth(5, token=ticket(seconds=-2))
-        renewed.auth(6, token=ticket(6, seconds=-2))
+        renewed.auth(6, token=ticket(6, seconds=1))
         renewed.subscribe(1)
         assert renewed.auth(6, token=ticket(6))["user_id"] == 6
+        # its ticket expires behind the other's first one
+        short.auth(5, token=ticket(seconds=2))
         code, reason = short.expect_close()
         assert (code, "expired" in reason) == (4000, True)
         with server.backend() as backend:
@@ -254,7 +255,7 @@ def test_a_page_that_names_another_than_its_session_s_user_is_refused(
 def test_an_application_that_is_down_or_odd_is_neither_yes_nor_no(
     chatws_server: Start, application: Application
 ) -> None:
-    server = chatws_server("--auth-url", application.url, "--auth-timeout", "3")
+    server = chatws_server("--auth-url", application.url, "--auth-timeout", "20")
     with server.agent(1, 1, headers=cookie("ana")) as ana:
         for session in ("broken", "elsewhere"):
             with server.browser(headers=cookie(session)) as page:
