@@ -14,7 +14,7 @@ from tests.e2e import cluster_faults
 from tests.e2e.cluster import ENGINES, Cluster
 from tests.e2e.conftest import Server
 from tests.e2e.load import Page, Report, Story
-from tests.e2e.wire import Browser
+from tests.e2e.wire import Browser, until
 from tests.postgres import needs_postgres
 from tests.recovering_client import RecoveringClient
 from tests.requirements import needs
@@ -65,8 +65,10 @@ def test_nothing_is_lost_or_repeated_whatever_happens_to_nodes_and_engine(cluste
         library.lost()
         with visit(node, library) as back:
             assert library.resyncs == [None, 1]
+            line = {"event": "new_message", "data": {"conversation_id": 1, "n": node.port}, "id": f"n{node.port}"}
             with node.backend() as backend:
-                backend.push("new_message", {"conversation_id": 1, "n": node.port})
+                # the time-out above is short for a busy machine
+                until(lambda backend=backend, line=line: backend.request(line)["ok"], "the node to take an event")
             library.receive(back.expect("new_message", n=node.port))
         assert [data["n"] for _, data, _ in library.handled][-1] == node.port
 

@@ -16,7 +16,7 @@ from tests.e2e.conftest import Server
 from tests.e2e.network import Network, needs_namespaces
 from tests.e2e.nginx import Nginx
 from tests.e2e.process import clean_environment
-from tests.e2e.wire import Backend, Browser, until
+from tests.e2e.wire import DEADLINE, Backend, Browser, until
 from tests.postgres import needs_postgres
 from tests.requirements import needs
 
@@ -24,7 +24,7 @@ pytestmark = [needs("iproute2"), needs("nginx")]
 
 #: What becomes of each node's packets to the engine, and of the engine's to it.
 NODES = {"whole": "", "cut": "both", "mute": "to", "deaf": "from"}
-TIMEOUT, LEASE, GRACE = 1.0, 1.5, 0.5
+TIMEOUT, LEASE, GRACE = 1.0, 4.0, 1.0
 GUEST = 9
 SECRET = "a secret of thirty-two characters"
 HELD = {"id": "held", "event": "new_message", "data": {"conversation_id": 1, "n": "held"}, "ack": True}
@@ -120,6 +120,11 @@ def push(backend: Backend, key: str) -> dict[str, Any]:
     return backend.request({"event": "new_message", "data": {"conversation_id": 1, "n": key}, "id": key})
 
 
+def is_taken(backend: Backend, key: str) -> None:
+    """… by a node that reaches the engine. `TIMEOUT` is short for a busy machine."""
+    until(lambda: push(backend, key)["ok"], f"{key!r} to be taken")
+
+
 def settled_statuses(page: Browser) -> list[tuple[int, str]]:
     """What the page was told of the agents by now."""
     page.settle()
@@ -131,19 +136,19 @@ def test_a_partition_costs_its_nodes_time_and_nobody_an_event(cluster: Cluster) 
     pages = {name: cluster.page(name, number) for number, name in enumerate(NODES, 1)}
     backends = {name: cluster.backend(name) for name in NODES}
     for name in NODES:
-        assert push(backends[name], f"before, by {name}")["ok"]
+        is_taken(backends[name], f"before, by {name}")
     until(lambda: len(settled_statuses(pages["whole"])) == 3, "all to be online")
 
     cluster.partition()
     # whoever is not concerned goes on at once
-    assert push(backends["whole"], "meanwhile")["ok"]
+    is_taken(backends["whole"], "meanwhile")
     # those who are answer in time that they cannot, or wait with the answer
     began = time.monotonic()
     backends["deaf"].send(HELD)
     for name in ("cut", "mute"):
         answer = push(backends[name], f"meanwhile, by {name}")
         assert (answer["ok"], answer["code"]) == (False, "unavailable")
-    assert time.monotonic() - began < 10 * TIMEOUT
+    assert time.monotonic() - began < DEADLINE
     for name in ("cut", "mute", "deaf"):
         until(lambda name=name: cluster.ready(name)[0] == 503, f"the node {name} to say that it is not ready")
         assert "broker:" in cluster.ready(name)[1]
@@ -151,7 +156,7 @@ def test_a_partition_costs_its_nodes_time_and_nobody_an_event(cluster: Cluster) 
     # those behind it are offline for the others, once the lease and the grace are over
     until(lambda: len(settled_statuses(pages["whole"])) == 6, "them to be offline")
     # and yet their connections are open, and answered
-    assert push(backends["whole"], "later")["ok"]
+    is_taken(backends["whole"], "later")
     for name in ("cut", "mute", "deaf"):
         assert [
             one for one in pages[name].settle() if one["event"] == "new_message" and one["data"]["n"] == "later"
@@ -173,8 +178,8 @@ def test_a_partition_costs_its_nodes_time_and_nobody_an_event(cluster: Cluster) 
     answer = backends["deaf"].read_line()
     assert (answer["ok"], answer["id"]) == (True, "held")
     for name in ("cut", "mute"):
-        assert push(backends["whole"], f"meanwhile, by {name}")["ok"]
-    assert push(backends["cut"], "after")["ok"]
+        is_taken(backends["whole"], f"meanwhile, by {name}")
+    is_taken(backends["cut"], "after")
     expected = {f"before, by {name}" for name in NODES} | {f"meanwhile, by {name}" for name in ("cut", "mute")}
     expected |= {"meanwhile", "later", "held", "after"}
     orders = []

@@ -30,7 +30,7 @@ def url(postgres_logs: PostgresLogs, tmp_path: Any) -> Iterator[str]:
 
 
 def start(chatws_server: Start, url: str, *more: str, **options: Any) -> Server:
-    arguments = ("--presence-grace", "0.1", "--presence-lease", "2", "--broker-timeout", "2", "--drain-seconds", "0")
+    arguments = ("--presence-grace", "0.1", "--presence-lease", "2", "--broker-timeout", "10", "--drain-seconds", "0")
     return chatws_server(*arguments, *more, CHATWS_BROKER=url, **options)
 
 

@@ -38,7 +38,7 @@ def test_the_lines_sent_before_the_end_are_answered_and_kept(chatws_server: Star
 
 
 def test_browsers_are_sent_away_one_after_the_other_and_told_to_come_back(chatws_server: Start) -> None:
-    server = chatws_server("--drain-seconds", "2")
+    server = chatws_server("--drain-seconds", "6")
     browsers = [server.agent(number) for number in range(10)]
     closed: list[tuple[float, int]] = []
 
@@ -53,7 +53,8 @@ def test_browsers_are_sent_away_one_after_the_other_and_told_to_come_back(chatws
     for one in waiting:
         one.join()
     assert [code for _, code in closed] == [4012] * 10
-    # not at once: the first and the last are most of the two seconds apart, and no two thirds go together
+    # not at once: the first and the last are far apart, and no two thirds go together, though we may have been stopped
+    # for some of the time ourselves
     moments = sorted(moment for moment, _ in closed)
     assert moments[-1] - moments[0] > 1.0
     assert moments[6] - moments[0] > 0.3

@@ -15,11 +15,11 @@ from tests.requirements import needs
 pytestmark = [needs("nginx"), needs("redis-server")]
 
 BROWSERS = 150
-DRAIN = 3.0
+DRAIN = 6.0
 
 
 def test_an_upgrade_node_by_node_loses_nothing_and_brings_no_stampede(tmp_path: Path) -> None:
-    arguments = ("--drain-seconds", f"{DRAIN:g}", "--presence-lease", "15", "--presence-grace", "3")
+    arguments = ("--drain-seconds", f"{DRAIN:g}", "--presence-lease", "30", "--presence-grace", "15")
     with Cluster(tmp_path, ENGINES["redis"](), 2, *arguments) as cluster:
         report, drains = asyncio.run(_upgrade(cluster))
         assert cluster.faults_in_logs() == {}
@@ -34,8 +34,8 @@ def test_an_upgrade_node_by_node_loses_nothing_and_brings_no_stampede(tmp_path: 
         even = moved / (DRAIN * 10)
         print(shown := f"reconnects by 100 ms, {even:.1f} if they were even: {sorted(histogram.items())}")
         assert moved >= BROWSERS / 3, shown
-        # all at once would be thirty times as many; the machine may be busy
-        assert max(histogram.values()) <= 8 * even, shown
+        # all at once would be sixty times as many; the machine may be busy, or stop us all for a second
+        assert max(histogram.values()) <= 16 * even, shown
         assert len(histogram) >= DRAIN * 10 / 3, shown
 
 

@@ -158,7 +158,10 @@ def test_workers_are_one_server(chatws_server: Start) -> None:
     # the operator sees one server
     assert fetch(metrics, "/healthz") == (200, "ok\n")
     assert fetch(metrics, "/readyz") == (200, "ready\n")
-    assert [value(metrics, "chatws_connections", worker=worker) for worker in "01"] == [1, 1]
+    until(
+        lambda: [value(metrics, "chatws_connections", worker=worker) for worker in "01"] == [1, 1],
+        "those who were sent away to be gone",
+    )
     assert [value(metrics, "chatws_worker_up", worker=worker) for worker in "01"] == [1, 1]
     assert value(metrics, "process_open_fds", worker="supervisor") > 0
     assert {dict(labels).get("worker") for _, labels in samples(metrics)} == {"0", "1", "supervisor"}
