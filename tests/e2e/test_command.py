@@ -497,9 +497,9 @@ def test_bench_measures(chatws_server: START) -> None:
 # shadow
 
 
-def shadow_words(legacy: Server, new: Server, *more: str) -> tuple[str, ...]:
+def shadow_words(legacy: Server, new: Server, *more: str, window: str = "20") -> tuple[str, ...]:
     urls = ("--legacy", f"ws://127.0.0.1:{legacy.port}", "--new", new.ws_url)
-    return ("shadow", *urls, "--user", "5", "--conversation", "456", "--window", "1", "--json", *more)
+    return ("shadow", *urls, "--user", "5", "--conversation", "456", "--window", window, "--json", *more)
 
 
 def test_shadow_finds_two_equal_servers_equal(
@@ -521,7 +521,7 @@ def test_shadow_reports_what_is_missing_extra_and_different(
     server: Server, chatws_server: START, background: Callable[..., Background]
 ) -> None:
     legacy, new = server, chatws_server()
-    shadow = background(*shadow_words(legacy, new, "--seconds", "4", "--ignore", "noise"))
+    shadow = background(*shadow_words(legacy, new, "--seconds", "4", "--ignore", "noise", window="5"))
     shadow.expect_note("watching both")
     with legacy.backend() as old, new.backend() as young:
         old.push("noise", {}, to="everyone")

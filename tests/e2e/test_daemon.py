@@ -136,7 +136,7 @@ def test_a_daemon_serves_and_ends_cleanly_on_sigterm(run: Run) -> None:
 
     os.kill(pid, signal.SIGTERM)
     assert browser.expect_close()[0] == 4012
-    until(lambda: not is_alive(pid), "the daemon to end", deadline=10)
+    until(lambda: not is_alive(pid), "the daemon to end")
     assert run.pid is None
     assert "Server Shut Down." in run.log
 

@@ -58,6 +58,8 @@ def test_each_block_is_one_that_a_test_here_runs() -> None:
 def shell(text: str, directory: Path, server: Server | None = None) -> str:
     for old, new in (("8080", "port"), ("8081", "push_port")):
         text = text.replace(f":{old}", f":{getattr(server, new)}").replace(f" {old}", f" {getattr(server, new)}")
+    # -q1 gives up a second after the line, however busy the machine is; -N waits for the end of the answer
+    text = text.replace("nc -q1 ", "nc -N ")
     done = subprocess.run(
         ["sh", "-e", "-c", text], cwd=directory, env=clean_environment(), capture_output=True, text=True, timeout=60
     )

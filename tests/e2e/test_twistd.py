@@ -362,7 +362,7 @@ def test_the_line_of_the_readme_shows_the_message_and_prints_the_answer(server: 
     command = (
         r"""printf '{"event":"new_message","data":{"conversation_id":1,"message":{"id":9,"content":"hi"}},"""
         r""""ack":true}\n' """
-        f"| nc -q1 127.0.0.1 {server.push_port}"
+        f"| nc -N 127.0.0.1 {server.push_port}"
     )
     with server.agent(1, 1) as ana:
         done = subprocess.run(["sh", "-c", command], capture_output=True, timeout=30, check=True)

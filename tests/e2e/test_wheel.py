@@ -32,7 +32,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("wheel")
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(target), str(source)]
     done = subprocess.run(
-        [*command, *(["--no-build-isolation"] if OFFLINE else [])], capture_output=True, text=True, timeout=120
+        [*command, *(["--no-build-isolation"] if OFFLINE else [])], capture_output=True, text=True, timeout=300
     )
     if done.returncode and not OFFLINE:
         pytest.skip(f"needs setuptools >= 70.1, or a package index to fetch it from: {done.stderr[-200:]}")
@@ -61,7 +61,7 @@ def installed(wheel: Path, tmp_path: Path) -> Path:
     subprocess.run(
         [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps", str(wheel)],
         check=True,
-        timeout=60,
+        timeout=300,
     )
     packages = Path(sysconfig.get_path("purelib", vars={"base": str(home), "platbase": str(home)}))
     # a path file's own path files are not read, so that our editable install stays out of sight
@@ -82,7 +82,7 @@ def test_an_installed_wheel_starts_and_serves(installed: Path, tmp_path: Path) -
         capture_output=True,
         text=True,
         check=True,
-        timeout=60,
+        timeout=300,
     )
     assert str(tmp_path / "venv") in where.stdout
 
