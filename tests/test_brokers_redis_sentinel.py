@@ -26,6 +26,8 @@ Make = Callable[..., RedisServer]
 
 #: Seconds that a failover may take: a Sentinel that could not run for two seconds does nothing for the next thirty.
 TILTED = 60.0
+#: Seconds that Redis may take to answer, where half of them are waited for replicas: the rest is for a busy machine.
+FOR_REPLICAS = 4.0
 
 
 def follow(master: RedisServer, replica: RedisServer) -> None:
@@ -74,7 +76,7 @@ class Cluster:
 async def test_nodes_follow_the_master_that_sentinel_names_and_lose_nothing(server: Make, nodes: Nodes) -> None:
     cluster = Cluster(server)
     await until(cluster.knows_its_replica, "the Sentinel to find the replica")
-    opened = [await nodes.open(f"{cluster.url}?replicas=1", timeout=TIMEOUT) for _ in range(2)]
+    opened = [await nodes.open(f"{cluster.url}?replicas=1", timeout=FOR_REPLICAS) for _ in range(2)]
     [broker, recorder], [_, heard] = opened
     for number in range(5):
         await publish_when_possible(broker, f"a{number}", key=f"a{number}")
@@ -149,7 +151,7 @@ async def test_a_lagging_replica_that_takes_over_begins_a_new_epoch(server: Make
 @pytest_twisted.ensureDeferred
 async def test_without_its_replica_an_event_is_not_acknowledged_in_time_but_told(server: Make, nodes: Nodes) -> None:
     master = server()
-    broker, recorder = await nodes.open(f"{master.url}?replicas=1", timeout=TIMEOUT)
+    broker, recorder = await nodes.open(f"{master.url}?replicas=1", timeout=FOR_REPLICAS)
     with pytest.raises(Unavailable, match="1 replicas did not take it in time"):
         await broker.publish([draft("a")])
     assert recorder.names == ["a"]
@@ -159,8 +161,8 @@ async def test_without_its_replica_an_event_is_not_acknowledged_in_time_but_told
 async def test_a_duplicate_is_acknowledged_when_the_replicas_have_the_first(server: Make, nodes: Nodes) -> None:
     master, replica = server("--repl-diskless-sync-delay", "0"), server()
     follow(master, replica)
-    one, _ = await nodes.open(f"{master.url}?replicas=1", timeout=TIMEOUT)
-    other, _ = await nodes.open(f"{master.url}?replicas=1", timeout=TIMEOUT)
+    one, _ = await nodes.open(f"{master.url}?replicas=1", timeout=FOR_REPLICAS)
+    other, _ = await nodes.open(f"{master.url}?replicas=1", timeout=FOR_REPLICAS)
     replica.silence()
     with pytest.raises(Unavailable, match="1 replicas"):
         await one.publish([draft("a", key="k")])
