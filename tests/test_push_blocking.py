@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import select
 import ssl
 import time
 from collections.abc import Iterator
@@ -125,6 +126,7 @@ async def test_a_server_that_was_restarted_is_noticed(started: Any, client: Any)
         await in_thread(push.publish, "new_message", DATA, ack=ack)
         await until(lambda: server.factory.stats.published == 1)
         await server.stop()
+        await until(lambda: select.select([push._socket], [], [], 0)[0])  # its end has come to the client's side
         await server.start()
     await in_thread(push.publish, "new_message", DATA)
     assert len(server.target.done) == 4
