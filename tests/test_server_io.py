@@ -14,6 +14,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, U
 
 from chatws.errors import OperatorError
 from chatws.server import EchoServer, HttpServer, IoServer, WsServer, raise_file_limit
+from tests.e2e.process import free_port
 from tests.server_wire import Recorder
 
 
@@ -80,7 +81,7 @@ async def test_a_service_in_a_tree_listens_when_started_and_closes_all_when_stop
 @pytest_twisted.ensureDeferred
 async def test_stop_listening_keeps_who_is_connected() -> None:
     recorder = Recorder()
-    server = make(recorder)
+    server = make(recorder, free_port())  # one that nobody else listens on afterwards
     await server.listen()
     client = await dial(server)
     number = server.ports[0].getHost().port
