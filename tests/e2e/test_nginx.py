@@ -153,11 +153,11 @@ def test_an_idle_connection_outlives_the_read_time_out(chatws_server: Callable[.
     server = chatws_server("--ping-interval", "0.5", "--ping-timeout", "20")
     with nginx_before(f"127.0.0.1:{server.port}", tmp_path) as nginx:
         path = nginx.directory / "chatws.conf"
-        path.write_text(path.read_text().replace("proxy_read_timeout 120s;", "proxy_read_timeout 2s;"))
+        path.write_text(path.read_text().replace("proxy_read_timeout 120s;", "proxy_read_timeout 5s;"))
         nginx.stop()
         nginx.start()
         with Browser(nginx.ws_url) as browser:
             browser.auth(1)
             with pytest.raises(TimeoutError):
-                browser.receive(5)
+                browser.receive(8)
             assert browser.settle() == []
