@@ -21,7 +21,7 @@ __all__ = ["postgres"]
 Start = Callable[..., Server]
 
 SCHEMA = Path(__file__).parent.parent.parent / "chatws" / "database" / "schema.sql"
-AUTH_TIMEOUT = 2.0
+AUTH_TIMEOUT = 3.0
 #: Seconds more that a busy machine may take to say so.
 SLACK = 5.0
 #: For who waits for no time-out: it is never reached.

@@ -19,7 +19,7 @@ from tests.requirements import needs
 pytestmark = needs("php-cli")
 
 #: For a call that is to succeed though the first node is silent: what each of them gets is waited for.
-SHARED = {"answer_timeout_ms": 2000, "budget_ms": 8000}
+SHARED = {"answer_timeout_ms": 3000, "budget_ms": 12_000}
 
 Answer = Callable[[dict[str, Any]], bytes | None]
 
@@ -63,7 +63,7 @@ def test_a_node_that_cannot_be_reached_at_all_leaves_time_for_the_other() -> Non
         assert node.connections == 1
 
 
-@pytest.mark.parametrize("settings", [SHARED, {"answer_timeout_ms": 60_000, "budget_ms": 4000}])
+@pytest.mark.parametrize("settings", [SHARED, {"answer_timeout_ms": 60_000, "budget_ms": 7000}])
 def test_a_node_that_is_silent_leaves_time_for_the_other(settings: dict[str, int]) -> None:
     with (
         FakePushPort(lambda line: None) as silent,
