@@ -77,10 +77,9 @@ class SharedBroker:
         for node in list(log.nodes):
             node.read_on()  # also what a node has stored without learning of it
         batch = accept(drafts, log.window.last, log.keys, log.now())
-        for event in batch.fresh:
-            if event.offset:
-                log.window.append(event)
-        log.window.trim(log.now())
+        stored = [event for event in batch.fresh if event.offset]
+        if stored:
+            log.window.extend(stored, log.now())
         for key, event in (batch.keys or {}).items():
             log.keys.remember(key, event.offset, log.now())
         copies = [

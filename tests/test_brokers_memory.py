@@ -25,6 +25,10 @@ def draft(key: str | None = None, data: bytes = b"{}") -> Draft:
     return Draft("new_message", Audience(("*",)), data, key)
 
 
+def event(offset: int, time: float = 0.0) -> Event:
+    return Event(offset, "e", Audience(("*",)), b"12", time)
+
+
 class Memory(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
@@ -51,8 +55,7 @@ class TheWindow(SynchronousTestCase):
     def window(self, bounds: Bounds, count: int) -> Window:
         window = Window(bounds)
         for offset in range(1, count + 1):
-            window.append(Event(offset, "e", Audience(("*",)), b"12", 0.0))
-            window.trim(0.0)
+            window.extend([event(offset)], 0.0)
         return window
 
     def test_any_event_held_is_found_by_its_offset(self) -> None:
@@ -65,22 +68,35 @@ class TheWindow(SynchronousTestCase):
     def test_the_list_stays_in_proportion_to_what_is_held(self) -> None:
         window = Window(Bounds(events=1000))
         for offset in range(1, 20_001):
-            window.append(Event(offset, "e", Audience(("*",)), b"12", 0.0))
-            window.trim(0.0)
+            window.extend([event(offset)], 0.0)
             assert len(window._events) <= 2002
 
     def test_a_step_over_the_next_offset_is_refused(self) -> None:
         window = self.window(Bounds(), 3)
-        for offset in (3, 5, 0):
+        for offsets in ([3], [5], [0], [4, 6], [3, 4]):
             with self.assertRaises(ValueError):
-                window.append(Event(offset, "e", Audience(("*",)), b"", 0.0))
+                window.extend([event(offset) for offset in offsets], 0.0)
+        assert (window.last, len(window)) == (3, 3)
 
     def test_old_events_go_a_step_at_a_time(self) -> None:
         window = self.window(Bounds(seconds=10.0), AGE_STEP + 5)
-        assert len(window.trim(100.0)) == AGE_STEP
-        assert len(window.trim(100.0)) == 5
-        assert window.trim(100.0) == []
-        assert (window.first, window.last, window.size, len(window)) == (AGE_STEP + 6, AGE_STEP + 5, 0, 0)
+        assert len(window.extend([event(AGE_STEP + 6, 100.0)], 100.0)) == AGE_STEP
+        assert len(window.extend([event(AGE_STEP + 7, 100.0)], 100.0)) == 5
+        assert window.extend([event(AGE_STEP + 8, 100.0)], 100.0) == []
+        assert (window.first, window.last, window.size, len(window)) == (AGE_STEP + 6, AGE_STEP + 8, 6, 3)
+
+    def test_however_many_come_at_once_more_old_ones_go(self) -> None:
+        count = 10 * AGE_STEP
+        window = self.window(Bounds(seconds=10.0), 2 * count)
+        dropped = window.extend([event(2 * count + n, 100.0) for n in range(1, count + 1)], 100.0)
+        assert [one.offset for one in dropped] == list(range(1, 2 * count + 1))
+
+    def test_the_bounds_on_number_and_size_hold_also_within_a_batch(self) -> None:
+        window = Window(Bounds(events=5))
+        assert [one.offset for one in window.extend([event(n) for n in range(1, 9)], 0.0)] == [1, 2, 3]
+        window = Window(Bounds(size=5))
+        assert [one.offset for one in window.extend([event(n) for n in range(1, 9)], 0.0)] == [1, 2, 3, 4, 5, 6]
+        assert (window.size, [one.offset for one in window.read(0, 10)]) == (4, [7, 8])
 
 
 class TheKeys(SynchronousTestCase):

@@ -55,10 +55,7 @@ class MemoryBroker:
         window = self._window
         batch = accept(drafts, window.last, self._keys, now)
         if batch.last != window.last:
-            for event in batch.fresh:
-                if event.offset:
-                    window.append(event)
-            window.trim(now)
+            window.extend([event for event in batch.fresh if event.offset], now)
         if batch.keys is not None:
             for key, event in batch.keys.items():
                 self._keys.remember(key, event.offset, now)

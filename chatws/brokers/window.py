@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from math import inf
 
 from chatws.brokers.contract import EVERYONE, Audience, Bounds, Event
 
 __all__ = ["Window"]
 
-#: How many events one `trim` drops for their age alone, so that the first publish after a quiet night does not pay
-#: for the whole evening before. The bounds on number and bytes are exact: what they drop, the new events displace.
+#: How many events one `extend` drops for their age alone (more with more new ones), so that the first publish after a
+#: quiet night does not pay for the whole evening before. The bounds on number and bytes are exact: what they drop, the
+#: new events displace.
 AGE_STEP = 64
 
 #: Takes the place of a dropped event until the list is compacted, so that the event's memory is free at once.
@@ -19,7 +22,7 @@ _DROPPED = Event(0, "", Audience((EVERYONE,)), b"", 0.0)
 class Window:
     """A run of events with consecutive offsets: appended at one end, trimmed at the other.
 
-    Appending, dropping and finding by offset take constant time (dropping: amortised over the list's compactions),
+    Extending, dropping and finding by offset take constant time (dropping: amortised over the list's compactions),
     and an event costs one list slot beyond itself.
 
     :ivar first: the smallest offset held; `last + 1` when none is.
@@ -52,34 +55,34 @@ class Window:
             raise KeyError(offset)
         return self._events[offset - self._base]
 
-    def append(self, event: Event) -> None:
-        """Hold one more; its offset must be `last + 1`. Call `trim` after one or several."""
-        if event.offset != self.last + 1:
-            raise ValueError(f"offset {event.offset} does not follow {self.last}")
-        self._events.append(event)
-        self.last += 1
-        self.size += len(event.data)
+    def extend(self, events: Sequence[Event], now: float) -> list[Event]:
+        """Hold more: at least one, with the offsets that follow `last`. Then drop the oldest until the bounds hold:
+        those on number and size exactly, the one on age in steps.
+
+        :param now: seconds on the clock that the events' times are of.
+        :return: what was dropped, in order.
+        """
+        count = len(events)
+        if events[0].offset != self.last + 1 or events[-1].offset != self.last + count:
+            raise ValueError(f"offsets {events[0].offset} to {events[-1].offset} do not follow {self.last}")
+        self._events += events
+        self.last += count
+        self.size += sum([len(event.data) for event in events])
+        return self._trim(now, max(AGE_STEP, 2 * count))
 
     def read(self, after: int, limit: int) -> list[Event]:
         """Up to `limit` events with offsets above `after`, in order, from the first that is held."""
         start = max(after + 1, self.first) - self._base
         return self._events[start : start + max(limit, 0)]
 
-    def trim(self, now: float) -> list[Event]:
-        """Drop the oldest events until the bounds hold: those on number and size exactly, the one on age in steps.
-
-        :param now: seconds on the clock that the events' times are of.
-        :return: what was dropped, in order.
-        """
+    def _trim(self, now: float, steps: int) -> list[Event]:
         dropped: list[Event] = []
         while self.last + 1 - self.first > self._most or self.size > self._size_limit:
             dropped.append(self._drop())
-        if self._bounds.seconds:
-            oldest_time = now - self._bounds.seconds
-            steps = AGE_STEP
-            while steps and self.first <= self.last and self._events[self.first - self._base].time < oldest_time:
-                dropped.append(self._drop())
-                steps -= 1
+        oldest_time = now - self._bounds.seconds if self._bounds.seconds else -inf
+        while steps and self.first <= self.last and self._events[self.first - self._base].time < oldest_time:
+            dropped.append(self._drop())
+            steps -= 1
         return dropped
 
     def _drop(self) -> Event:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from chatws.brokers.contract import Bounds, Broker, Event
 from chatws.brokers.window import Window
@@ -68,35 +68,47 @@ class History:
         return len(self._window)
 
     def append(self, event: Event) -> None:
-        """Remember one more event that the broker told of.
+        """Remember one more event that the broker told of: see `extend`."""
+        self.extend((event,))
+
+    def extend(self, events: Sequence[Event]) -> None:
+        """Remember more events that the broker told of, in their order.
 
         After a gap (which a broker should never leave) nothing older is kept: completeness could not be proved across
         it. What is not newer than `last` is ignored.
         """
-        if not event.offset:
-            return
+        stored = [event for event in events if event.offset]
         if self._held is not None:
-            self._held.append(event)
-            return
-        self._append(event)
+            self._held += stored
+        elif stored:
+            self._extend(stored)
 
-    def _append(self, event: Event) -> None:
-        window, index = self._window, self._channels
-        offset = event.offset
-        if offset != window.last + 1:
-            if offset <= window.last:
-                return
-            self.gaps += 1
-            self._clear(offset - 1)
-        window.append(event)
-        for channel in event.audience.channels:
-            lane = index.get(channel)
-            if lane is None:
-                index[channel] = [offset]
-            elif lane[-1] != offset:  # a channel may be named twice
-                lane.append(offset)
-        for dropped in window.trim(self._now()):
-            self._forget(dropped)
+    def _extend(self, events: Sequence[Event]) -> None:
+        last = self._window.last
+        if events[0].offset == last + 1 and events[-1].offset == last + len(events):
+            self._keep(events)
+            return
+        for event in events:
+            last = self._window.last
+            if event.offset > last:
+                if event.offset != last + 1:
+                    self.gaps += 1
+                    self._clear(event.offset - 1)
+                self._keep((event,))
+
+    def _keep(self, events: Sequence[Event]) -> None:
+        index = self._channels
+        dropped = self._window.extend(events, self._now())
+        for event in events:
+            offset = event.offset
+            for channel in event.audience.channels:
+                lane = index.get(channel)
+                if lane is None:
+                    index[channel] = [offset]
+                elif lane[-1] != offset:  # a channel may be named twice
+                    lane.append(offset)
+        for event in dropped:
+            self._forget(event)
 
     def _forget(self, dropped: Event) -> None:
         """Take a dropped event out of the index: a whole channel when it was the last one there, else half of one
@@ -164,11 +176,11 @@ class History:
                 events = await broker.read(self.last, LOAD_CHUNK)
                 if self.epoch != epoch:
                     break
-                for event in events:
-                    self._append(event)
+                if events:
+                    self._extend(events)
                 if len(events) < LOAD_CHUNK:
                     break
         finally:
             self._held = None
-            for event in held:
-                self._append(event)
+            if held:
+                self._extend(held)

@@ -65,22 +65,13 @@ class Outlet:
 
     def deliver(self, events: Sequence[Event]) -> None:
         """See `Listener.deliver`."""
-        history = self._history
-        start = 0
-        announced = False
-        for index, event in enumerate(events):
-            if event.offset:
-                history.append(event)
+        for event in events:
             if event.audience.channels[0] == NODES:
-                self._hand_out(events[start:index])
-                start = index + 1
-                announced |= self._obey(event)
-        if announced:
-            started = self._clock.seconds()
-            self._hand_out(events[start:])
-            self._agents.local.rest(self._clock.seconds() - started)
+                self._hand_out_with_orders(events)
+                break
         else:
-            self._hand_out(events[start:] if start else events)
+            self._history.extend(events)
+            self._hand_out(events)
         if self._catching_up:
             self._catching_up.moved()
 
@@ -88,6 +79,21 @@ class Outlet:
         """See `Listener.reset`. Nobody can recover from the old log, and whoever is here has to begin again."""
         self._history.reset(epoch)
         self._start_over("the event log started anew")
+
+    def _hand_out_with_orders(self, events: Sequence[Event]) -> None:
+        """Each order is carried out before what follows it is remembered, or handed out."""
+        start = 0
+        announced = False
+        for index, event in enumerate(events):
+            self._history.append(event)
+            if event.audience.channels[0] == NODES:
+                self._hand_out(events[start:index])
+                start = index + 1
+                announced |= self._obey(event)
+        started = self._clock.seconds()
+        self._hand_out(events[start:])
+        if announced:
+            self._agents.local.rest(self._clock.seconds() - started)
 
     def _hand_out(self, events: Sequence[Event]) -> None:
         if self._history.gaps != self._gaps:
