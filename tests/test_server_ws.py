@@ -72,6 +72,48 @@ class MessageTests(ServerCase):
             wire.send(frame("x" * length))
             assert wire.texts() == ["x" * length]
 
+    def test_short_texts_that_come_together_come_one_by_one_whatever_stands_among_them(self) -> None:
+        wire, connection = self.connect()
+        long, empty, ping = frame("y" * 126), frame(""), frame("still there?", 9)
+        wire.send(
+            frame("a") + frame("b") + long + frame("c") + ping + frame("d") + empty + frame("e") + frame("f")[:-1]
+        )
+        texts = ["a", "b", "y" * 126, "c", "d", "", "e"]
+        assert self.component.events == [("open", 1), *(("message", 1, text) for text in texts)]
+        assert [payload for first, payload in wire.frames() if first == 0x8A] == [b"still there?"]
+        wire.send(frame("f")[-1:])
+        assert self.component.events[-1] == ("message", 1, "f")
+        assert self.ws.stats.messages_received == 8
+
+    def test_a_short_text_behind_one_at_which_the_component_closes_is_not_delivered(self) -> None:
+        class Closer(Recorder):
+            def on_message(self, connection: Any, message: str) -> None:
+                super().on_message(connection, message)
+                connection.close(4000, "enough")
+
+        self.serve(Closer())
+        wire, _ = self.connect()
+        wire.send(frame("a") + frame("b"))
+        assert self.component.events == [("open", 1), ("message", 1, "a")]
+
+    def test_a_short_text_behind_one_at_which_the_component_aborts_is_not_delivered(self) -> None:
+        class Aborter(Recorder):
+            def on_message(self, connection: Any, message: str) -> None:
+                super().on_message(connection, message)
+                connection.abort()
+
+        self.serve(Aborter())
+        wire, _ = self.connect()
+        wire.send(frame("a") + frame("b"))
+        self.reactor.turn()
+        assert self.component.events == [("open", 1), ("message", 1, "a"), ("close", 1)]
+
+    def test_a_short_text_in_the_middle_of_a_message_in_fragments_is_a_protocol_error(self) -> None:
+        wire, _ = self.connect()
+        wire.send(frame("one", fin=False) + frame("two"))
+        assert self.component.events == [("open", 1)]
+        assert wire.closed_with()[0] == 1002
+
     def test_a_message_in_fragments_with_a_ping_between_is_one_message(self) -> None:
         wire, _ = self.connect()
         wire.send(frame("He", fin=False) + frame("are you there", opcode=9) + frame("llo", opcode=0))

@@ -187,7 +187,8 @@ class WsProtocol(WebSocketServerProtocol):
             self._paused = False
             self.transport.resumeProducing()
         try:
-            if not self._take_short_text():
+            self._take_short_texts()
+            if self.data and self.state != self.STATE_CLOSED:
                 while self.processData() and self.state != self.STATE_CLOSED:
                     pass
         except Exception:
@@ -202,31 +203,30 @@ class WsProtocol(WebSocketServerProtocol):
         if self.current_frame is None:
             self.current_frame_masker = None
 
-    def _take_short_text(self) -> bool:
-        """What pages mostly send: one text message of up to 125 bytes, in one frame, in one read. Whatever else it is,
-        and whatever is wrong with it, is left to Autobahn."""
+    def _take_short_texts(self) -> None:
+        """What pages mostly send: text messages of up to 125 bytes, each in one frame that has come whole. Whatever
+        else it is, and whatever is wrong with it, is left in `data` to Autobahn."""
         data = self.data
-        length = len(data) - 6
-        if (
-            not 0 < length < 126
-            or data[0] != 0x81
-            or data[1] != 0x80 | length
-            or self.inside_message
-            or self.current_frame is not None
-            or self.state != self.STATE_OPEN
-            or 0 < self.maxMessagePayloadSize < length
-        ):
-            return False
-        mask = int.from_bytes((data[2:6] * 32)[:length], "big")
-        try:
-            text = (int.from_bytes(data[6:], "big") ^ mask).to_bytes(length, "big").decode()
-        except UnicodeDecodeError:
-            return False
-        self.data = b""
-        server = self.server
-        server.stats.messages_received += 1
-        self.connection._call(server.component.on_message, text)
-        return True
+        if self.inside_message or self.current_frame is not None:
+            return
+        server, connection = self.server, self.connection
+        longest = min(self.maxMessagePayloadSize or 125, 125)
+        start, end = 0, len(data)
+        while end - start > 6 and data[start] == 0x81 and self.state == self.STATE_OPEN:
+            length = data[start + 1] - 0x80
+            after = start + 6 + length
+            if not 0 < length <= longest or after > end:
+                break
+            mask = int.from_bytes((data[start + 2 : start + 6] * 32)[:length], "big")
+            try:
+                text = (int.from_bytes(data[start + 6 : after], "big") ^ mask).to_bytes(length, "big").decode()
+            except UnicodeDecodeError:
+                break
+            start = after
+            server.stats.messages_received += 1
+            connection._call(server.component.on_message, text)
+        if start:
+            self.data = data[start:]
 
     def _onMessageBegin(self, isBinary: bool) -> None:
         self._fragments = 0
