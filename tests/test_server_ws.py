@@ -73,7 +73,7 @@ class MessageTests(ServerCase):
             assert wire.texts() == ["x" * length]
 
     def test_short_texts_that_come_together_come_one_by_one_whatever_stands_among_them(self) -> None:
-        wire, connection = self.connect()
+        wire, _ = self.connect()
         long, empty, ping = frame("y" * 126), frame(""), frame("still there?", 9)
         wire.send(
             frame("a") + frame("b") + long + frame("c") + ping + frame("d") + empty + frame("e") + frame("f")[:-1]

@@ -52,11 +52,16 @@ class Stats:
         """Count events that have been handed out."""
         self.events += len(events)
         names = self.names
+        tally, last = [0, 0], None
         for event in events:
-            tally = names.get(event.name)
-            if tally is None:
-                name = event.name if len(names) < MAX_NAMES else OTHER
-                tally = names.setdefault(name, [0, 0])
+            name = event.name
+            if name != last:
+                last = name
+                found = names.get(name)
+                if found is None:
+                    found = names.setdefault(name if len(names) < MAX_NAMES else OTHER, [0, 0])
+                tally = found
+            delivered = event.delivered
             tally[0] += 1
-            tally[1] += event.delivered
-            self.deliveries += event.delivered
+            tally[1] += delivered
+            self.deliveries += delivered

@@ -176,6 +176,7 @@ _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_operation: Any = msgspec.json.Decoder(Operation).decode
 _decode_id: Any = msgspec.json.Decoder(RequestId).decode
 
+_BRACE = ord("{")
 _EVENT_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 #: msgspec names the field as `$.field`, or says which required one is missing.
 _FIELD = re.compile(r"`\$\.([^`]+)`|required field `(\w+)`")
@@ -241,7 +242,7 @@ def _publish(found: _Line) -> Publish:
         raise ClientError(ErrorCode.BAD_MESSAGE, "event or op is missing")
     event = _check_event(found.event)
     data = bytes(found.data)
-    if data[:1] != b"{":
+    if not data or data[0] != _BRACE:
         raise ClientError(ErrorCode.BAD_MESSAGE, "data must be an object" if data else "data is missing")
     request_id = found.id
     return Publish(
