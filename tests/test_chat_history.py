@@ -151,13 +151,31 @@ class Trimming(SynchronousTestCase):
         history = make_history(Bounds(events=2))
         for offset in range(1, 1001):
             history.append(make_event(offset, f"conversation:{offset}"))
+        history._index()
         assert set(history._channels) == {"conversation:999", "conversation:1000"}
 
     def test_a_busy_channels_index_stays_in_proportion(self) -> None:
         history = make_history(Bounds(events=100))
         for offset in range(1, 10_001):
             history.append(make_event(offset))
+            history._index()
             assert len(history._channels["*"]) <= 202
+
+    def test_the_index_is_made_in_one_go_when_somebody_asks_or_much_has_come(self) -> None:
+        history = make_history()
+        history.extend([make_event(offset, "a") for offset in range(1, History.index_later)])
+        assert history._channels == {}
+        assert offsets(history.since(["a"], 1000)) == list(range(1001, History.index_later))
+        for offset in range(History.index_later, 2 * History.index_later):
+            history.append(make_event(offset, "b"))
+        assert set(history._channels) == {"a", "b"}
+        assert offsets(history.since(["b"], 2000)) == list(range(2001, 2 * History.index_later))
+
+    def test_what_was_dropped_before_it_was_in_the_index_never_gets_there(self) -> None:
+        history = make_history(Bounds(events=2))
+        history.extend([make_event(offset, f"conversation:{offset}") for offset in range(1, 10)])
+        assert offsets(history.since(["conversation:7", "conversation:8", "conversation:9"], 7)) == [8, 9]
+        assert set(history._channels) == {"conversation:8", "conversation:9"}
 
     def test_dropped_data_is_freed_at_once(self) -> None:
         history = make_history(Bounds(events=0, seconds=0, size=1_000_000))
@@ -177,6 +195,7 @@ class Trimming(SynchronousTestCase):
         try:
             for event in events:
                 history.append(event)
+            history._index()
             held = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
@@ -283,14 +302,25 @@ class HistoryAgainstModel(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.history = make_history(self.bounds, self.clock)
+        self.history.index_later = 5
         self.all: list[Event] = []
         self.dropped = 0  # the last offset that is surely gone
 
-    @rule(channels=st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=4), size=st.integers(0, 80))
-    def append(self, channels: list[str], size: int) -> None:
-        event = make_event(len(self.all) + 1, *channels, data=b"x" * size, time=self.clock.seconds())
-        self.all.append(event)
-        self.history.append(event)
+    @rule(
+        batch=st.lists(
+            st.tuples(st.lists(st.sampled_from(CHANNELS), min_size=1, max_size=4), st.integers(0, 80)),
+            min_size=1,
+            max_size=4,
+        )
+    )
+    def extend(self, batch: list[tuple[list[str], int]]) -> None:
+        last, now = len(self.all), self.clock.seconds()
+        events = [
+            make_event(last + number, *channels, data=b"x" * size, time=now)
+            for number, (channels, size) in enumerate(batch, start=1)
+        ]
+        self.all += events
+        self.history.extend(events)
         # With fewer events than a step of age trimming every bound is exact.
         while self.dropped < len(self.all):
             kept = self.all[self.dropped :]
@@ -327,7 +357,9 @@ class HistoryAgainstModel(RuleBasedStateMachine):
         assert (self.history.first, self.history.last) == (self.dropped + 1, len(self.all))
         kept = self.all[self.dropped :]
         assert self.history.size == sum(len(event.data) for event in kept)
-        assert set(self.history._channels) == {channel for event in kept for channel in event.audience.channels}
+        indexed = [event for event in kept if event.offset <= self.history._indexed]
+        assert len(kept) - len(indexed) < 5
+        assert set(self.history._channels) == {channel for event in indexed for channel in event.audience.channels}
 
 
 HistoryAgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

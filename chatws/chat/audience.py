@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from sys import intern
 from typing import Any, NamedTuple
 
 import msgspec
@@ -25,13 +26,13 @@ TO_EVERYONE = Audience((EVERYONE,))
 
 
 def conversation_channel(conversation_id: Id) -> str:
-    """The channel of a conversation's subscribers."""
-    return f"conversation:{conversation_id}"
+    """The channel of a conversation's subscribers: the same string for all who ask, while somebody keeps it."""
+    return intern(f"conversation:{conversation_id}")
 
 
 def user_channel(user_id: Id) -> str:
-    """The channel of a user's connections."""
-    return f"user:{user_id}"
+    """The channel of a user's connections: the same string for all who ask, while somebody keeps it."""
+    return intern(f"user:{user_id}")
 
 
 class Kind(StrEnum):

@@ -37,7 +37,10 @@ class History:
     :param now: the clock that the events' times are of.
     :ivar epoch: the epoch of the log that this is a copy of; empty before there is one.
     :ivar gaps: how often events were missing between two that the broker told of.
+    :cvar index_later: events that stand outside the index at most, until a recovery asks for it.
     """
+
+    index_later = 1024
 
     def __init__(self, bounds: Bounds | None = None, now: Callable[[], float] = time.time) -> None:
         self.epoch = ""
@@ -46,6 +49,9 @@ class History:
         self._window = Window(bounds or Bounds())
         # Offsets in each channel, ascending. The first of them may be of events that have been dropped: see _forget.
         self._channels: dict[str, list[int]] = {}
+        # Up to which offset that is so. What is newer is taken in when somebody asks, or when it has become much: in
+        # one go it costs a third, as each event's channel lies somewhere else in memory.
+        self._indexed = 0
         self._held: list[Event] | None = None  # what came while `load` was reading
 
     @property
@@ -97,9 +103,16 @@ class History:
                 self._keep((event,))
 
     def _keep(self, events: Sequence[Event]) -> None:
-        index = self._channels
-        dropped = self._window.extend(events, self._now())
-        for event in events:
+        for event in self._window.extend(events, self._now()):
+            if event.offset <= self._indexed:
+                self._forget(event)
+        if self._window.last - self._indexed >= self.index_later:
+            self._index()
+
+    def _index(self) -> None:
+        """Take the newest events into the index."""
+        index, window = self._channels, self._window
+        for event in window.read(self._indexed, window.last - self._indexed):
             offset = event.offset
             for channel in event.audience.channels:
                 lane = index.get(channel)
@@ -107,8 +120,7 @@ class History:
                     index[channel] = [offset]
                 elif lane[-1] != offset:  # a channel may be named twice
                     lane.append(offset)
-        for event in dropped:
-            self._forget(event)
+        self._indexed = window.last
 
     def _forget(self, dropped: Event) -> None:
         """Take a dropped event out of the index: a whole channel when it was the last one there, else half of one
@@ -133,6 +145,7 @@ class History:
     def _clear(self, last: int) -> None:
         self._window.clear(last)
         self._channels.clear()
+        self._indexed = last
 
     def since(self, channels: Iterable[str], after: int, limit: int | None = None) -> list[Event] | None:
         """The events in any of `channels` with offsets above `after`, each once, in order.
@@ -144,6 +157,7 @@ class History:
         window = self._window
         if not window.first - 1 <= after <= window.last:
             return None
+        self._index()
         found: list[int] = []
         lanes = 0
         for channel in channels:

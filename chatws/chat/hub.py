@@ -6,7 +6,7 @@ are connected.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from chatws.brokers.contract import Audience
@@ -21,18 +21,22 @@ class Hub(Generic[T]):
     """:ivar subscriptions: how many (channel, connection) pairs there are."""
 
     def __init__(self) -> None:
-        self._listeners: dict[str, set[T]] = {}
+        # in the order in which they came: so do their sockets lie in memory, and are quicker gone through
+        self._listeners: dict[str, dict[T, None]] = {}
         self._channels: dict[T, set[str]] = {}
+        # the listeners of channels that had events since somebody came or went: nothing to copy for the next one
+        self._recipients: dict[str, tuple[T, ...]] = {}
         self.subscriptions = 0
 
     def add(self, channel: str, connection: T) -> None:
         """Idempotent."""
         listeners = self._listeners.get(channel)
         if listeners is None:
-            listeners = self._listeners[channel] = set()
+            listeners = self._listeners[channel] = {}
         elif connection in listeners:
             return
-        listeners.add(connection)
+        listeners[connection] = None
+        self._recipients.pop(channel, None)
         channels = self._channels.get(connection)
         if channels is None:
             channels = self._channels[connection] = set()
@@ -56,28 +60,34 @@ class Hub(Generic[T]):
 
     def _forget(self, channel: str, connection: T) -> None:
         listeners = self._listeners[channel]
-        listeners.discard(connection)
+        listeners.pop(connection, None)
+        self._recipients.pop(channel, None)
         if not listeners:
             del self._listeners[channel]
         self.subscriptions -= 1
 
-    def listeners(self, channel: str) -> Iterable[T]:
-        """A copy, so that whoever goes through it may close what it finds."""
-        return tuple(self._listeners.get(channel, ()))
+    def listeners(self, channel: str) -> Sequence[T]:
+        """Those of now: whoever goes through them may close what it finds."""
+        found = self._recipients.get(channel)
+        if found is None:
+            found = tuple(self._listeners.get(channel, ()))
+            if found:
+                self._recipients[channel] = found
+        return found
 
     def count(self, channel: str) -> int:
         """How many connections listen to `channel`."""
         return len(self._listeners.get(channel, ()))
 
-    def recipients(self, audience: Audience) -> list[T]:
-        """Each connection of the audience once, in a list of the caller's own."""
+    def recipients(self, audience: Audience) -> Sequence[T]:
+        """Each connection of the audience once, as of now."""
         channels, except_user_id = audience
         if len(channels) == 1:
-            found = self._listeners.get(channels[0])
-            if found is None:
-                return []
+            found = self.listeners(channels[0])
         else:
-            found = set().union(*(self._listeners.get(channel, ()) for channel in channels))
+            found = tuple(dict.fromkeys([one for channel in channels for one in self._listeners.get(channel, ())]))
         if except_user_id is not None:
-            found = found.difference(self._listeners.get(user_channel(except_user_id), ()))
-        return list(found)
+            left_out = self._listeners.get(user_channel(except_user_id))
+            if left_out:
+                return [one for one in found if one not in left_out]
+        return found
