@@ -19,7 +19,7 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.server import Admission, HttpServer, WsServer, fanout
+from chatws.server import Admission, HttpServer, WsServer
 
 KEY = "dGhlIHNhbXBsZSBub25jZQ=="
 ACCEPT = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="  # RFC 6455 §1.3
@@ -231,20 +231,6 @@ class BinaryRecorder(Recorder):
         self.events.append(("binary", connection.resource_id, data))
 
 
-class CountedWrites:
-    """Stands before `os.write` in chatws.server.fanout, and keeps what each connection was given."""
-
-    def __init__(self) -> None:
-        self._by_descriptor: dict[int, list[bytes]] = {}
-
-    def __call__(self, descriptor: int, data: bytes) -> int:
-        self._by_descriptor.setdefault(descriptor, []).append(data)
-        return os.write(descriptor, data)
-
-    def of(self, connection: Any) -> list[bytes]:
-        return self._by_descriptor.get(connection._fd, [])
-
-
 class ServerCase(SynchronousTestCase):
     """Ends by asserting that every connection was counted out and no timer is left."""
 
@@ -277,11 +263,6 @@ class ServerCase(SynchronousTestCase):
         assert status == 101, (status, rest)
         wire.received = rest
         return wire, self.component.connections[-1]
-
-    def count_writes(self) -> CountedWrites:
-        writes = CountedWrites()
-        self.patch(fanout, "write", writes)
-        return writes
 
     def tearDown(self) -> None:
         for wire in self.wires:

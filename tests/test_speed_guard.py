@@ -19,7 +19,6 @@ from chatws.chat import chat_server
 from chatws.chat.audience import MAX_KEPT
 from chatws.chat.chat_server import ChatServer
 from chatws.push.listener import PushFactory
-from chatws.server import fanout
 from tests.requirements import needs
 from tests.server_wire import ServerCase, frame, head
 
@@ -27,6 +26,18 @@ from tests.server_wire import ServerCase, frame, head
 BLOCKS_A_DELIVERY = 0.1
 #: Bytes of Python's memory for an idle connection that is authenticated and subscribed to one conversation.
 BYTES_A_CONNECTION = 6 * 1024
+
+
+class CountingSocket:
+    """Stands before a socket and counts."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+        self.sends: list[bytes] = []
+
+    def send(self, data: bytes) -> int:
+        self.sends.append(data)
+        return len(data)
 
 
 class ChatCase(ServerCase):
@@ -70,34 +81,40 @@ def line(conversation_id: int, text: str = "x" * 200) -> bytes:
 
 
 class HotPathTests(ChatCase):
+    def count(self, connections: list[Any]) -> list[CountingSocket]:
+        counters = []
+        for connection in connections:
+            counters.append(CountingSocket(connection._socket))
+            connection._socket = counters[-1]
+        return counters
+
     def test_lines_that_come_together_are_one_send_to_each_and_one_frame_for_all(self) -> None:
         self.start()
-        room = [self.enter(user, 1) for user in range(20)]
-        writes = self.count_writes()
+        counters = self.count([self.enter(user, 1) for user in range(20)])
         backend = self.backend()
         frames: list[bytes] = []
         whole = chat_server.text_frame
         self.patch(chat_server, "text_frame", lambda payload: frames.append(payload) or whole(payload))
         writers = len(self.reactor.writers)
         backend.dataReceived(line(1) * 16)
-        assert [len(writes.of(one)) for one in room] == [1] * 20
+        assert [len(counter.sends) for counter in counters] == [1] * 20
         assert len(frames) == 16
-        assert len({id(writes.of(one)[0]) for one in room}) == 1, "the bytes are shared"
+        assert all(counter.sends[0] is counters[0].sends[0] for counter in counters), "the bytes are shared"
         assert len(self.reactor.writers) == writers, "the reactor is not asked to write"
 
     def test_a_connection_that_is_not_addressed_is_not_touched(self) -> None:
         self.start()
-        connections = [self.enter(9, 1), *(self.enter(user, 2) for user in range(5))]
-        writes = self.count_writes()
+        counters = self.count([self.enter(9, 1), *(self.enter(user, 2) for user in range(5))])
         self.backend().dataReceived(line(1) * 3)
-        assert [len(writes.of(one)) for one in connections] == [1, 0, 0, 0, 0, 0]
+        assert [len(counter.sends) for counter in counters] == [1, 0, 0, 0, 0, 0]
 
     def test_one_more_recipient_makes_no_more_objects(self) -> None:
         self.start()
         for user in range(100):
             self.enter(user, 1)
         self.enter(200, 2)
-        self.patch(fanout, "write", take_all)
+        for connection in self.ws.connections:
+            connection._socket = Sink()
         backend = self.backend()
 
         def blocks(conversation_id: int) -> int:
@@ -125,7 +142,8 @@ class HotPathTests(ChatCase):
         self.start()
         for user in range(100):
             self.enter(user, 1)
-        self.patch(fanout, "write", take_all)
+        for connection in self.ws.connections:
+            connection._socket = Sink()
         backend = self.backend()
         data = line(1)
         backend.dataReceived(data * 50)
@@ -171,9 +189,11 @@ class HotPathTests(ChatCase):
         assert size < BYTES_A_CONNECTION, size
 
 
-def take_all(descriptor: int, data: bytes) -> int:
-    """Stands for `os.write`."""
-    return len(data)
+class Sink:
+    """A socket that takes everything."""
+
+    def send(self, data: bytes) -> int:
+        return len(data)
 
 
 SERVER = """
@@ -191,22 +211,10 @@ reactor.run()
 
 
 @needs("strace")
-def test_the_kernel_is_asked_for_nothing_but_one_write_per_connection(tmp_path: Path) -> None:
+def test_the_kernel_is_asked_for_nothing_but_one_send_per_connection(tmp_path: Path) -> None:
     trace = tmp_path / "trace"
     server = subprocess.Popen(
-        [
-            "strace",
-            "-fqq",
-            "-s",
-            "4096",
-            "-e",
-            "trace=network,write,epoll_ctl",
-            "-o",
-            trace,
-            sys.executable,
-            "-c",
-            SERVER,
-        ],
+        ["strace", "-fqq", "-s", "4096", "-e", "trace=network,epoll_ctl", "-o", trace, sys.executable, "-c", SERVER],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(chat_server.__file__).parents[2])},
@@ -259,4 +267,4 @@ def test_the_kernel_is_asked_for_nothing_but_one_write_per_connection(tmp_path: 
     begin, counted, finish = reads[-3:]
     assert ["begin" in calls[begin], calls[counted].count("counted"), "finish" in calls[finish]] == [True, 2, True]
     between = [call.split("(")[0].split()[-1] for call in calls[counted + 1 : finish]]
-    assert between == ["write"] * 10, calls[counted + 1 : finish]
+    assert between == ["sendto"] * 10, calls[counted + 1 : finish]

@@ -137,7 +137,7 @@ class WsProtocol(WebSocketServerProtocol):
         self.connection = connection
         server = self.server
         connection._attach(self.transport)
-        if connection._fd is not None:
+        if connection._socket is not None:
             self.transport.bufferSize = _READ
         connection._write(response)
         if self.state != self.STATE_CONNECTING:
@@ -352,7 +352,7 @@ class WsProtocol(WebSocketServerProtocol):
         """The peer has closed: so do we, now or, in a storm, between other work."""
         if not self._waits:
             self.state = self.STATE_CLOSED
-            self.connection._fd = None
+            self.connection._socket = None
         self.server.when_there_is_time(self._peer_has_closed)
 
     def writeConnectionLost(self) -> None:
@@ -363,18 +363,18 @@ class WsProtocol(WebSocketServerProtocol):
             self.transport.connectionLost(connectionDone)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        connection, server = self.connection, self.server
-        connection._detach()
-        self.transport = None
-        if self.state == self.STATE_OPEN and not connection.ended:
-            connection.ended = "the connection broke"
+        if self.state == self.STATE_OPEN and not self.connection.ended:
+            self.connection.ended = "the connection broke"
         self.state = self.STATE_CLOSED
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
         if self.gate is not None:
-            self.gate.release(connection.remote_address)
+            self.gate.release(self.connection.remote_address)
             self.gate = None
+        connection, server = self.connection, self.server
+        connection._detach()
+        self.transport = None
         if connection in server.connections:  # it is not, when it was lost while we answered the handshake
             server.connections.remove(connection)
             server.stats.connections_now -= 1
