@@ -16,6 +16,7 @@ import pytest_twisted
 from twisted.internet.defer import gatherResults
 from twisted.internet.protocol import Factory, Protocol
 
+from chatws.brokers.contract import Audience
 from chatws.errors import Unavailable
 from chatws.push import blocking
 from chatws.push.client import Agent, AgentConnection, BlockingPushClient, PushRefused, PushUnavailable
@@ -82,7 +83,7 @@ async def test_each_method(started: Any, client: Any) -> None:
     assert first.data == b'{"conversation_id":1,"message":{"id":9,"content":"ol\xc3\xa1"}}'
     assert (second.data, second.audience, second.transient) == (
         b'{"raw": 1.50}',
-        (("user:1", "user:2"), 3),
+        Audience(("user:1", "user:2"), 3),
         True,
     )
     assert rest == [("disconnect", 5, "bye", True), ("unsubscribe", 5, 6)]

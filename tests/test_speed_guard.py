@@ -15,6 +15,7 @@ from typing import Any
 
 from twisted.internet.testing import StringTransport
 
+from chatws.brokers.contract import Audience
 from chatws.chat import chat_server
 from chatws.chat.audience import MAX_KEPT
 from chatws.chat.chat_server import ChatServer
@@ -162,8 +163,8 @@ class HotPathTests(ChatCase):
 
         first = draft(1)
         assert draft(1).audience is first.audience
-        assert draft(1, 5).audience == (("conversation:1",), 5)
-        assert draft(1).audience == (("conversation:1",), None)
+        assert draft(1, 5).audience == Audience(("conversation:1",), 5)
+        assert draft(1).audience == Audience(("conversation:1",))
         for conversation_id in range(MAX_KEPT):
             draft(conversation_id)
         assert len(table._conversations) <= MAX_KEPT

@@ -27,7 +27,7 @@ EVERYONE = "*"
 NODES = "#nodes"
 
 
-class Audience(NamedTuple):
+class Audience(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Who gets an event: whoever listens to one of `channels`, less the connections of `except_user_id`.
 
     Channels are `EVERYONE`, `user:ID` and `conversation:ID` (see chatws.chat.audience), and `NODES`.

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
-from sys import intern
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 
@@ -26,13 +25,13 @@ TO_EVERYONE = Audience((EVERYONE,))
 
 
 def conversation_channel(conversation_id: Id) -> str:
-    """The channel of a conversation's subscribers: the same string for all who ask, while somebody keeps it."""
-    return intern(f"conversation:{conversation_id}")
+    """The channel of a conversation's subscribers."""
+    return f"conversation:{conversation_id}"
 
 
 def user_channel(user_id: Id) -> str:
-    """The channel of a user's connections: the same string for all who ask, while somebody keeps it."""
-    return intern(f"user:{user_id}")
+    """The channel of a user's connections."""
+    return f"user:{user_id}"
 
 
 class Kind(StrEnum):
@@ -44,7 +43,7 @@ class Kind(StrEnum):
     NONE = "none"
 
 
-class Rule(NamedTuple):
+class Rule(msgspec.Struct, frozen=True, gc=False):
     """One row of the table.
 
     :ivar transient: never kept for recovery.
@@ -91,7 +90,7 @@ class AudienceTable:
     def __init__(self, overrides: Mapping[str, Kind] | None = None) -> None:
         self._rules = dict(DEFAULT_RULES)
         for name, kind in (overrides or {}).items():
-            self._rules[name] = self._rules.get(name, _UNKNOWN)._replace(kind=kind)
+            self._rules[name] = msgspec.structs.replace(self._rules.get(name, _UNKNOWN), kind=kind)
         # Every event that is kept holds its audience: those of one conversation share one. It makes the log smaller,
         # and spares the garbage collector two objects for each message.
         self._conversations: dict[Id, Audience] = {}

@@ -81,7 +81,7 @@ class Hub(Generic[T]):
 
     def recipients(self, audience: Audience) -> Sequence[T]:
         """Each connection of the audience once, as of now."""
-        channels, except_user_id = audience
+        channels, except_user_id = audience.channels, audience.except_user_id
         if len(channels) == 1:
             found = self.listeners(channels[0])
         else:

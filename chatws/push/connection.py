@@ -234,12 +234,13 @@ class PushConnection(protocol.Protocol):
     def _process(self, lines: list[bytes]) -> None:
         """Take lines until one must wait; that one and those behind it go back into the backlog."""
         door = self._door
+        make_draft = door.executor.draft
         self._op_waits = False
         requests: list[Publish | Refused] = []
         drafts: list[Draft] = []
         max_line = self._max_line
         for position, line in enumerate(lines):
-            if line[-1:] == b"\r":
+            if line.endswith(b"\r"):
                 line = line[:-1]
             if not line:
                 continue
@@ -255,7 +256,7 @@ class PushConnection(protocol.Protocol):
                     return
             if isinstance(request, Publish):
                 try:
-                    drafts.append(door.executor.draft(request))
+                    drafts.append(make_draft(request))
                     requests.append(request)
                 except ClientError as error:
                     requests.append(door.executor.refused(error, request.request_id))
