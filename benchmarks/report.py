@@ -273,7 +273,7 @@ def clients(medians: dict[str, Any]) -> str:
     if not pairs:
         return ""
     cost, _ = max(pairs)
-    return f" Receiving a frame cost the client at most {number(cost)} µs in the second column."
+    return f" It took at most {number(cost)} µs to read a frame in the second column."
 
 
 PAGE = """# Performance
@@ -283,9 +283,11 @@ PAGE = """# Performance
 Processor time of the server, with everything switched on (authentication, hub, log and recovery ids, limits, budget
 for slow readers, pings), beside other servers under the same load in the same run. All servers are pinned to one core,
 their load clients (C, one epoll loop each) to another, over the loopback, with events of some 250 bytes; in each round
-they take turns, and whoever has no turn does nothing. The time is the kernel's own count for the server's threads, user
-and system: {repetitions}.
-The first row is the floor: a loop of `send()` in C that knows no rooms and joins nothing.{clients}
+they take turns in an order drawn anew, and whoever has no turn does nothing. The time is the kernel's own count for the
+server's threads, user and system: {repetitions}.
+While messages are under way the client does not sleep: to wake it would be accounted to the server, and the browsers of
+a server are on other machines.{clients}
+The first row is the floor: a loop of `send()` in C that knows no rooms and joins nothing.
 
 ![chatws and others: processor time per message](images/performance.svg)
 

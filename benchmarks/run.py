@@ -23,6 +23,7 @@ import argparse
 import json
 import os
 import platform
+import random
 import resource
 import shutil
 import signal
@@ -280,7 +281,7 @@ class Contestant:
         conversation = "%g" if workload.per else "1"
         line = f'{{"event":"new_message","data":{{"conversation_id":{conversation},"ts":%T,"content":"{PAD}"}}}}'
         publisher = f"tcp:{running.push}" if server.publisher == "tcp" else "ws"
-        environment = dict(os.environ, GATE="1", MATCH="new_message", SETTLE="1", USERS=str(USERS))
+        environment = dict(os.environ, GATE="1", SPIN="1", MATCH="new_message", SETTLE="1", USERS=str(USERS))
         environment["HELLO_PAUSE"] = "2" if server.prefix else "0.3"
         if workload.per:
             environment["PER"] = str(workload.per)
@@ -349,6 +350,7 @@ def compete(
     :returns: by server, what `burst` says of each round, with `connect_us` and `idle_kib`.
     """
     results: dict[str, list[dict[str, float]]] = {}
+    order = random.Random(key)
     contestants: list[Contestant] = []
     try:
         for name in names:
@@ -366,7 +368,10 @@ def compete(
                     print(f"{key:10} {one.name:12} failed at {step}: {error}", file=sys.stderr)
                     one.end()
                     contestants.remove(one)
-            contestants.reverse()  # nobody always follows the same one
+            last = contestants[-1:]
+            order.shuffle(contestants)  # nobody always follows the same one
+            if contestants[:1] == last:
+                contestants.append(contestants.pop(0))  # nor itself, with everything still in the processor's caches
     finally:
         for one in contestants:
             one.end()
