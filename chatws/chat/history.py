@@ -49,8 +49,8 @@ class History:
         self._window = Window(bounds or Bounds())
         # Offsets in each channel, ascending. The first of them may be of events that have been dropped: see _forget.
         self._channels: dict[str, list[int]] = {}
-        # Up to which offset that is so. What is newer is taken in when somebody asks, or when it has become much: in
-        # one go it costs a third, as each event's channel lies somewhere else in memory.
+        # Up to which offset that is so. What is newer is taken in when somebody asks, or when it has become much: it is
+        # quicker in one go, as each event's channel lies somewhere else in memory.
         self._indexed = 0
         self._held: list[Event] | None = None  # what came while `load` was reading
 
