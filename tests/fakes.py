@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 from chatws.server.component import HttpRequest
@@ -53,7 +53,7 @@ class FakeConnection:
         return found
 
 
-def send_all(runs: Sequence[tuple[Sequence[Any], list[bytes]]]) -> None:
+def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
     """What chatws.server.fanout.send_all does, for fake connections: one write each, in the order of the runs."""
     pending: dict[Any, list[bytes]] = {}
     for recipients, frames in runs:

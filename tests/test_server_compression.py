@@ -9,6 +9,7 @@ from typing import Any
 from chatws.server import compression
 from chatws.server.fanout import send_all
 from chatws.server.frames import text_frame
+from chatws.server.recipients import Recipients
 from tests.server_wire import ServerCase, Wire, frame, head, split_frames
 
 OFFER = "permessage-deflate; client_max_window_bits"
@@ -122,7 +123,7 @@ class CompressionTests(ServerCase):
         wires = [self.compressed()[0] for _ in range(5)]
         narrow, _ = self.compressed("permessage-deflate; server_max_window_bits=10")
         plain, _ = self.connect()
-        send_all([(self.component.connections, [text_frame(LONG.encode())])])
+        send_all([(Recipients(self.component.connections), [text_frame(LONG.encode())])])
         for wire in wires:
             ((first, payload),) = wire.frames()
             assert (first, inflate(payload)) == (0xC1, LONG)

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chatws.server import fanout
 from chatws.server.fanout import PIECE, send_all
 from chatws.server.frames import binary_frame, close_frame, rest_of_frame, text_frame
+from chatws.server.recipients import Recipients
 from tests.server_wire import Recorder, ServerCase, frame, head, split_frames
 
 MARK = "e" * 1000
@@ -57,7 +58,20 @@ class CountingSocket:
         return self.inner.send(data)
 
 
-class SendAllTests(ServerCase):
+class FanOutCase(ServerCase):
+    def send_all(self, runs: Any) -> None:
+        send_all(runs)
+
+
+class ManyMixin:
+    """The same connections come in the same `Recipients` each time, as from a hub."""
+
+    def send_all(self, runs: Any) -> None:
+        known: dict[Any, Recipients[Any]] = self.__dict__.setdefault("known", {})
+        send_all([(known.setdefault(tuple(one), Recipients(one)), frames) for one, frames in runs])
+
+
+class SendAllTests(FanOutCase):
     def room(self, size: int) -> tuple[list[Any], list[Any]]:
         pairs = [self.connect() for _ in range(size)]
         return [wire for wire, _ in pairs], [connection for _, connection in pairs]
@@ -69,10 +83,10 @@ class SendAllTests(ServerCase):
             counters.append(CountingSocket(connection._socket))
             connection._socket = counters[-1]
         frame = text_frame(b"one")
-        send_all([(connections, [frame])])
+        self.send_all([(connections, [frame])])
         assert [counter.sends for counter in counters] == [[frame]] * 3
         assert all(counter.sends[0] is frame for counter in counters)
-        send_all([(connections, [frame, text_frame(b"two")])])
+        self.send_all([(connections, [frame, text_frame(b"two")])])
         assert all(len(counter.sends) == 2 for counter in counters)
         assert counters[0].sends[1] is counters[2].sends[1]
         assert not self.reactor.writers, "the reactor is not asked to write"
@@ -85,7 +99,7 @@ class SendAllTests(ServerCase):
             connection._socket = counters[-1]
         first, second, third, _ = connections
         frames = {name: text_frame(name.encode()) for name in "abcd"}
-        send_all(
+        self.send_all(
             [
                 ([first, second], [frames["a"]]),
                 ([second, third], [frames["b"], frames["c"]]),
@@ -101,38 +115,38 @@ class SendAllTests(ServerCase):
         for connection in connections:
             counters.append(CountingSocket(connection._socket))
             connection._socket = counters[-1]
-        send_all([(connections, [text_frame(b"a")]), (connections, [text_frame(b"b")])])
+        self.send_all([(connections, [text_frame(b"a")]), (connections, [text_frame(b"b")])])
         assert counters[0].sends[0] is counters[1].sends[0] is counters[2].sends[0]
 
     def test_those_who_closed_are_passed_over(self) -> None:
         wires, connections = self.room(3)
         connections[1].close()
-        send_all([(connections, [text_frame(b"a")])])
+        self.send_all([(connections, [text_frame(b"a")])])
         assert [wires[0].texts(), wires[2].texts()] == [["a"], ["a"]]
         wires[1].close()
-        send_all([(connections, [text_frame(b"b")]), (connections, [])])
+        self.send_all([(connections, [text_frame(b"b")]), (connections, [])])
         assert wires[0].texts() == ["b"]
 
     def test_a_dead_socket_hurts_nobody_else(self) -> None:
         wires, connections = self.room(3)
         wires[1].socket.close()  # and the reactor has not noticed
-        send_all([(connections, [text_frame(b"a")])])
-        send_all([(connections, [text_frame(b"b")])])
+        self.send_all([(connections, [text_frame(b"a")])])
+        self.send_all([(connections, [text_frame(b"b")])])
         assert [wires[0].texts(), wires[2].texts()] == [["a", "b"]] * 2
         self.reactor.turn()
         assert self.component.events[-1] == ("close", 2)
 
     def test_nobody_and_nothing_are_fine(self) -> None:
         _, connections = self.room(1)
-        send_all([])
-        send_all([([], [text_frame(b"a")])])
-        send_all([(connections, [])])
+        self.send_all([])
+        self.send_all([([], [text_frame(b"a")])])
+        self.send_all([(connections, [])])
 
     def test_the_reactor_is_left_alone_and_little_is_allocated_per_delivery(self) -> None:
         _, connections = self.room(50)
         frame = text_frame(b"x" * 250)
         room = dict.fromkeys(connections)
-        send_all([(room, [frame])])
+        self.send_all([(room, [frame])])
         calls: list[str] = []
         for name in ("addWriter", "removeWriter", "addReader", "removeReader", "callLater"):
             self.patch(self.reactor, name, lambda *_, name=name: calls.append(name))
@@ -141,7 +155,7 @@ class SendAllTests(ServerCase):
         try:
             before = len(gc.get_objects())
             for _ in range(20):
-                send_all([(room, [frame])])
+                self.send_all([(room, [frame])])
             assert len(gc.get_objects()) - before < 10
         finally:
             gc.enable()
@@ -152,14 +166,14 @@ class SendAllTests(ServerCase):
         connections[3].close()
         frame = text_frame(b"x")
         before = self.ws.stats.bytes_sent, self.ws.stats.sends
-        send_all([(connections, [frame])])
+        self.send_all([(connections, [frame])])
         assert (self.ws.stats.bytes_sent, self.ws.stats.sends) == (before[0] + 3 * len(frame), before[1] + 3)
 
     def test_the_module_is_what_the_chat_fans_out_with(self) -> None:
         assert fanout.text_frame(b"x") == text_frame(b"x")
 
 
-class SlowReaderTests(ServerCase):
+class SlowReaderTests(FanOutCase):
     """A send buffer of the kernel's smallest size makes slow readers cheap."""
 
     def fill(self, connection: Any, count: int) -> None:
@@ -192,7 +206,7 @@ class SlowReaderTests(ServerCase):
         expected = []
         for number in range(200):
             if number % 2:
-                send_all([([other, connection], [text_frame(f"{number:05} {MARK}".encode())])])
+                self.send_all([([other, connection], [text_frame(f"{number:05} {MARK}".encode())])])
                 other_wire.read()
             else:
                 connection.send(f"{number:05} {MARK}")
@@ -294,7 +308,7 @@ class SlowReaderTests(ServerCase):
         connections = [self.connect(send_buffer=4096)[1] for _ in range(20)]
         frame = text_frame(b"x" * 200_000)
         for _ in range(3):
-            send_all([(connections, [frame])])
+            self.send_all([(connections, [frame])])
         for connection in connections:
             waiting = [one for one in connection._backlog.queue if isinstance(one, bytes)]
             assert len(waiting) == 2
@@ -481,3 +495,24 @@ class OtherTransportTests(ServerCase):
         pipe.producer.resumeProducing()
         assert len(asked) == 10
         assert len(self.frames()) == 10
+
+
+class SendToManyTests(ManyMixin, SendAllTests):
+    pass
+
+
+class SlowReadersAmongManyTests(ManyMixin, SlowReaderTests):
+    def test_one_that_falls_behind_is_asked_until_it_has_caught_up(self) -> None:
+        slow, connection = self.connect(send_buffer=4096)
+        wire, other = self.connect()
+        room = Recipients([connection, other])
+        expected = [f"{number:05} {MARK}" for number in range(50)]
+        for text in expected:
+            send_all([(room, [text_frame(text.encode())])])
+        assert room.sockets() == (None, other._socket)
+        assert connection.unsent > 0
+        assert (wire.texts(), slow.texts()) == (expected, expected)
+        assert connection._socket is not None
+        assert room.sockets() == (connection._socket, other._socket)
+        send_all([(room, [text_frame(b"direct again")])])
+        assert (slow.texts(), connection._backlog) == (["direct again"], None)

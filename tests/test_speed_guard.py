@@ -200,11 +200,13 @@ class Sink:
 SERVER = """
 import os
 from twisted.internet import reactor
+from chatws.chat.audience import AudienceTable, Kind
 from chatws.chat.chat_server import ChatServer
 from chatws.push.listener import PushFactory
 from chatws.server import HttpServer, WsServer
-chat = ChatServer()
-browsers = reactor.listenTCP(0, HttpServer(WsServer(chat)), interface="127.0.0.1")
+# nothing is sent for any other reason than a backend's line: no news of who is online, no pings
+chat = ChatServer(audiences=AudienceTable({"agent_status": Kind.NONE}))
+browsers = reactor.listenTCP(0, HttpServer(WsServer(chat, ping_interval=0)), interface="127.0.0.1")
 backends = reactor.listenTCP(0, PushFactory(chat, secret=lambda: None, reactor=reactor), interface="127.0.0.1")
 reactor.callWhenRunning(print, os.getpid(), browsers.getHost().port, backends.getHost().port, flush=True)
 reactor.run()

@@ -8,7 +8,7 @@ a batch of n of them costs its recipients once and not n times.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TypeVar
 
 from chatws.brokers.contract import Audience, Event
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 def make_runs(
     events: Sequence[Event], hub: Hub[T], make_frame: Callable[[Event], bytes]
-) -> list[tuple[Sequence[T], list[bytes]]]:
+) -> list[tuple[Collection[T], list[bytes]]]:
     """The runs of `events`, in their order; sets `delivered` of each event.
 
     :param make_frame: called once for each event that anybody gets.
     """
-    runs: list[tuple[Sequence[T], list[bytes]]] = []
+    runs: list[tuple[Collection[T], list[bytes]]] = []
     position, end = 0, len(events)
     channels = events[0].audience.channels if events else ()
     while position < end:
@@ -61,9 +61,9 @@ def make_runs(
 
 def _run(
     batch: list[Event],
-    recipients: Sequence[T],
+    recipients: Collection[T],
     make_frame: Callable[[Event], bytes],
-    runs: list[tuple[Sequence[T], list[bytes]]],
+    runs: list[tuple[Collection[T], list[bytes]]],
 ) -> None:
     for event in batch:
         event.delivered = len(recipients)
@@ -76,7 +76,7 @@ def _runs_with_gaps(
     channels: tuple[str, ...],
     hub: Hub[T],
     make_frame: Callable[[Event], bytes],
-    runs: list[tuple[Sequence[T], list[bytes]]],
+    runs: list[tuple[Collection[T], list[bytes]]],
 ) -> None:
     everybody = set(hub.recipients(Audience(channels)))
     if not everybody:

@@ -6,15 +6,19 @@ are connected.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection
 from typing import Generic, TypeVar
 
 from chatws.brokers.contract import Audience
 from chatws.chat.audience import user_channel
+from chatws.server.recipients import Recipients
 
 __all__ = ["Hub"]
 
 T = TypeVar("T")
+
+#: From how many listeners on their sockets are worth being gathered.
+MANY = 32
 
 
 class Hub(Generic[T]):
@@ -25,7 +29,7 @@ class Hub(Generic[T]):
         self._listeners: dict[str, dict[T, None]] = {}
         self._channels: dict[T, set[str]] = {}
         # the listeners of channels that had events since somebody came or went: nothing to copy for the next one
-        self._recipients: dict[str, tuple[T, ...]] = {}
+        self._recipients: dict[str, Collection[T]] = {}
         self.subscriptions = 0
 
     def add(self, channel: str, connection: T) -> None:
@@ -66,11 +70,13 @@ class Hub(Generic[T]):
             del self._listeners[channel]
         self.subscriptions -= 1
 
-    def listeners(self, channel: str) -> Sequence[T]:
+    def listeners(self, channel: str) -> Collection[T]:
         """Those of now: whoever goes through them may close what it finds."""
         found = self._recipients.get(channel)
         if found is None:
             found = tuple(self._listeners.get(channel, ()))
+            if len(found) >= MANY:
+                found = Recipients(found)
             if found:
                 self._recipients[channel] = found
         return found
@@ -79,7 +85,7 @@ class Hub(Generic[T]):
         """How many connections listen to `channel`."""
         return len(self._listeners.get(channel, ()))
 
-    def recipients(self, audience: Audience) -> Sequence[T]:
+    def recipients(self, audience: Audience) -> Collection[T]:
         """Each connection of the audience once, as of now."""
         channels, except_user_id = audience.channels, audience.except_user_id
         if len(channels) == 1:

@@ -27,7 +27,7 @@ __all__ = ["Outlet", "SendAll"]
 log = Logger()
 
 #: Sends each run's frames to each of its connections, in the order of the runs.
-SendAll: TypeAlias = Callable[[Sequence[tuple[Sequence[Any], list[bytes]]]], None]
+SendAll: TypeAlias = Callable[[Sequence[tuple[Collection[Any], list[bytes]]]], None]
 
 
 class Outlet:

@@ -126,7 +126,7 @@ class WsConnection(Writer):
 
     def _stop_sending(self) -> None:
         """The close frame is on its way: nothing may follow it."""
-        self._socket = None
+        self._use(None)
 
     def _cut(self) -> None:
         if self._backlog is not None:
@@ -134,7 +134,7 @@ class WsConnection(Writer):
 
     def _disconnect(self, abort: bool) -> None:
         """Let the transport go: at once, or when all that waits has left."""
-        self._socket = None
+        self._use(None)
         transport = self.transport
         if transport is None:
             return

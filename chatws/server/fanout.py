@@ -13,10 +13,8 @@ Why it does not simply call `transport.write` for each recipient:
 - When several audiences are addressed at once, each connection still gets one `send` with all that is its, in order;
   equal sequences are joined once.
 
-What a socket does not take goes into the connection's `Backlog`, which hands it to the transport piece by piece as a
-pull producer: so the transport never holds more than `PIECE` bytes, and what it does not hold can be dropped again
-when the peer turns out not to read. Everything that a connection sends, Autobahn's pongs and close frames included,
-comes through `Writer._write`, so frames never cross.
+What a socket does not take goes into the connection's `Backlog` (chatws.server.backlog). Everything that a connection
+sends, Autobahn's pongs and close frames included, comes through `Writer._write`, so frames never cross.
 
 No component is called from here: a set of recipients does not change while it is being sent to.
 """
@@ -24,30 +22,27 @@ No component is called from here: a set of recipients does not change while it i
 from __future__ import annotations
 
 import socket
-from collections import deque
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from errno import ENOBUFS, ENOMEM
+from operator import length_hint
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.interfaces import IPullProducer, IPushProducer
-from zope.interface import implementer
 
-from chatws.server.frames import binary_frame, rest_of_frame, text_frame
+from chatws.server.backlog import PIECE, Backlog
+from chatws.server.frames import binary_frame, text_frame
+from chatws.server.recipients import Recipients, sockets_have_changed
 from chatws.server.stats import Stats
 
 __all__ = ["PIECE", "Backlog", "Writer", "binary_frame", "send_all", "text_frame"]
-
-#: Bytes given to a transport at a time: what Twisted too takes for a full buffer.
-PIECE = 65536
 
 
 def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
     """Send each run's frames to each of its connections, in the order of the runs.
 
-    :param runs: pairs of connections and complete frames (`text_frame`). Connections that are no longer open are
-        passed over.
+    :param runs: pairs of connections (`Recipients`, where they are many) and complete frames (`text_frame`).
+        Connections that are no longer open are passed over.
     """
     if len(runs) > 1:
         everybody: set[Writer] = set().union(*[recipients for recipients, _ in runs])
@@ -60,6 +55,9 @@ def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
         blob = frames[0] if len(frames) == 1 else b"".join(frames)
         size = len(blob)
         if not size:
+            continue
+        if type(recipients) is Recipients:
+            _send_to_many(recipients, blob)
             continue
         sends += len(recipients)
         sent_bytes += len(recipients) * size
@@ -84,6 +82,29 @@ def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
         stats = connection.stats  # all of them belong to one server
         stats.sends += sends
         stats.bytes_sent += sent_bytes
+
+
+def _send_to_many(recipients: Recipients[Any], blob: bytes) -> None:
+    connections = recipients.connections
+    size = len(blob)
+    left = iter(recipients.sockets())
+    directly = 0
+    for direct in left:
+        if direct is None:
+            connections[-1 - length_hint(left)].send_frames(blob)  # counts itself
+            continue
+        directly += 1
+        try:
+            sent = direct.send(blob)
+        except OSError as error:
+            connections[-1 - length_hint(left)]._send_failed(error, blob)
+            continue
+        if sent != size:
+            connections[-1 - length_hint(left)]._hold_back(blob, sent)
+    if directly:
+        stats = connections[0].stats
+        stats.sends += directly
+        stats.bytes_sent += directly * size
 
 
 def _regroup(runs: Sequence[tuple[Collection[Writer], list[bytes]]]) -> list[tuple[list[Writer], list[bytes]]]:
@@ -187,12 +208,18 @@ class Writer:
         self.stats.sends += 1
         self.stats.bytes_sent += len(frames)
 
+    def _use(self, direct: socket.socket | None) -> None:
+        """Write to this socket from now on; or, with None, to none."""
+        if direct is not self._socket:
+            self._socket = direct
+            sockets_have_changed()
+
     def _hold_back(self, frames: bytes, sent: int) -> None:
         """The socket took only `sent` bytes of `frames`."""
         self._hold(memoryview(frames)[sent:] if sent else frames)
 
     def _hold(self, first: bytes | memoryview | Iterator[bytes]) -> None:
-        self._socket = None
+        self._use(None)
         backlog = self._backlog = Backlog(self, self.transport, paused=True)
         backlog.queue.append(first)
         if isinstance(first, bytes | memoryview):
@@ -204,14 +231,14 @@ class Writer:
             self._hold(frames)
         else:
             # a reset or a broken pipe: this connection's end, and nobody else's business
-            self._socket = None
+            self._use(None)
             self._lost()
 
     def _drained(self) -> None:
         """Nothing is held back any more."""
         self._backlog = None
         if self.is_open:
-            self._socket = _plain_socket(self.transport)
+            self._use(_plain_socket(self.transport))
 
     def _progress(self) -> None:
         """The peer's side has taken some of what was held back."""
@@ -230,7 +257,8 @@ class Writer:
 
     def _detach(self) -> None:
         """The transport is gone."""
-        self._socket = self.transport = None
+        self._use(None)
+        self.transport = None
         if self._backlog is not None:
             self._backlog.drop()
             self._backlog = None
@@ -241,164 +269,3 @@ def _plain_socket(transport: Any) -> socket.socket | None:
     if isinstance(transport, tcp.Connection) and not transport.TLS and transport.connected:
         return transport.socket
     return None
-
-
-@implementer(IPullProducer, IPushProducer)
-class Backlog:
-    """What one connection could not be given yet.
-
-    On a plain socket it exists only while something waits, and is asked for the next piece when the last one has
-    left (a pull producer). On other transports it lives as long as the connection, and is told when to pause.
-
-    :ivar queue: whole frames, joined or not, but for the very first, which may begin inside one; and streams.
-    :ivar size: bytes in the queue: what is held against the limit.
-    :ivar handed: bytes that the transport has, of the last piece.
-    :ivar closing: lose the connection when all has left.
-    """
-
-    __slots__ = ("_busy", "_current", "closing", "handed", "paused", "pull", "queue", "size", "transport", "writer")
-
-    def __init__(self, writer: Writer, transport: Any, paused: bool) -> None:
-        self.writer = writer
-        self.transport = transport
-        self.pull = paused
-        self.paused = paused
-        self.queue: deque[bytes | memoryview | Iterator[bytes]] = deque()
-        self.size = 0
-        self.handed = 0
-        self.closing = False
-        self._current: memoryview | None = None  # the rest of a blob too long for one piece
-        self._busy = False
-
-    @property
-    def unsent(self) -> int:
-        """Bytes known to wait, streams left out."""
-        return self.size + self.handed + (0 if self._current is None else len(self._current))
-
-    @property
-    def idle(self) -> bool:
-        """Whether nothing waits here (a transport that pauses us may still hold something)."""
-        return not self.queue and self._current is None and not (self.pull and self.handed)
-
-    def add(self, frames: bytes) -> None:
-        """Send complete frames after all that waits."""
-        if self.paused or self.queue or self._current is not None:
-            self.queue.append(frames)
-            self.size += len(frames)
-            if self.size > self.writer.send_buffer and self.writer.is_open:
-                self.writer._too_slow()
-        else:
-            self.transport.write(frames)
-
-    def add_stream(self, chunks: Iterator[bytes]) -> None:
-        """Send the chunks of a stream after all that waits."""
-        self.queue.append(chunks)
-        if not self.paused:
-            self.resumeProducing()
-
-    def cut(self) -> None:
-        """Drop all but the rest of a frame that has been begun."""
-        current = self._current
-        if current is None and self.queue and isinstance(self.queue[0], memoryview):
-            current = self.queue[0]
-        self.queue.clear()
-        self.size = 0
-        self._current = None
-        if current is not None:
-            frames = current.obj
-            assert isinstance(frames, bytes)
-            rest = rest_of_frame(frames, len(frames) - len(current))
-            if rest:
-                # a copy: the rest of the blob need not be kept for it
-                self.queue.append(bytes(current[:rest]))
-                self.size = rest
-
-    def drop(self) -> None:
-        """Drop everything; what the transport holds is the transport's."""
-        self.queue.clear()
-        self._current = None
-        self.size = self.handed = 0
-        self.paused = True
-
-    def _next_blob(self) -> memoryview | bytes | None:
-        """The next thing to hand over, or None when there is nothing."""
-        if self._current is not None:
-            blob, self._current = self._current, None
-            return blob
-        while self.queue:
-            head = self.queue[0]
-            if isinstance(head, bytes | memoryview):
-                self.queue.popleft()
-                self.size -= len(head)
-                return head
-            try:
-                chunk = next(head)
-            except StopIteration:
-                # the iterator may have had the connection closed, and the queue cut
-                if self.queue and self.queue[0] is head:
-                    self.queue.popleft()
-            except Exception as error:
-                if self.queue and self.queue[0] is head:
-                    self.queue.popleft()
-                self.writer._stream_failed(error)
-            else:
-                if chunk and self.queue and self.queue[0] is head:
-                    return chunk
-        return None
-
-    def _next_piece(self) -> bytes:
-        piece: list[bytes | memoryview] = []
-        room = PIECE
-        while room > 0:
-            blob = self._next_blob()
-            if blob is None:
-                break
-            if len(blob) > room:
-                view = memoryview(blob)
-                self._current = view[room:]
-                blob = view[:room]
-            piece.append(blob)
-            room -= len(blob)
-        return b"".join(piece)
-
-    def resumeProducing(self) -> None:
-        """The transport has room."""
-        if self._busy:
-            return
-        self._busy = True
-        try:
-            if self.pull:
-                if self.handed:
-                    self.handed = 0
-                    self.writer._progress()
-                piece = self._next_piece()
-                if piece:
-                    self.handed = len(piece)
-                    self.transport.write(piece)
-                    return
-                self.transport.unregisterProducer()
-                self.writer._drained()
-            else:
-                self.paused = False
-                self.writer._progress()
-                while not self.paused:
-                    piece = self._next_piece()
-                    if not piece:
-                        break
-                    self.transport.write(piece)
-                if not self.idle:
-                    return
-        finally:
-            self._busy = False
-        if self.closing:
-            if not self.pull:
-                self.transport.unregisterProducer()  # TLS says no goodbye before its producer has gone
-            self.transport.loseConnection()
-
-    def pauseProducing(self) -> None:
-        """The transport's buffer is full."""
-        self.paused = True
-
-    def stopProducing(self) -> None:
-        """The connection is gone."""
-        self.drop()

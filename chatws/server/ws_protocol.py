@@ -352,7 +352,7 @@ class WsProtocol(WebSocketServerProtocol):
         """The peer has closed: so do we, now or, in a storm, between other work."""
         if not self._waits:
             self.state = self.STATE_CLOSED
-            self.connection._socket = None
+            self.connection._use(None)
         self.server.when_there_is_time(self._peer_has_closed)
 
     def writeConnectionLost(self) -> None:
