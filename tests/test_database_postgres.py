@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import socket
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
@@ -17,7 +19,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
 from chatws.database import postgres_pool
 from chatws.database.engines import open_database
-from chatws.database.postgres import connection_parameters
+from chatws.database.postgres import _Reactor, connection_parameters
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
 from tests.postgres import ForgetfulFirewall, Postgres, postgres  # noqa: F401
@@ -501,3 +503,44 @@ class TestWithoutAServer:
         found = connection_parameters("postgresql://h/d?options=-cstatement_timeout%3D5", timeout=2.0)
         assert found["options"] == "-cstatement_timeout=5"
         assert "options" not in connection_parameters("postgresql://h/d?options=", timeout=2.0)
+
+
+class Descriptor:
+    """What libpq shows of a connection: a number, and -1 once it has closed it."""
+
+    def __init__(self) -> None:
+        self.near, self.far = socket.socketpair()
+
+    def fileno(self) -> int:
+        return self.near.fileno()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
+@pytest.mark.parametrize("way", ["Reader", "Writer"])
+def test_a_descriptor_closed_under_the_reactors_hands_is_forgotten_and_its_number_can_be_used_again(way: str) -> None:
+    from twisted.internet.epollreactor import EPollReactor
+
+    books = EPollReactor()
+    reactor = _Reactor(books)
+    first = Descriptor()
+    number = first.fileno()
+    getattr(reactor, f"add{way}")(first)
+    first.near.close()
+    getattr(reactor, f"remove{way}")(first)
+    second = Descriptor()
+    assert second.fileno() == number, "the kernel gives the lowest number"
+    reactor.addReader(second)
+    assert books._selectables[number] is second
+    reactor.removeReader(second)
+    # a number left in the books by whoever went before
+    books._writes.add(number)
+    reactor.removeWriter(second)
+    reactor.addReader(second)
+    reactor.addWriter(second)
+    assert (number in books._reads, number in books._writes) == (True, True)
+    reactor.removeReader(second)
+    reactor.removeWriter(second)
+    assert (number in books._reads, number in books._writes, number in books._selectables) == (False, False, False)
+    for one in (first.far, second.near, second.far):
+        one.close()
+    books._poller.close()

@@ -81,6 +81,39 @@ def _is_fatal(error: psycopg2.Error) -> bool:
     return bool(error.pgcode.startswith(("08", "57P")))
 
 
+class _Reactor:
+    """The reactor, which forgets a descriptor also when libpq has closed it under its hands.
+
+    epoll's reactor refuses that half way, and keeps the number in its books: whoever gets it next is not watched.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def removeReader(self, reader: Any) -> None:
+        self._remove(self._reactor.removeReader, reader)
+
+    def removeWriter(self, writer: Any) -> None:
+        self._remove(self._reactor.removeWriter, writer)
+
+    def _remove(self, remove: Callable[[Any], None], selectable: Any) -> None:
+        watched = getattr(self._reactor, "_selectables", {})
+        number = selectable.fileno()
+        numbers = [one for one, watching in watched.items() if watching is selectable] if number < 0 else [number]
+        try:
+            remove(selectable)
+        except (KeyError, OSError):
+            for number in numbers:
+                if watched.get(number) is selectable:
+                    del watched[number]
+                if number not in watched:
+                    for books in ("_reads", "_writes"):
+                        getattr(self._reactor, books, set()).discard(number)
+
+
 class PostgresConnection(txpostgres.Connection):  # type: ignore[misc]
     """One connection. Whoever holds it runs one query at a time.
 
@@ -90,7 +123,7 @@ class PostgresConnection(txpostgres.Connection):  # type: ignore[misc]
     """
 
     def __init__(self, reactor: Any, on_lost: Callable[[PostgresConnection], None] | None = None) -> None:
-        super().__init__(reactor)
+        super().__init__(_Reactor(reactor))
         self.on_lost = on_lost
         self.opened_at = self.heard_at = 0.0
         self._connecting = False
