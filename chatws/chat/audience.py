@@ -91,8 +91,7 @@ class AudienceTable:
         self._rules = dict(DEFAULT_RULES)
         for name, kind in (overrides or {}).items():
             self._rules[name] = msgspec.structs.replace(self._rules.get(name, _UNKNOWN), kind=kind)
-        # Every event that is kept holds its audience: those of one conversation share one. It makes the log smaller,
-        # and spares the garbage collector two objects for each message.
+        # Every event that is kept holds its audience: those of one conversation share one, which makes the log smaller.
         self._conversations: dict[Id, Audience] = {}
 
     def has_default(self, name: str) -> bool:

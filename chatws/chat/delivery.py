@@ -29,20 +29,17 @@ def make_runs(
     """
     runs: list[tuple[Collection[T], list[bytes]]] = []
     position, end = 0, len(events)
-    channels = events[0].audience.channels if events else ()
     while position < end:
         event = events[position]
         position += 1
-        following = events[position].audience.channels if position < end else ()
-        if following != channels:
+        channels, except_user_id = event.audience.channels, event.audience.except_user_id
+        if position == end or events[position].audience.channels != channels:
             # the usual case, without the lists that a longer batch needs
             recipients = hub.recipients(event.audience)
             event.delivered = len(recipients)
             if recipients:
                 runs.append((recipients, [make_frame(event)]))
-            channels = following
             continue
-        except_user_id = event.audience.except_user_id
         batch = [event]
         alike = True
         while position < end and events[position].audience.channels == channels:
@@ -54,8 +51,6 @@ def make_runs(
             _run(batch, hub.recipients(event.audience), make_frame, runs)
         else:
             _runs_with_gaps(batch, channels, hub, make_frame, runs)
-        if position < end:
-            channels = events[position].audience.channels
     return runs
 
 
