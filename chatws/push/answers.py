@@ -1,4 +1,4 @@
-"""What a backend is answered (docs/protocol.md §3), as structs for `chatws.push.lines.encode_answers`."""
+"""What a backend is answered (docs/protocol.md §3), as structs, and what makes lines of them."""
 
 from __future__ import annotations
 

@@ -14,7 +14,6 @@ a JSON object, and is refused as `bad_json`.
 from __future__ import annotations
 
 import hmac
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +36,7 @@ from chatws.brokers.contract import Draft
 from chatws.errors import ClientError, ErrorCode
 from chatws.push.answers import Answer, Done, Refused, encode_answers
 from chatws.push.lines import Auth, LineError, Operation, Ping, Presence, Publish, parse_line
+from chatws.push.pending import Batch, Pending
 
 if TYPE_CHECKING:
     from chatws.push.listener import PushFactory
@@ -54,16 +54,6 @@ MAX_AUTH_LINE = 4096
 LINGER_SECONDS = 2.0
 #: Seconds for which a closing connection may take to read its last answers.
 CLOSE_SECONDS = 10.0
-
-
-class _Batch:
-    """Lines answered together. `weight`: of their events; `answer`: as soon as it can be given."""
-
-    __slots__ = ("answer", "weight")
-
-    def __init__(self, weight: int, answer: bytes | None = None) -> None:
-        self.weight = weight
-        self.answer = answer
 
 
 def _shown(peer: Any) -> str:
@@ -86,8 +76,7 @@ class PushConnection(protocol.Protocol):
         self._max_line = door.max_line_size
         self._rest = bytearray()  # the line under way
         self._backlog: list[bytes] = []  # lines read and not yet done with
-        self._pending: deque[_Batch] = deque()  # batches without an answer, and those behind them
-        self._weight = 0  # of the events in `_pending`
+        self._pending = Pending()
         self._admitted = False  # the first line has come, and was good
         self._op_waits = False  # the first of `_backlog` waits for `_pending`
         self._operating = False  # an op is under way
@@ -227,7 +216,7 @@ class PushConnection(protocol.Protocol):
         return (
             self._output_full
             or self._operating
-            or self._weight > MAX_UNRESOLVED
+            or self._pending.weight > MAX_UNRESOLVED
             or (self._op_waits and bool(self._pending))
         )
 
@@ -320,7 +309,7 @@ class PushConnection(protocol.Protocol):
         executor = self._door.executor
         if not drafts:
             if self._pending and requests:
-                self._pending.append(_Batch(0, encode_answers(requests)))
+                self._pending.add(0, encode_answers(requests))
             else:
                 self._write(executor.receipts(requests, ()))
             return
@@ -328,22 +317,16 @@ class PushConnection(protocol.Protocol):
         if not isinstance(answers, Deferred) and not self._pending:
             self._write(answers)
             return
-        batch = _Batch(sum(len(draft.data) + EVENT_WEIGHT for draft in drafts))
-        self._pending.append(batch)
-        self._weight += batch.weight
+        batch = self._pending.add(sum(len(draft.data) + EVENT_WEIGHT for draft in drafts))
         if isinstance(answers, Deferred):
             answers.addCallback(lambda answers: self._resolved(batch, answers))
         else:
             self._resolved(batch, answers)
 
-    def _resolved(self, batch: _Batch, answers: Sequence[Answer]) -> None:
-        batch.answer = encode_answers(answers)
-        ready = []
-        while self._pending and (answer := self._pending[0].answer) is not None:
-            self._weight -= self._pending.popleft().weight
-            ready.append(answer)
+    def _resolved(self, batch: Batch, answers: Sequence[Answer]) -> None:
+        ready = self._pending.resolve(batch, encode_answers(answers))
         if ready and not self._lost:
-            self.transport.write(b"".join(ready))
+            self.transport.write(ready)
         self._advance()
 
     def _operate(self, operation: Operation) -> None:
