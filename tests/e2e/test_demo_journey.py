@@ -283,6 +283,13 @@ def test_a_customer_writes_at_the_press_of_a_button(demo: Server, enter: Enter) 
         ana.get_by_test_id("customer-writes").click()
         expect(ana.get_by_test_id("customer-writes")).to_be_enabled()
     expect(toast(bruno, "Beatriz Rocha started a conversation")).to_be_visible()
+    # it lies on nothing that an agent is about to press
+    assert bruno.get_by_test_id("send").evaluate(
+        """(button) => {
+          const { x, y, width, height } = button.getBoundingClientRect();
+          return button.contains(document.elementFromPoint(x + width / 2, y + height / 2));
+        }"""
+    )
     for page in (ana, bruno):
         expect(rows(page).first).to_contain_text("Beatriz Rocha")
         expect(rows(page).first.get_by_test_id("unread")).to_have_text("1")
