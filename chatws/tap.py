@@ -86,8 +86,7 @@ class Options(usage.Options):
 
     def opt_help(self) -> None:
         """print this page and exit"""
-        print(self)
-        sys.exit(0)
+        _show(str(self))
 
     def parseArgs(self, *words: str) -> None:
         if words:
@@ -112,8 +111,7 @@ class Options(usage.Options):
                 warnings = startup.check(self.loaded.config, reactor)
                 # built and thrown away: what a part refuses is to be known here too
                 service.build(self.loaded.config, reactor)
-                print(describe(self.loaded, warnings))
-                sys.exit(0)
+                _show(describe(self.loaded, warnings))
         except OperatorError as error:
             _leave(str(error))
 
@@ -187,6 +185,17 @@ def makeService(options: Options) -> Service:
     reloader = Reloader(lambda: load(options.given, os.environ, options.get("config")), root.reconfigure)
     on_sighup(reactor, reloader.reload)
     return root
+
+
+def _show(text: str) -> NoReturn:
+    """Print it and leave, also where nobody reads on: `twistd chatws --help | head`."""
+    try:
+        print(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # for the interpreter, which flushes once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(0)
 
 
 def _leave(message: str) -> NoReturn:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,8 +21,6 @@ from chatws.tap import Options, help_page, makeService, without_secrets
 
 @pytest.fixture(autouse=True)
 def no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    import os
-
     for name in [name for name in os.environ if name.startswith("CHATWS_")]:
         monkeypatch.delenv(name)
 
@@ -125,6 +126,18 @@ def test_help_names_every_option_and_every_default(capsys: pytest.CaptureFixture
         if not isinstance(default, bool) and default:
             assert str(default if not isinstance(default, tuple) else default[0]).removesuffix(".0") in words
     assert "Examples:" in page
+
+
+@pytest.mark.parametrize("page", ["--help", "--check"])
+def test_who_reads_no_further_gets_no_traceback(page: str) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-c", f"from chatws.tap import Options; Options().parseOptions([{page!r}])"]
+    try:
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
+    finally:
+        os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("columns", [20, 80, 300])
