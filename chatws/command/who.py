@@ -14,7 +14,7 @@ from chatws.push.requests import Agent
 HELP = "the agents online, with their tabs and addresses"
 DESCRIPTION = """\
 Lists who is online, with each tab's connection and address. Without a tab is who has just closed the last one, and may
-be back in a moment.
+be back in a moment. Of several nodes or workers the one that answers lists only the tabs of its own.
 """
 EXAMPLES = """\
   chatws who
