@@ -94,6 +94,17 @@ class HandReactor(Clock):
         self.readers: set[Any] = set()
         self.writers: set[Any] = set()
 
+    def advance(self, amount: float) -> None:
+        """Let time pass as for a process that runs: it looks at the clock every second."""
+        while amount > 1:
+            super().advance(1)
+            amount -= 1
+        super().advance(amount)
+
+    def stop(self, seconds: float) -> None:
+        """Let time pass as for a process that was stopped, and do not serve anything yet."""
+        self.rightNow += seconds
+
     def addReader(self, reader: Any) -> None:
         self.readers.add(reader)
 

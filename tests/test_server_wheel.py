@@ -7,7 +7,7 @@ import random
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.server.wheel import Wheel
+from chatws.server.wheel import STOPPED, Wheel
 
 
 class WheelTests(SynchronousTestCase):
@@ -93,4 +93,31 @@ class WheelTests(SynchronousTestCase):
         for seconds in (5, 1, 3):
             self.wheel.schedule(seconds, lambda seconds=seconds: self.fired.append(seconds))
         self.clock.advance(3600)
+        assert self.fired == [], "the reactor has not read yet what has come meanwhile"
+        self.clock.advance(0.25)
         assert self.fired == [1, 3, 5]
+
+    def test_what_a_callback_schedules_for_later_does_not_keep_others_waiting(self) -> None:
+        self.wheel.schedule(1, lambda: self.wheel.schedule(20, lambda: self.fired.append("from the callback")))
+        self.wheel.schedule(2, lambda: self.fired.append("next"))
+        for _ in range(10):
+            self.clock.advance(0.25)
+        assert self.fired == ["next"]
+        for _ in range(76):
+            self.clock.advance(0.25)
+        assert self.fired == ["next", "from the callback"]
+
+    def test_being_a_little_late_is_not_having_been_stopped(self) -> None:
+        for seconds in (0.5, 1, 5):
+            self.wheel.schedule(seconds, lambda seconds=seconds: self.fired.append(seconds))
+        self.clock.advance(STOPPED)
+        assert self.fired == [0.5, 1]
+        self.clock.advance(5)
+        assert self.fired == [0.5, 1, 5]
+
+    def test_whoever_is_late_again_and_again_gets_on_with_it(self) -> None:
+        self.wheel.schedule(1, lambda: self.fired.append(1))
+        self.wheel.schedule(20, lambda: self.fired.append(20))
+        for _ in range(4):
+            self.clock.advance(10)
+        assert self.fired == [1, 20]

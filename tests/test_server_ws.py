@@ -317,6 +317,25 @@ class PingTests(ServerCase):
                 wire.send(frame(payload, opcode=10))
         assert connection.is_open
 
+    def test_a_pong_that_came_while_the_process_was_stopped_is_one(self) -> None:
+        wire, connection = self.connect()
+        for _ in range(10):
+            while not (pings := wire.frames()):
+                self.reactor.advance(1)
+            wire.socket.send(frame(pings[0][1], opcode=10))
+            self.reactor.stop(3600)
+            self.reactor.turn()
+            self.reactor.advance(1)
+            assert connection.is_open
+        self.reactor.advance(0.5)
+        while not wire.frames():
+            self.reactor.advance(1)
+        self.reactor.stop(3600)
+        self.reactor.turn()
+        self.reactor.advance(0.25)
+        self.reactor.turn()
+        assert self.component.events[-1] == ("close", 1), "it has not answered"
+
     def test_a_pong_between_the_parts_of_a_message_or_in_two_reads_is_one(self) -> None:
         wire, _ = self.connect()
         pong = frame(b"", opcode=10)

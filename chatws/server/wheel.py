@@ -3,10 +3,14 @@
 Ten thousand connections have as many pings to send and deadlines to keep. A reactor's delayed call is an object with
 a dictionary's worth of state in a heap that is sorted; here a deadline is two words in a list with all the others
 that fall due in the same quarter of a second, and the reactor sees only the next such list.
+
+A process that was stopped for a while, or its whole machine, finds many deadlines past when it goes on, and at the same
+time what its peers have sent meanwhile, to keep just these. That is read first.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +19,9 @@ from twisted.logger import Logger
 __all__ = ["Timer", "Wheel"]
 
 log = Logger()
+
+#: Seconds behind time from which on the process is taken to have been stopped, and not just busy.
+STOPPED = 2.0
 
 
 class Timer:
@@ -52,7 +59,8 @@ class Wheel:
         self._slots: dict[int, list[Timer]] = {}
         self._pending = 0
         self._call: Any = None
-        self._next_slot = 0
+        self._next_slot = math.inf
+        self._is_late = False
 
     def __len__(self) -> int:
         """How many deadlines are to come."""
@@ -65,7 +73,7 @@ class Wheel:
         slot = self._slots.get(number)
         if slot is None:
             slot = self._slots[number] = []
-            if self._call is None or number < self._next_slot:
+            if number < self._next_slot:
                 self._await(number)
         slot.append(timer)
         self._pending += 1
@@ -80,6 +88,13 @@ class Wheel:
 
     def _turn(self) -> None:
         self._call = None
+        late = self._reactor.seconds() - self._next_slot * self._resolution
+        self._is_late = late > STOPPED and not self._is_late
+        if self._is_late:
+            log.warn("the process was stopped for some {seconds:.0f} seconds", seconds=late)
+            self._call = self._reactor.callLater(self._resolution, self._turn)
+            return
+        self._next_slot = -math.inf  # what the callbacks schedule is looked at in the end, with all the rest
         now = int(self._reactor.seconds() / self._resolution + 1e-6)
         for number in sorted(one for one in self._slots if one <= now):
             for timer in self._slots.pop(number, ()):
@@ -92,10 +107,10 @@ class Wheel:
                     callback()
                 except Exception:
                     log.failure("a timer's callback failed")
-        if not self._pending:
-            self._stop()
-        elif self._call is None:
+        if self._pending:
             self._await(min(self._slots))
+        else:
+            self._stop()
 
     def _forget_one(self) -> None:
         self._pending -= 1
@@ -104,6 +119,7 @@ class Wheel:
 
     def _stop(self) -> None:
         self._slots.clear()
+        self._next_slot = math.inf
         if self._call is not None:
             self._call.cancel()
             self._call = None
