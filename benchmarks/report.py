@@ -117,7 +117,7 @@ def main_table(results: dict[str, Any], found: Figures, titles: dict[str, str]) 
         known = peer is not None and column in ours and peer[1] > 0
         peers.append(f"{ours[column] / peer[1]:.2f}" if known and peer else "")
         floors.append(f"{ours[column] / floor[column]:.2f}" if column in ours and floor.get(column, 0) > 0.05 else "")
-    rows += [["*chatws ÷ best peer*", *peers], ["*chatws ÷ floor*", *floors]]
+    rows += [["*chatws ÷ best peer*", *peers], ["*chatws ÷ C loop*", *floors]]
     return table(["", *COLUMNS.values()], rows)
 
 
@@ -283,11 +283,13 @@ PAGE = """# Performance
 Processor time of the server, with everything switched on (authentication, hub, log and recovery ids, limits, budget
 for slow readers, pings), beside other servers under the same load in the same run. All servers are pinned to one core,
 their load clients (C, one epoll loop each) to another, over the loopback, with events of some 250 bytes; in each round
-they take turns in an order drawn anew, and whoever has no turn does nothing. The time is the kernel's own count for the
-server's threads, user and system: {repetitions}.
+they take turns in an order drawn anew, and whoever has no turn is stopped. The time is the kernel's own count for the
+server's threads, user and system, and for the kernel's thread that takes over some of the work on a core with much of
+it (ksoftirqd): {repetitions}.
 While messages are under way the client does not sleep: to wake it would be accounted to the server, and the browsers of
 a server are on other machines.{clients}
-The first row is the floor: a loop of `send()` in C that knows no rooms and joins nothing.
+The first row is a loop of `send()` in C that knows no rooms and joins nothing: what a system call for each delivery
+costs.
 
 ![chatws and others: processor time per message](images/performance.svg)
 
@@ -307,6 +309,8 @@ What each of them does, so that the figures can be compared (`benchmarks/servers
   an id.
 - chatws and uWebSockets write once to each connection for all that one read has brought; the others give their
   transport each message as it comes, and some of the transports join what waits.
+- chatws asks the kernel for the writes to many connections by one system call (io_uring). Where that is not permitted,
+  as in Docker by default, it costs what the row of `--no-io-uring` says.
 - uWebSockets is there twice: with libuv's loop, which blocks until something comes, as in C++; and as socketify's
   documentation starts it, where asyncio polls that loop without pause while there is work and for some time after:
   part of what it takes is waiting. socketify 0.0.31 runs the application's Python for each message in both.
@@ -336,9 +340,9 @@ which `tests/test_server_compression.py` shows, and not once for each.
 
 ## What the tests hold
 
-Timings are left to this page. `tests/test_speed_guard.py` counts instead: one `send` for each connection and batch, no
-`epoll_ctl`, one frame built for each event, and bounds on the objects made per delivery and the memory of an idle
-connection.
+Timings are left to this page. `tests/test_speed_guard.py` counts instead: one `io_uring_enter` for a batch, or one
+`send` for each of its connections; no `epoll_ctl`; one frame built for each event; and bounds on the objects made per
+delivery and the memory of an idle connection.
 
 ## How to repeat it
 

@@ -6,12 +6,14 @@
 
 For each workload every server is started, pinned to one core, and given its connections by a load client of its own
 (benchmarks/load.c), pinned to another. Then they take turns: in each round every server gets one burst of messages
-while the others have nothing to do. What the machine does besides befalls all of them alike, and many rounds cost
-little. The first round warms up and is not counted; of the others the median is taken, and the quartiles are kept.
+while the others are stopped (SIGSTOP: some poll). What the machine does besides befalls all of them alike, and many
+rounds cost little. The first round warms up and is not counted; of the others the median is taken, and the quartiles
+are kept.
 
 What counts is the processor time that the server's threads used during the burst, read from the kernel's scheduler
-(/proc/PID/task/*/schedstat, ns): its own and the kernel's on its behalf. Results go to benchmarks/results.json, and
-from there into docs/performance.md and docs/images/performance.svg (benchmarks/report.py).
+(/proc/PID/task/*/schedstat, ns): its own and the kernel's on its behalf. The kernel leaves some of its part to a
+thread of its own when there is much of it (ksoftirqd): that thread's time on the server's core is added. Results go to
+benchmarks/results.json, and from there into docs/performance.md and docs/images/performance.svg (benchmarks/report.py).
 
 Peers are installed into benchmarks/.peers by pip and npm. Ratchet takes part where `php` is there and RATCHET_VENDOR
 names a vendor directory with cboden/ratchet.
@@ -20,6 +22,7 @@ names a vendor directory with cboden/ratchet.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
@@ -33,11 +36,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / ".peers"
+SERVER_CORE = 0
+PIN_SERVER, PIN_CLIENT = ("taskset", "-c", f"{SERVER_CORE}"), ("taskset", "-c", "1")
 BUILD = PEERS / "bin"
 PYTHON_PEERS = ("websockets", "picows", "socketify", "autobahn[twisted]")
 NODE_PEERS = ("ws", "socket.io")
@@ -119,6 +126,7 @@ PEER_PYTHON = str(PEERS / "venv" / "bin" / "python")
 SERVERS = {
     "floor": Server("a C loop of send()", (str(BUILD / "floor"), "{port}", "{push}")),
     "chatws": Server("chatws", (*_TWISTD, *_CHATWS), "/ws"),
+    "chatws-send": Server("chatws --no-io-uring", (*_TWISTD, *_CHATWS, "--no-io-uring"), "/ws"),
     "chatws-asyncio": Server("chatws on asyncio", (*_TWISTD, "--reactor=asyncio", *_CHATWS), "/ws"),
     "chatws-uvloop": Server("chatws on asyncio with uvloop", (*_TWISTD, "--reactor=uvloop", *_CHATWS), "/ws"),
     "chatws-deflate": Server("chatws --compression", (*_TWISTD, *_CHATWS, "--compression"), "/ws"),
@@ -204,7 +212,7 @@ class Running:
         if not workload.per:
             del environment["PER"]
         self.process = subprocess.Popen(
-            ["taskset", "-c", "0", *words],
+            [*PIN_SERVER, *words],
             cwd=where,
             env=environment,
             stdout=subprocess.DEVNULL,
@@ -212,6 +220,18 @@ class Running:
             start_new_session=True,
         )
         self._await()
+
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """It runs within the block, and not after it."""
+        os.killpg(self.process.pid, signal.SIGCONT)
+        time.sleep(0.05)  # for the timers that have fallen due meanwhile
+        yield
+        self.stop()
+
+    def stop(self) -> None:
+        """Let it do nothing until its turn."""
+        os.killpg(self.process.pid, signal.SIGSTOP)
 
     def _await(self) -> None:
         deadline = time.monotonic() + 20
@@ -227,11 +247,9 @@ class Running:
                 time.sleep(0.05)
 
     def cpu(self) -> float:
-        """Seconds of processor time, of all its threads."""
-        total = 0
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            total += int((task / "schedstat").read_text().split()[0])
-        return total / 1e9
+        """Seconds of processor time, of all its threads and of the core's ksoftirqd."""
+        tasks = [*Path(f"/proc/{self.process.pid}/task").iterdir(), *_ksoftirqd()]
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def await_quiet(self) -> None:
         """Wait until it does nothing of its own accord."""
@@ -290,7 +308,7 @@ class Contestant:
         numbers = map(str, (running.port, server.path, workload.connections, 0, workload.window))
         cpu, resident = running.cpu(), running.resident()
         self.client = subprocess.Popen(
-            ["taskset", "-c", "1", str(BUILD / "load"), "127.0.0.1", *numbers, *hellos, "--", publisher, line],
+            [*PIN_CLIENT, str(BUILD / "load"), "127.0.0.1", *numbers, *hellos, "--", publisher, line],
             env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -355,15 +373,17 @@ def compete(
     try:
         for name in names:
             contestants.append(Contestant(name, workload, options))
+            contestants[-1].running.stop()
         for step in ("connect", "warm_up", *["burst"] * rounds):
             for one in list(contestants):
                 try:
-                    if step == "burst":
-                        measured = one.burst(one.messages)
-                        fixed = {"connect_us": one.connect_us, "idle_kib": one.idle_kib}
-                        results.setdefault(one.name, []).append(measured | fixed)
-                    else:
-                        getattr(one, step)()
+                    with one.running.turn():
+                        if step == "burst":
+                            measured = one.burst(one.messages)
+                            fixed = {"connect_us": one.connect_us, "idle_kib": one.idle_kib}
+                            results.setdefault(one.name, []).append(measured | fixed)
+                        else:
+                            getattr(one, step)()
                 except (RuntimeError, json.JSONDecodeError, OSError) as error:
                     print(f"{key:10} {one.name:12} failed at {step}: {error}", file=sys.stderr)
                     one.end()
@@ -384,6 +404,17 @@ def summary(runs: list[dict[str, float]]) -> dict[str, float]:
     costs = [one["cpu_us"] for one in runs]
     low, _, high = statistics.quantiles(costs, method="inclusive") if len(costs) > 1 else costs * 3
     return found | {"cpu_us_low": low, "cpu_us_high": high}
+
+
+@functools.cache
+def _ksoftirqd() -> list[Path]:
+    """That of the server's core; none in a container, which does not see the kernel's threads."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # it has ended
+            if comm.read_text() == f"ksoftirqd/{SERVER_CORE}\n":
+                found.append(comm.parent)
+    return found
 
 
 def _free_ports() -> tuple[int, int]:

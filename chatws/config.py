@@ -200,6 +200,7 @@ class Config:
         0, "operations", "processes that share the ports, under a supervisor", unit="processes",
         zero="one process without a supervisor, as with 1",
     )  # fmt: skip
+    io_uring: bool = _set(True, "operations", "send to many with one system call, where the kernel permits")
     metrics_port: int = _set(
         0, "operations", "TCP port on 127.0.0.1 for /metrics, /healthz and /readyz", zero="off", highest=65535
     )

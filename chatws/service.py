@@ -39,6 +39,7 @@ from chatws.push.listener import PushFactory
 from chatws.push.queue import PushQueue
 from chatws.reload import compare, push_secret
 from chatws.server.admission import Admission
+from chatws.server.fanout import FanOut
 from chatws.server.http_server import HttpServer
 from chatws.server.io_server import IoServer, raise_file_limit
 from chatws.server.wheel import Wheel
@@ -83,6 +84,7 @@ class ChatwsService(Daemon):
             self.database = MeasuredDatabase(database, reactor)
         self.authenticator = build_authenticator(config, self.database, reactor)
         self.activity = build_activity(config, self.database, reactor)
+        self.fanout = FanOut()
         self.chat = ChatServer(
             self.place.broker(),
             authenticator=self.authenticator,
@@ -96,6 +98,7 @@ class ChatwsService(Daemon):
             presence_grace=config.presence_grace,
             presence_lease=config.presence_lease,
             node=self.place.node,
+            send_all=self.fanout.send_all,
             reactor=reactor,
             schedule=wheel.schedule,
         )
@@ -152,6 +155,8 @@ class ChatwsService(Daemon):
             await self.monitors.listen()
 
     async def _start(self) -> None:
+        if self.config.io_uring:
+            self.fanout.use_io_uring()
         await self.chat.start()
         if self.database:
             await self.database.start()

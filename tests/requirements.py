@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from chatws.server.io_uring import Ring
+
 #: Debian package → the program that shows it is there.
 PROGRAMS = {
     "chromium": "chromium",
@@ -43,3 +45,15 @@ def needs(package: str) -> Callable[[Any], Any]:
 
         return fail
     return pytest.mark.skipif(find_program(package) is None, reason=f"needs the Debian package {package}")
+
+
+def _has_io_uring() -> bool:
+    try:
+        Ring(2)
+    except OSError:
+        return False
+    return True
+
+
+#: Not a matter of packages: containers often lack it.
+needs_io_uring = pytest.mark.skipif(not _has_io_uring(), reason="the kernel has or permits no io_uring")

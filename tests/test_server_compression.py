@@ -6,10 +6,12 @@ import random
 import zlib
 from typing import Any
 
-from chatws.server import compression
-from chatws.server.fanout import send_all
+from chatws.server import compression, fanout
+from chatws.server.fanout import FanOut
 from chatws.server.frames import text_frame
+from chatws.server.io_uring import Ring
 from chatws.server.recipients import Recipients
+from tests.requirements import needs_io_uring
 from tests.server_wire import ServerCase, Wire, frame, head, split_frames
 
 OFFER = "permessage-deflate; client_max_window_bits"
@@ -31,6 +33,7 @@ class CompressionTests(ServerCase):
     def setUp(self) -> None:
         super().setUp()
         self.serve(compression=True)
+        self.fan_out = FanOut()
 
     def compressed(self, offer: str = OFFER) -> tuple[Wire, Any]:
         return self.connect(Sec_WebSocket_Extensions=offer)
@@ -123,7 +126,7 @@ class CompressionTests(ServerCase):
         wires = [self.compressed()[0] for _ in range(5)]
         narrow, _ = self.compressed("permessage-deflate; server_max_window_bits=10")
         plain, _ = self.connect()
-        send_all([(Recipients(self.component.connections), [text_frame(LONG.encode())])])
+        self.fan_out.send_all([(Recipients(self.component.connections), [text_frame(LONG.encode())])])
         for wire in wires:
             ((first, payload),) = wire.frames()
             assert (first, inflate(payload)) == (0xC1, LONG)
@@ -143,7 +146,7 @@ class CompressionTests(ServerCase):
 
     def test_frames_keep_their_order_and_short_ones_are_left_plain(self) -> None:
         wire, connection = self.compressed()
-        send_all(
+        self.fan_out.send_all(
             [
                 ([connection], [text_frame(b"short"), text_frame(LONG.encode())]),
                 (self.component.connections, [text_frame(b"short too")]),
@@ -167,3 +170,11 @@ class CompressionTests(ServerCase):
         found = wire.frames()
         assert found[-1][1][:2] == (4001).to_bytes(2, "big")
         assert [inflate(payload) for _, payload in found[:-1]] == noise[: len(found) - 1]
+
+
+@needs_io_uring
+class CompressionTogetherTests(CompressionTests):
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(fanout, "SEVERAL", 1)
+        self.fan_out.ring = Ring()

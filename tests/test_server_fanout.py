@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from typing import Any
 
 from twisted.internet.testing import StringTransport
+from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.server import fanout
-from chatws.server.fanout import PIECE, send_all
+from chatws.server.backlog import PIECE
+from chatws.server.fanout import FanOut
 from chatws.server.frames import binary_frame, close_frame, rest_of_frame, text_frame
+from chatws.server.io_uring import NOTHING, Ring
 from chatws.server.recipients import Recipients
+from tests.requirements import needs_io_uring
 from tests.server_wire import Recorder, ServerCase, frame, head, split_frames
 
 MARK = "e" * 1000
@@ -58,9 +62,41 @@ class CountingSocket:
         return self.inner.send(data)
 
 
+class CountingRing(Ring):
+    """Counts for each socket, and how often the kernel was asked."""
+
+    asked = 0
+
+    def __init__(self) -> None:
+        self.sends: dict[int, list[bytes]] = {}
+        super().__init__()
+        self.sends.clear()
+        self.asked = 0
+
+    def send(self, batch: Any) -> dict[int, int]:
+        for keys, data in batch:
+            for key in keys:
+                self.sends.setdefault(key, []).append(data)
+        return super().send(batch)
+
+    def _enter(self, count: int) -> int:
+        self.asked += 1
+        return super()._enter(count)
+
+
 class FanOutCase(ServerCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.fan_out = FanOut()
+
     def send_all(self, runs: Any) -> None:
-        send_all(runs)
+        self.fan_out.send_all(runs)
+
+    def count(self, connections: list[Any]) -> list[list[bytes]]:
+        """What is sent to each from now on."""
+        for connection in connections:
+            connection._socket = CountingSocket(connection._socket)
+        return [connection._socket.sends for connection in connections]
 
 
 class ManyMixin:
@@ -68,7 +104,26 @@ class ManyMixin:
 
     def send_all(self, runs: Any) -> None:
         known: dict[Any, Recipients[Any]] = self.__dict__.setdefault("known", {})
-        send_all([(known.setdefault(tuple(one), Recipients(one)), frames) for one, frames in runs])
+        super().send_all([(known.setdefault(tuple(one), Recipients(one)), frames) for one, frames in runs])
+
+
+@needs_io_uring
+class RingMixin:
+    """The kernel is asked for all sends at once."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.patch(fanout, "SEVERAL", 1)
+        self.fan_out.ring = self.ring = CountingRing()
+
+    def tearDown(self) -> None:
+        super().tearDown()
+        assert self.ring.failed is None
+        assert self.fan_out.ring is self.ring
+        assert bool(self.ring.asked) == bool(self.ring.sends)
+
+    def count(self, connections: list[Any]) -> list[list[bytes]]:
+        return [self.ring.sends.setdefault(connection._key, []) for connection in connections]
 
 
 class SendAllTests(FanOutCase):
@@ -78,25 +133,19 @@ class SendAllTests(FanOutCase):
 
     def test_one_run_is_one_send_of_the_very_same_bytes_to_each(self) -> None:
         _, connections = self.room(3)
-        counters = []
-        for connection in connections:
-            counters.append(CountingSocket(connection._socket))
-            connection._socket = counters[-1]
+        sends = self.count(connections)
         frame = text_frame(b"one")
         self.send_all([(connections, [frame])])
-        assert [counter.sends for counter in counters] == [[frame]] * 3
-        assert all(counter.sends[0] is frame for counter in counters)
+        assert sends == [[frame]] * 3
+        assert all(own[0] is frame for own in sends)
         self.send_all([(connections, [frame, text_frame(b"two")])])
-        assert all(len(counter.sends) == 2 for counter in counters)
-        assert counters[0].sends[1] is counters[2].sends[1]
+        assert all(len(own) == 2 for own in sends)
+        assert sends[0][1] is sends[2][1]
         assert not self.reactor.writers, "the reactor is not asked to write"
 
     def test_several_runs_are_one_send_to_each_in_the_order_of_the_runs(self) -> None:
         wires, connections = self.room(4)
-        counters = []
-        for connection in connections:
-            counters.append(CountingSocket(connection._socket))
-            connection._socket = counters[-1]
+        sends = self.count(connections)
         first, second, third, _ = connections
         frames = {name: text_frame(name.encode()) for name in "abcd"}
         self.send_all(
@@ -107,16 +156,13 @@ class SendAllTests(FanOutCase):
             ]
         )
         assert [wire.texts() for wire in wires] == [["a", "d"], ["a", "b", "c", "d"], ["b", "c", "d"], []]
-        assert [len(counter.sends) for counter in counters] == [1, 1, 1, 0]
+        assert [len(own) for own in sends] == [1, 1, 1, 0]
 
     def test_equal_sequences_are_joined_once(self) -> None:
         _, connections = self.room(3)
-        counters = []
-        for connection in connections:
-            counters.append(CountingSocket(connection._socket))
-            connection._socket = counters[-1]
+        sends = self.count(connections)
         self.send_all([(connections, [text_frame(b"a")]), (connections, [text_frame(b"b")])])
-        assert counters[0].sends[0] is counters[1].sends[0] is counters[2].sends[0]
+        assert sends[0][0] is sends[1][0] is sends[2][0]
 
     def test_those_who_closed_are_passed_over(self) -> None:
         wires, connections = self.room(3)
@@ -168,9 +214,6 @@ class SendAllTests(FanOutCase):
         before = self.ws.stats.bytes_sent, self.ws.stats.sends
         self.send_all([(connections, [frame])])
         assert (self.ws.stats.bytes_sent, self.ws.stats.sends) == (before[0] + 3 * len(frame), before[1] + 3)
-
-    def test_the_module_is_what_the_chat_fans_out_with(self) -> None:
-        assert fanout.text_frame(b"x") == text_frame(b"x")
 
 
 class SlowReaderTests(FanOutCase):
@@ -431,7 +474,7 @@ class OtherTransportTests(ServerCase):
     def test_messages_are_written(self) -> None:
         _, connection = self.open()
         connection.send("a")
-        send_all([([connection], [text_frame(b"b")])])
+        FanOut().send_all([([connection], [text_frame(b"b")])])
         assert self.frames() == [(0x81, b"a"), (0x81, b"b")]
 
     def test_nothing_is_written_while_it_is_paused_and_all_comes_later(self) -> None:
@@ -501,6 +544,14 @@ class SendToManyTests(ManyMixin, SendAllTests):
     pass
 
 
+class SendTogetherTests(RingMixin, SendAllTests):
+    pass
+
+
+class SendToManyTogetherTests(ManyMixin, RingMixin, SendAllTests):
+    pass
+
+
 class SlowReadersAmongManyTests(ManyMixin, SlowReaderTests):
     def test_one_that_falls_behind_is_asked_until_it_has_caught_up(self) -> None:
         slow, connection = self.connect(send_buffer=4096)
@@ -508,11 +559,106 @@ class SlowReadersAmongManyTests(ManyMixin, SlowReaderTests):
         room = Recipients([connection, other])
         expected = [f"{number:05} {MARK}" for number in range(50)]
         for text in expected:
-            send_all([(room, [text_frame(text.encode())])])
-        assert room.sockets() == (None, other._socket)
+            self.fan_out.send_all([(room, [text_frame(text.encode())])])
+        assert (room.sockets(), list(room.keys())) == ((None, other._socket), [NOTHING, other._key])
         assert connection.unsent > 0
         assert (wire.texts(), slow.texts()) == (expected, expected)
         assert connection._socket is not None
         assert room.sockets() == (connection._socket, other._socket)
-        send_all([(room, [text_frame(b"direct again")])])
+        assert list(room.keys()) == [connection._key, other._key]
+        self.fan_out.send_all([(room, [text_frame(b"direct again")])])
         assert (slow.texts(), connection._backlog) == (["direct again"], None)
+
+
+class SlowReadersTogetherTests(RingMixin, SlowReaderTests):
+    pass
+
+
+class SlowReadersAmongManyTogetherTests(RingMixin, SlowReadersAmongManyTests):
+    pass
+
+
+class TogetherTests(RingMixin, FanOutCase):
+    def log(self) -> list[str]:
+        """What is logged from now on."""
+        lines: list[str] = []
+
+        def observe(event: LogEvent) -> None:
+            lines.append(formatEvent(event))
+
+        globalLogPublisher.addObserver(observe)
+        self.addCleanup(globalLogPublisher.removeObserver, observe)
+        return lines
+
+    def test_it_is_used_where_the_kernel_permits_it_and_else_the_log_says_why_not(self) -> None:
+        log = self.log()
+        able = FanOut()
+        able.use_io_uring()
+        assert isinstance(able.ring, Ring)
+        assert log == []
+
+        def refuses(*_: Any) -> int:
+            raise PermissionError(1, "Operation not permitted")
+
+        self.patch(Ring, "_call", refuses)
+        unable = FanOut()
+        unable.use_io_uring()
+        assert unable.ring is None
+        assert log == ["events are sent one by one, as there is no io_uring: Operation not permitted"]
+
+    def test_the_kernel_is_asked_once_for_all(self) -> None:
+        pairs = [self.connect() for _ in range(20)]
+        groups = [[connection for _, connection in pairs[start::5]] for start in range(5)]
+        self.send_all([(group, [text_frame(b"%d" % number)]) for number, group in enumerate(groups)])
+        assert [wire.texts() for wire, _ in pairs] == [[str(number % 5)] for number in range(20)]
+        assert self.ring.asked == 1
+
+    def test_a_few_are_sent_to_one_by_one(self) -> None:
+        self.patch(fanout, "SEVERAL", 3)
+        pairs = [self.connect() for _ in range(3)]
+        connections = [connection for _, connection in pairs]
+        self.send_all([(connections[:2], [text_frame(b"two")])])
+        assert self.ring.asked == 0
+        self.send_all([(connections, [text_frame(b"three")])])
+        assert self.ring.asked == 1
+        assert [wire.texts() for wire, _ in pairs] == [["two", "three"], ["two", "three"], ["three"]]
+
+    def test_more_data_than_there_is_room_for_goes_one_by_one(self) -> None:
+        pairs = [self.connect() for _ in range(2)]
+        size = Ring.ROOM // 2
+        self.send_all([([connection], [text_frame(b"x" * size)]) for _, connection in pairs])
+        assert self.ring.asked == 0
+        assert [[len(text) for text in wire.texts()] for wire, _ in pairs] == [[size]] * 2
+        self.send_all([([connection], [text_frame(b"x" * (size - 10))]) for _, connection in pairs])
+        assert self.ring.asked == 1
+        assert [[len(text) for text in wire.texts()] for wire, _ in pairs] == [[size - 10]] * 2
+
+    def test_who_comes_after_one_that_left_does_not_get_what_was_for_that_one(self) -> None:
+        wire, connection = self.connect()
+        stays, other = self.connect()
+        room = Recipients([connection, other])
+        self.fan_out.send_all([(room, [text_frame(b"a")])])
+        number = connection._socket.fileno()
+        wire.close()
+        newcomer, new = self.connect()
+        assert new._socket.fileno() == number, "the kernel gives the lowest number that is free"
+        self.fan_out.send_all([(room, [text_frame(b"b")])])
+        assert (newcomer.texts(), stays.texts()) == ([], ["a", "b"])
+
+    def test_when_the_kernel_does_as_it_is_asked_no_more_it_goes_on_one_by_one(self) -> None:
+        pairs = [self.connect() for _ in range(3)]
+        connections = [connection for _, connection in pairs]
+
+        def fails(*_: Any) -> int:
+            raise PermissionError(1, "Operation not permitted")
+
+        broken = CountingRing()
+        broken._call = fails
+        self.fan_out.ring = broken
+        log = self.log()
+        for text in (b"a", b"b"):
+            self.send_all([(connections, [text_frame(text)])])
+        assert [wire.texts() for wire, _ in pairs] == [["a", "b"]] * 3
+        assert self.fan_out.ring is None
+        assert log == ["events are sent one by one from now on: [Errno 1] Operation not permitted"]
+        self.fan_out.ring = self.ring

@@ -32,7 +32,10 @@ ENDPOINTS = """
 import sys
 from twisted.internet import endpoints, reactor
 from chatws.server import EchoServer, HttpServer, IoServer, WsServer
-from chatws.server.fanout import send_all, text_frame
+from chatws.server.fanout import FanOut
+from chatws.server.frames import text_frame
+
+fan_out = FanOut()
 
 class Room(EchoServer):
     everybody = set()
@@ -45,7 +48,7 @@ class Room(EchoServer):
 
     def on_message(self, connection, text):
         if text.startswith("blast "):
-            send_all([(self.everybody, [text_frame(b"x" * 1000)] * int(text[6:]))])
+            fan_out.send_all([(self.everybody, [text_frame(b"x" * 1000)] * int(text[6:]))])
         elif text == "how many":
             connection.send(str(len(self.everybody)))
         else:

@@ -10,9 +10,12 @@ import socket
 import subprocess
 import sys
 import tracemalloc
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from twisted.internet.testing import StringTransport
 
 from chatws.brokers.contract import Audience
@@ -20,7 +23,9 @@ from chatws.chat import chat_server
 from chatws.chat.audience import MAX_KEPT
 from chatws.chat.chat_server import ChatServer
 from chatws.push.listener import PushFactory
-from tests.requirements import needs
+from chatws.server.fanout import SEVERAL, FanOut
+from chatws.server.io_uring import Ring
+from tests.requirements import needs, needs_io_uring
 from tests.server_wire import ServerCase, frame, head
 
 #: Blocks of Python memory that may be made, and kept or not, for one more recipient of an event.
@@ -42,9 +47,9 @@ class CountingSocket:
 
 
 class ChatCase(ServerCase):
-    def start(self) -> None:
+    def start(self, ring: Ring | None = None) -> None:
         self.serve()
-        self.chat = ChatServer(reactor=self.reactor, schedule=self.ws.wheel.schedule)
+        self.chat = ChatServer(reactor=self.reactor, schedule=self.ws.wheel.schedule, send_all=FanOut(ring).send_all)
         self.ws.component = self.chat
         self.push = PushFactory(self.chat, secret=lambda: None, reactor=self.reactor)
 
@@ -117,27 +122,31 @@ class HotPathTests(ChatCase):
         for connection in self.ws.connections:
             connection._socket = Sink()
         backend = self.backend()
-
-        def blocks(conversation_id: int) -> int:
-            data = line(conversation_id)
-            for _ in range(50):
-                backend.dataReceived(data)
-            gc.disable()
-            try:
-                tracemalloc.start(1)
-                tracemalloc.reset_peak()
-                before, _ = tracemalloc.get_traced_memory()
-                backend.dataReceived(data)
-                _, peak = tracemalloc.get_traced_memory()
-            finally:
-                tracemalloc.stop()
-                gc.enable()
-            return peak - before
-
-        # the least of several: the test runner's own thread may take some too
-        many, one = (min(blocks(conversation_id) for _ in range(3)) for conversation_id in (1, 2))
+        many, one = (peak(partial(backend.dataReceived, line(number))) for number in (1, 2))
         # the list of recipients has one word for each; an object would have forty bytes at least
         assert (many - one) / 99 < 16, (many, one)
+
+    @needs_io_uring
+    def test_nor_does_one_more_that_is_sent_to_together_with_the_others(self) -> None:
+        ring = Ring()
+        asked: list[int] = []
+        whole = ring._enter
+        ring._enter = lambda count: asked.append(count) or whole(count)  # type: ignore[method-assign]
+        self.start(ring)
+        for user in range(SEVERAL + 100):
+            self.enter(user, 1)
+        for user in range(SEVERAL):
+            self.enter(500 + user, 2)
+        for wire in self.wires:
+            wire.read()
+        backend = self.backend()
+        asked.clear()
+        backend.dataReceived(line(1) * 16)
+        assert asked == [SEVERAL + 100]
+        assert all(len(wire.texts()) == 16 for wire in self.wires[: SEVERAL + 100])
+        many, few = (peak(partial(backend.dataReceived, line(number))) for number in (1, 2))
+        # three numbers for each stand in two arrays each, of twenty bytes together: less than one object in a list
+        assert (many - few) / 100 < 44, (many, few)
 
     def test_what_a_delivery_leaves_behind_does_not_grow_with_its_recipients(self) -> None:
         self.start()
@@ -190,6 +199,25 @@ class HotPathTests(ChatCase):
         assert size < BYTES_A_CONNECTION, size
 
 
+def peak(work: Callable[[], object]) -> int:
+    """Bytes of Python's memory that `work` takes at once, when it is done for the fiftieth time."""
+    found = []
+    for _ in range(3):
+        for _ in range(50):
+            work()
+        gc.disable()
+        try:
+            tracemalloc.start(1)
+            tracemalloc.reset_peak()
+            before, _ = tracemalloc.get_traced_memory()
+            work()
+            found.append(tracemalloc.get_traced_memory()[1] - before)
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+    return min(found)  # the test runner's own thread may take some too
+
+
 class Sink:
     """A socket that takes everything."""
 
@@ -198,14 +226,17 @@ class Sink:
 
 
 SERVER = """
-import os
+import os, sys
 from twisted.internet import reactor
 from chatws.chat.audience import AudienceTable, Kind
 from chatws.chat.chat_server import ChatServer
 from chatws.push.listener import PushFactory
 from chatws.server import HttpServer, WsServer
+from chatws.server.fanout import FanOut
+from chatws.server.io_uring import Ring
+fan_out = FanOut(Ring() if sys.argv[1:] == ["together"] else None)
 # nothing is sent for any other reason than a backend's line: no news of who is online, no pings
-chat = ChatServer(audiences=AudienceTable({"agent_status": Kind.NONE}))
+chat = ChatServer(audiences=AudienceTable({"agent_status": Kind.NONE}), send_all=fan_out.send_all)
 browsers = reactor.listenTCP(0, HttpServer(WsServer(chat, ping_interval=0)), interface="127.0.0.1")
 backends = reactor.listenTCP(0, PushFactory(chat, secret=lambda: None, reactor=reactor), interface="127.0.0.1")
 reactor.callWhenRunning(print, os.getpid(), browsers.getHost().port, backends.getHost().port, flush=True)
@@ -213,11 +244,23 @@ reactor.run()
 """
 
 
+#: How many get the events that are counted.
+PAGES = SEVERAL
+
+
 @needs("strace")
-def test_the_kernel_is_asked_for_nothing_but_one_send_per_connection(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        ("one-by-one", ["sendto"] * PAGES),
+        pytest.param("together", ["io_uring_enter"], marks=needs_io_uring),
+    ],
+)
+def test_the_kernel_is_asked_for_nothing_but_to_send(tmp_path: Path, how: str, expected: list[str]) -> None:
     trace = tmp_path / "trace"
+    strace = ["strace", "-fqq", "-s", "4096", "-e", "trace=network,epoll_ctl,io_uring_enter", "-o", trace]
     server = subprocess.Popen(
-        ["strace", "-fqq", "-s", "4096", "-e", "trace=network,epoll_ctl", "-o", trace, sys.executable, "-c", SERVER],
+        [*strace, sys.executable, "-c", SERVER, how],
         stdout=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(Path(chat_server.__file__).parents[2])},
@@ -238,7 +281,7 @@ def test_the_kernel_is_asked_for_nothing_but_one_send_per_connection(tmp_path: P
             while what not in data:
                 data += one.recv(65536)
 
-        pages = [dial(browsers) for _ in range(10)]
+        pages = [dial(browsers) for _ in range(PAGES)]
         for number, page in enumerate(pages):
             page.sendall(head())
             until(page, b"\r\n\r\n")
@@ -270,4 +313,4 @@ def test_the_kernel_is_asked_for_nothing_but_one_send_per_connection(tmp_path: P
     begin, counted, finish = reads[-3:]
     assert ["begin" in calls[begin], calls[counted].count("counted"), "finish" in calls[finish]] == [True, 2, True]
     between = [call.split("(")[0].split()[-1] for call in calls[counted + 1 : finish]]
-    assert between == ["sendto"] * 10, calls[counted + 1 : finish]
+    assert between == expected, calls[counted + 1 : finish]

@@ -35,7 +35,7 @@ from chatws.chat.steering import Steering
 from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id
 from chatws.server.component import Connection
-from chatws.server.fanout import send_all
+from chatws.server.fanout import FanOut
 from chatws.server.frames import text_frame
 
 __all__ = ["ChatServer"]
@@ -60,6 +60,7 @@ class ChatServer:
     :param presence_grace: seconds between an agent's last tab and `offline`.
     :param presence_lease: seconds after which another node takes our agents offline when we say no more.
     :param node: this process's name among those that share the log; by default a random one.
+    :param send_all: how events leave; by default they are sent one by one.
     :param wall_clock: seconds since 1970, for tickets that expire.
     :param schedule: `(seconds, callable) -> handle with cancel()`; by default the reactor's `callLater`.
     """
@@ -79,7 +80,7 @@ class ChatServer:
         presence_grace: float = 3.0,
         presence_lease: float = 15.0,
         node: str = "",
-        send_all: SendAll = send_all,
+        send_all: SendAll | None = None,
         reactor: Any = None,
         wall_clock: Callable[[], float] = time.time,
         schedule: Callable[[float, Callable[[], None]], Any] | None = None,
@@ -113,7 +114,7 @@ class ChatServer:
             steering=self._steering,
             catching_up=self._catching_up,
             make_frame=self._frame,
-            send_all=send_all,
+            send_all=send_all or FanOut().send_all,
             connections=self._connections,
             clock=reactor,
         )

@@ -16,7 +16,7 @@ from zope.interface import implementer
 from chatws.server.frames import rest_of_frame
 
 if TYPE_CHECKING:
-    from chatws.server.fanout import Writer
+    from chatws.server.writer import Writer
 
 __all__ = ["PIECE", "Backlog"]
 

@@ -9,7 +9,8 @@ from twisted.logger import Logger
 
 from chatws.errors import CloseCode
 from chatws.server.component import HttpRequest
-from chatws.server.fanout import Writer, binary_frame, text_frame
+from chatws.server.frames import binary_frame, text_frame
+from chatws.server.writer import Writer
 
 if TYPE_CHECKING:
     from chatws.server.ws_protocol import WsProtocol

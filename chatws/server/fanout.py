@@ -1,61 +1,114 @@
-"""From one frame to many sockets: the hot path, and what becomes of those who read slowly.
+"""From one frame to many sockets: the hot path.
 
-Why it does not simply call `transport.write` for each recipient:
-
-- `write` puts the bytes into a list, asks the reactor to be told when the socket is writable (one `epoll_ctl`), and
-  returns; a turn later the reactor joins the list, sends, and asks not to be told any more (another `epoll_ctl`). A
-  chat's event almost always fits into the socket's buffer at once, so here the socket is simply given it: one system
-  call instead of three and no second turn. `Writer._socket` is the permission for that: it is set only while the
-  connection is open and nothing of its own waits to be sent. (`os.write` on the descriptor spares Python 0.1 µs, and
-  costs the kernel more than that: it looks at the file and its inode besides the socket.)
 - All frames for one audience that came together are joined once, and the same `bytes` goes to every socket.
-- A connection that negotiated compression gets the frames deflated: once for all whose window is the same.
 - When several audiences are addressed at once, each connection still gets one `send` with all that is its, in order;
   equal sequences are joined once.
-
-What a socket does not take goes into the connection's `Backlog` (chatws.server.backlog). Everything that a connection
-sends, Autobahn's pongs and close frames included, comes through `Writer._write`, so frames never cross.
+- Where there are several to send to, the kernel is asked for all of it at once (chatws.server.io_uring): that spares
+  each its entry into the kernel and its call of Python's. Else, and where the kernel permits no io_uring, each socket
+  is sent to by itself, without the transport (chatws.server.writer says why). (`os.write` on the descriptor spares
+  Python 0.1 µs, and costs the kernel more than that: it looks at the file and its inode besides the socket.)
+- A connection that negotiated compression gets the frames deflated: once for all whose window is the same.
 
 No component is called from here: a set of recipients does not change while it is being sent to.
 """
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import suppress
-from errno import ENOBUFS, ENOMEM
+import os
+from collections.abc import Collection, Sequence
 from operator import length_hint
-from typing import Any
+from typing import Any, TypeAlias
 
-from twisted.internet import tcp
+from twisted.logger import Logger
 
-from chatws.server.backlog import PIECE, Backlog
-from chatws.server.frames import binary_frame, text_frame
-from chatws.server.recipients import Recipients, sockets_have_changed
-from chatws.server.stats import Stats
+from chatws.server.io_uring import NOTHING, Ring
+from chatws.server.recipients import Recipients
+from chatws.server.writer import Writer
 
-__all__ = ["PIECE", "Backlog", "Writer", "binary_frame", "send_all", "text_frame"]
+__all__ = ["SEVERAL", "FanOut"]
+
+log = Logger()
+
+#: Connections, and the bytes that each of them gets.
+Blobs: TypeAlias = list[tuple[Collection[Any], bytes]]
+
+#: So many sends cost less when they are asked for together (benchmarks/several.py).
+SEVERAL = 16
 
 
-def send_all(runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
-    """Send each run's frames to each of its connections, in the order of the runs.
+class FanOut:
+    """Sends frames to connections.
 
-    :param runs: pairs of connections (`Recipients`, where they are many) and complete frames (`text_frame`).
-        Connections that are no longer open are passed over.
+    :ivar ring: what asks the kernel for many sends at once. Without one they are asked for one by one.
     """
-    if len(runs) > 1:
-        everybody: set[Writer] = set().union(*[recipients for recipients, _ in runs])
-        # nobody is in two of them: the usual case where many conversations have few subscribers each
-        if len(everybody) != sum([len(recipients) for recipients, _ in runs]):
-            runs = _regroup(runs)
+
+    def __init__(self, ring: Ring | None = None) -> None:
+        self.ring = ring
+
+    def use_io_uring(self) -> None:
+        """Have a ring, if the kernel permits it. If not, the log says so."""
+        try:
+            self.ring = Ring()
+        except OSError as error:
+            log.info("events are sent one by one, as there is no io_uring: {reason}", reason=error.strerror)
+
+    def send_all(self, runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
+        """Send each run's frames to each of its connections, in the order of the runs.
+
+        :param runs: pairs of connections (`Recipients`, where they are many) and complete frames (`text_frame`).
+            Connections that are no longer open are passed over.
+        """
+        total = sum([len(recipients) for recipients, _ in runs])
+        if len(runs) > 1:
+            everybody: set[Writer] = set().union(*[recipients for recipients, _ in runs])
+            # nobody is in two of them: the usual case where many conversations have few subscribers each
+            if len(everybody) != total:
+                runs = _regroup(runs)
+        blobs = [(who, frames[0] if len(frames) == 1 else b"".join(frames)) for who, frames in runs if who and frames]
+        ring = self.ring
+        if not blobs:
+            return
+        if ring is None or total < SEVERAL or sum([len(blob) for _, blob in blobs]) > ring.ROOM:
+            _send_one_by_one(blobs)
+            return
+        _send_together(blobs, ring)
+        if ring.failed is not None:
+            log.warn("events are sent one by one from now on: {error}", error=ring.failed)
+            self.ring = None
+
+
+def _send_together(blobs: Blobs, ring: Ring) -> None:
+    submissions: list[tuple[Sequence[int], bytes]] = []
+    sends = sent_bytes = 0
+    for recipients, blob in blobs:
+        keys = recipients.keys() if type(recipients) is Recipients else [one._key for one in recipients]
+        submissions.append((keys, blob))
+        sends += len(keys)
+        sent_bytes += len(keys) * len(blob)
+    left = ring.send(submissions)
+    stats = next(iter(blobs[0][0])).stats  # all of them belong to one server
+    stats.sends += sends
+    stats.bytes_sent += sent_bytes
+    if not left:
+        return
+    everybody = [(connection, blob) for recipients, blob in blobs for connection in recipients]
+    for position, sent in left.items():
+        connection, blob = everybody[position]
+        if connection._key == NOTHING:
+            stats.sends -= 1  # what counts itself
+            stats.bytes_sent -= len(blob)
+            connection.send_frames(blob)
+        elif sent < 0:
+            connection._send_failed(OSError(-sent, os.strerror(-sent)), blob)
+        else:
+            connection._hold_back(blob, sent)
+
+
+def _send_one_by_one(blobs: Blobs) -> None:
     sends = sent_bytes = 0
     connection = None
-    for recipients, frames in runs:
-        blob = frames[0] if len(frames) == 1 else b"".join(frames)
+    for recipients, blob in blobs:
         size = len(blob)
-        if not size:
-            continue
         if type(recipients) is Recipients:
             _send_to_many(recipients, blob)
             continue
@@ -125,147 +178,3 @@ def _regroup(runs: Sequence[tuple[Collection[Writer], list[bytes]]]) -> list[tup
         else:
             together[key] = ([connection], blobs)
     return list(together.values())
-
-
-class Writer:
-    """The sending half of a connection. What it knows of WebSocket is that a frame must not be torn.
-
-    :ivar transport: where it goes; None once the connection is gone.
-    :ivar _deflated: what makes compressed frames of plain ones, or None.
-    :cvar send_buffer: bytes that may wait to be sent.
-    """
-
-    __slots__ = ("_backlog", "_deflated", "_socket", "transport")
-
-    send_buffer: int = 1048576
-    stats: Stats
-
-    transport: Any
-    _socket: socket.socket | None
-    _backlog: Backlog | None
-    _deflated: Callable[[bytes], bytes] | None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether frames are still taken."""
-        raise NotImplementedError
-
-    @property
-    def unsent(self) -> int:
-        """Bytes that the peer's side has not taken yet."""
-        return 0 if self._backlog is None else self._backlog.unsent
-
-    def send_frames(self, frames: bytes) -> None:
-        """Send complete frames, joined. Ignored when the connection is no longer open."""
-        if self.is_open:
-            self._write(frames if self._deflated is None else self._deflated(frames))
-
-    def stream(self, chunks: Iterator[bytes]) -> None:
-        """Send frames that are made as the peer reads them.
-
-        The next chunk is asked for when the last one has left. What is sent meanwhile waits behind, in order, and
-        counts against the send buffer; the chunks do not, nor are they ever compressed: each is for one only. An
-        exception out of `chunks` is the component's, and ends the stream.
-        """
-        if not self.is_open:
-            return
-        if self._backlog is None:
-            self._hold(chunks)
-        else:
-            self._backlog.add_stream(chunks)
-
-    def _attach(self, transport: Any) -> None:
-        self.transport = transport
-        self._backlog = None
-        # a transport of another kind (TLS, a proxy's wrapper, one in memory) has a buffer that we cannot see into:
-        # it tells by pausing us
-        self._socket = _plain_socket(transport)
-        if self._socket is None:
-            self._backlog = Backlog(self, transport, paused=False)
-            transport.registerProducer(self._backlog, True)
-            if hasattr(transport.getPeer(), "port") and hasattr(transport, "setTcpNoDelay"):
-                transport.setTcpNoDelay(True)
-        else:
-            # events are not kept back to be joined with later ones; a Unix socket knows nothing of that
-            with suppress(OSError):
-                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def _write(self, frames: bytes) -> None:
-        """Send complete frames, whether or not the connection counts as open."""
-        direct = self._socket
-        if direct is not None:
-            try:
-                sent = direct.send(frames)
-            except OSError as error:
-                self._send_failed(error, frames)
-                return
-            if sent != len(frames):
-                self._hold_back(frames, sent)
-        elif self._backlog is not None:
-            self._backlog.add(frames)
-        else:
-            return  # nothing follows a close frame
-        self.stats.sends += 1
-        self.stats.bytes_sent += len(frames)
-
-    def _use(self, direct: socket.socket | None) -> None:
-        """Write to this socket from now on; or, with None, to none."""
-        if direct is not self._socket:
-            self._socket = direct
-            sockets_have_changed()
-
-    def _hold_back(self, frames: bytes, sent: int) -> None:
-        """The socket took only `sent` bytes of `frames`."""
-        self._hold(memoryview(frames)[sent:] if sent else frames)
-
-    def _hold(self, first: bytes | memoryview | Iterator[bytes]) -> None:
-        self._use(None)
-        backlog = self._backlog = Backlog(self, self.transport, paused=True)
-        backlog.queue.append(first)
-        if isinstance(first, bytes | memoryview):
-            backlog.size += len(first)
-        self.transport.registerProducer(backlog, False)  # asks for the first piece at once
-
-    def _send_failed(self, error: OSError, frames: bytes) -> None:
-        if isinstance(error, BlockingIOError | InterruptedError) or error.errno in (ENOBUFS, ENOMEM):
-            self._hold(frames)
-        else:
-            # a reset or a broken pipe: this connection's end, and nobody else's business
-            self._use(None)
-            self._lost()
-
-    def _drained(self) -> None:
-        """Nothing is held back any more."""
-        self._backlog = None
-        if self.is_open:
-            self._use(_plain_socket(self.transport))
-
-    def _progress(self) -> None:
-        """The peer's side has taken some of what was held back."""
-
-    def _lost(self) -> None:
-        """The socket is broken."""
-        raise NotImplementedError
-
-    def _too_slow(self) -> None:
-        """More than `send_buffer` bytes wait."""
-        raise NotImplementedError
-
-    def _stream_failed(self, error: Exception) -> None:
-        """A stream's iterator raised."""
-        raise NotImplementedError
-
-    def _detach(self) -> None:
-        """The transport is gone."""
-        self._use(None)
-        self.transport = None
-        if self._backlog is not None:
-            self._backlog.drop()
-            self._backlog = None
-
-
-def _plain_socket(transport: Any) -> socket.socket | None:
-    """The socket behind a transport, if what is sent on it reaches the peer as it is."""
-    if isinstance(transport, tcp.Connection) and not transport.TLS and transport.connected:
-        return transport.socket
-    return None

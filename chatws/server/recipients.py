@@ -8,6 +8,7 @@ Who may be written to directly changes seldom (a reader falls behind, a connecti
 from __future__ import annotations
 
 import socket
+from array import array
 from collections.abc import Collection, Iterable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -39,11 +40,12 @@ class Recipients(Collection[T], Generic[T]):
     :ivar connections: each once.
     """
 
-    __slots__ = ("_seen", "_sockets", "connections")
+    __slots__ = ("_keys", "_seen", "_sockets", "connections")
 
     def __init__(self, connections: Iterable[T]) -> None:
         self.connections = tuple(connections)
-        self._sockets: tuple[socket.socket | None, ...] = ()
+        self._sockets: tuple[socket.socket | None, ...] | None = None
+        self._keys: array[int] | None = None
         self._seen = -1
 
     def __len__(self) -> int:
@@ -58,8 +60,21 @@ class Recipients(Collection[T], Generic[T]):
     def sockets(self) -> tuple[socket.socket | None, ...]:
         """What each of the connections (`Writer`) can be written to at once, in their order; None for those that have
         to be asked, because something of theirs waits or is compressed, or because they are closed."""
-        if self._seen != _changes.count:
-            self._seen = _changes.count
+        self._look()
+        if self._sockets is None:
             writers: Any = self.connections
             self._sockets = tuple([one._socket if one._deflated is None else None for one in writers])
         return self._sockets
+
+    def keys(self) -> array[int]:
+        """The same for a `Ring`: `NOTHING` for those that have to be asked."""
+        self._look()
+        if self._keys is None:
+            writers: Any = self.connections
+            self._keys = array("Q", [one._key for one in writers])
+        return self._keys
+
+    def _look(self) -> None:
+        if self._seen != _changes.count:
+            self._seen = _changes.count
+            self._sockets = self._keys = None

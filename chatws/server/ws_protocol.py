@@ -363,6 +363,7 @@ class WsProtocol(WebSocketServerProtocol):
             self.transport.connectionLost(connectionDone)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        self.connection._detach()  # before anything else: another connection may have the socket's number next
         if self.state == self.STATE_OPEN and not self.connection.ended:
             self.connection.ended = "the connection broke"
         self.state = self.STATE_CLOSED
@@ -373,7 +374,6 @@ class WsProtocol(WebSocketServerProtocol):
             self.gate.release(self.connection.remote_address)
             self.gate = None
         connection, server = self.connection, self.server
-        connection._detach()
         self.transport = None
         if connection in server.connections:  # it is not, when it was lost while we answered the handshake
             server.connections.remove(connection)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +17,7 @@ from websockets.exceptions import InvalidStatus
 
 from tests.e2e.conftest import Server
 from tests.e2e.wire import Browser
-from tests.requirements import needs
+from tests.requirements import needs, needs_io_uring
 
 Start = Callable[..., Server]
 
@@ -396,3 +399,25 @@ def test_several_addresses_for_browsers_are_one_server(chatws_server: Start, tmp
         bruno.send({"type": "presence"})
         assert bruno.expect("presence")["data"] == {"online": [1, 2]}
         assert server.process is not None
+
+
+# --- how events leave -----------------------------------------------------------------------------------------------
+
+
+@needs_io_uring
+@pytest.mark.parametrize(("arguments", "rings"), [((), True), (("--no-io-uring",), False)])
+def test_many_get_an_event_with_an_io_uring_and_without(
+    arguments: tuple[str, ...], rings: bool, chatws_server: Start
+) -> None:
+    server = chatws_server(*arguments)
+    files = []
+    for one in Path(f"/proc/{server.pid}/fd").iterdir():
+        with suppress(FileNotFoundError):  # it was that of the visit that found it ready
+            files.append(os.readlink(one))
+    assert ("anon_inode:[io_uring]" in files) == rings
+    agents = [server.agent(user, 1) for user in range(1, 31)]
+    with server.backend() as backend:
+        for text in ("one", "two"):
+            backend.push("new_message", {"conversation_id": 1, "message": {"content": text}})
+    for agent in agents:
+        assert [agent.expect("new_message")["data"]["message"]["content"] for _ in range(2)] == ["one", "two"]
