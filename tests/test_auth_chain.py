@@ -41,12 +41,17 @@ class ChainCase(SynchronousTestCase):
 
         globalLogPublisher.addObserver(observe)
         self.addCleanup(globalLogPublisher.removeObserver, observe)
+        self.chains: list[Chain] = []
 
     def tearDown(self) -> None:
+        for chain in self.chains:
+            chain.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
     def build(self, with_database: bool = False, **settings: Any) -> Chain:
-        return build_authenticator(Config(**settings), self.database if with_database else None, self.clock)
+        database = self.database if with_database else None
+        self.chains.append(build_authenticator(Config(**settings), database, self.clock))
+        return self.chains[-1]
 
     def now(self, chain: Chain, given: Credentials) -> Identity:
         found = chain.authenticate(given)
@@ -204,6 +209,7 @@ class Legacy(ChainCase):
         for _ in range(3):
             for user_id in (5, "x\n\x1b[31m{}"):
                 self.now(chain, credentials(user_id))
+                self.clock.advance(1.0)
             self.now(chain, credentials(None, forge(claims(sub="9"))))
         self.assertEqual(
             self.lines,
@@ -214,11 +220,31 @@ class Legacy(ChainCase):
         )
         self.assertEqual(chain.stats.counts["trust", "accepted"], 6)
 
+    def test_many_who_enter_together_are_named_together(self) -> None:
+        self.patch(AuthStats, "MAX_IN_A_LINE", 3)
+        chain = self.build()
+        for user_id in range(1, 6):
+            self.now(chain, credentials(user_id))
+        self.assertEqual(self.lines, ["user 1 enters without a proof, by --auth trust"])
+        self.clock.advance(1.0)
+        self.assertEqual(
+            self.lines[1:],
+            [
+                "users 2, 3, 4 enter without a proof, by --auth trust",
+                "user 5 enters without a proof, by --auth trust",
+            ],
+        )
+        self.now(chain, credentials("x\n"))
+        self.now(chain, credentials("y"))
+        chain.stop()
+        self.assertEqual(self.lines[3:], ["users 'x\\n', 'y' enter without a proof, by --auth trust"])
+
     def test_the_names_do_not_grow_without_end(self) -> None:
         self.patch(AuthStats, "MAX_NAMED", 10)
         chain = self.build()
         for user_id in range(50):
             self.now(chain, credentials(user_id))
+            self.clock.advance(1.0)
         self.assertEqual(len(self.lines), 11)
         self.assertIn("further ones are not named", self.lines[-1])
         self.assertEqual(chain.stats.counts["trust", "accepted"], 50)

@@ -73,7 +73,7 @@ def build_authenticator(config: AuthSettings, database: Database | None, reactor
 
         users = Lookup(ask, keep=config.auth_cache, timeout=config.auth_timeout, clock=reactor)
     methods = [_method(name, config, users, reactor) for name in default_methods(config)]
-    return Chain(methods, users)
+    return Chain(methods, users, reactor)
 
 
 def _method(name: str, config: AuthSettings, users: Lookup[Id, bool] | None, reactor: Any) -> Method:

@@ -12,6 +12,7 @@ also be an active user there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
 
@@ -29,12 +30,13 @@ class Chain:
     """See chatws.chat.contracts.Authenticator. Nothing that needs no waiting is made to wait.
 
     :param users: whether a user exists and is active; None asks nobody.
+    :param reactor: an IReactorTime.
     :ivar methods: in the order in which they are asked.
     """
 
-    def __init__(self, methods: Sequence[Method], users: Lookup[Id, bool] | None = None) -> None:
+    def __init__(self, methods: Sequence[Method], users: Lookup[Id, bool] | None, reactor: Any) -> None:
         self.methods = tuple(methods)
-        self.stats = AuthStats()
+        self.stats = AuthStats(reactor)
         self._users = users
 
     def authenticate(self, credentials: Credentials) -> Identity | Deferred[Identity]:
@@ -64,6 +66,7 @@ class Chain:
 
     def stop(self) -> Deferred[None]:
         """Close what is kept open between questions."""
+        self.stats.stop()
         stops = [method.stop() for method in self.methods if isinstance(method, Stoppable)]
         return DeferredList(stops).addCallback(lambda _: None)
 

@@ -78,15 +78,19 @@ def _runs_with_gaps(
         return
     frames = [make_frame(event) for event in batch]
     gaps: dict[object, list[T]] = {}
-    for event in batch:
+    missed: dict[object, list[int]] = {}
+    for index, event in enumerate(batch):
         user_id = event.audience.except_user_id
         if user_id is not None and user_id not in gaps:
             gaps[user_id] = [one for one in hub.listeners(user_channel(user_id)) if one in everybody]
+        missed.setdefault(user_id, []).append(index)
         event.delivered = len(everybody) - len(gaps.get(user_id, ()))
     whole = everybody.difference(*gaps.values())
     if whole:
         runs.append((list(whole), frames))
     for left_out, connections in gaps.items():
-        rest = [frame for event, frame in zip(batch, frames, strict=True) if event.audience.except_user_id != left_out]
+        rest = frames.copy()
+        for index in reversed(missed[left_out]):
+            del rest[index]
         if connections and rest:
             runs.append((connections, rest))

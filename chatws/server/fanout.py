@@ -29,8 +29,8 @@ __all__ = ["SEVERAL", "FanOut"]
 
 log = Logger()
 
-#: Connections, and the bytes that each of them gets.
-Blobs: TypeAlias = list[tuple[Collection[Any], bytes]]
+#: Connections, and the frames that each of them gets.
+Runs: TypeAlias = Sequence[tuple[Collection[Any], list[bytes]]]
 
 #: So many sends cost less when they are asked for together (benchmarks/several.py).
 SEVERAL = 16
@@ -52,7 +52,7 @@ class FanOut:
         except OSError as error:
             log.info("events are sent one by one, as there is no io_uring: {reason}", reason=error.strerror)
 
-    def send_all(self, runs: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
+    def send_all(self, runs: Runs) -> None:
         """Send each run's frames to each of its connections, in the order of the runs.
 
         :param runs: pairs of connections (`Recipients`, where they are many) and complete frames (`text_frame`).
@@ -64,34 +64,48 @@ class FanOut:
             # nobody is in two of them: the usual case where many conversations have few subscribers each
             if len(everybody) != total:
                 runs = _regroup(runs)
-        blobs = [(who, frames[0] if len(frames) == 1 else b"".join(frames)) for who, frames in runs if who and frames]
         ring = self.ring
-        if not blobs:
-            return
-        if ring is None or total < SEVERAL or sum([len(blob) for _, blob in blobs]) > ring.ROOM:
-            _send_one_by_one(blobs)
-            return
-        _send_together(blobs, ring)
-        if ring.failed is not None:
+        if ring is None or total < SEVERAL or not _send_together(runs, ring):
+            _send_one_by_one(runs)
+        elif ring.failed is not None:
             log.warn("events are sent one by one from now on: {error}", error=ring.failed)
             self.ring = None
 
 
-def _send_together(blobs: Blobs, ring: Ring) -> None:
+def _join(frames: list[bytes]) -> bytes:
+    return frames[0] if len(frames) == 1 else b"".join(frames)
+
+
+def _send_together(runs: Runs, ring: Ring) -> bool:
+    """:returns: False where there is too much of it. Then nothing has been sent."""
+    whose: list[Collection[Any]] = []
     submissions: list[tuple[Sequence[int], bytes]] = []
-    sends = sent_bytes = 0
-    for recipients, blob in blobs:
+    sends = sent_bytes = size = 0
+    for recipients, frames in runs:
+        if not recipients or not frames:
+            continue
+        blob = _join(frames)
+        size += len(blob)
+        if size > ring.ROOM:
+            return False
         keys = recipients.keys() if type(recipients) is Recipients else [one._key for one in recipients]
+        whose.append(recipients)
         submissions.append((keys, blob))
         sends += len(keys)
         sent_bytes += len(keys) * len(blob)
+    if not sends:
+        return True
     left = ring.send(submissions)
-    stats = next(iter(blobs[0][0])).stats  # all of them belong to one server
+    stats = next(iter(whose[0])).stats  # all of them belong to one server
     stats.sends += sends
     stats.bytes_sent += sent_bytes
     if not left:
-        return
-    everybody = [(connection, blob) for recipients, blob in blobs for connection in recipients]
+        return True
+    everybody = [
+        (connection, blob)
+        for recipients, (_, blob) in zip(whose, submissions, strict=True)
+        for connection in recipients
+    ]
     for position, sent in left.items():
         connection, blob = everybody[position]
         if connection._key == NOTHING:
@@ -102,12 +116,17 @@ def _send_together(blobs: Blobs, ring: Ring) -> None:
             connection._send_failed(OSError(-sent, os.strerror(-sent)), blob)
         else:
             connection._hold_back(blob, sent)
+    return True
 
 
-def _send_one_by_one(blobs: Blobs) -> None:
+def _send_one_by_one(runs: Runs) -> None:
     sends = sent_bytes = 0
     connection = None
-    for recipients, blob in blobs:
+    for recipients, frames in runs:
+        if not recipients or not frames:
+            continue
+        # not before the turn of this run: much of it, as when a whole shop arrives, need not be in memory at once
+        blob = _join(frames)
         size = len(blob)
         if type(recipients) is Recipients:
             _send_to_many(recipients, blob)
