@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import random
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 from twisted.internet.testing import StringTransport
@@ -73,11 +74,12 @@ class CountingRing(Ring):
         self.sends.clear()
         self.asked = 0
 
-    def send(self, batch: Any) -> dict[int, int]:
-        for keys, data in batch:
-            for key in keys:
-                self.sends.setdefault(key, []).append(data)
-        return super().send(batch)
+    def send(self, keys: Any, blobs: Any, counts: Any) -> dict[int, int]:
+        left = iter(keys)
+        for blob, count in zip(blobs, counts, strict=True):
+            for key in islice(left, count):
+                self.sends.setdefault(key, []).append(blob)
+        return super().send(keys, blobs, counts)
 
     def _enter(self, count: int) -> int:
         self.asked += 1

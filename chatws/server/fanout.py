@@ -15,8 +15,9 @@ No component is called from here: a set of recipients does not change while it i
 from __future__ import annotations
 
 import os
+from array import array
 from collections.abc import Collection, Sequence
-from operator import length_hint
+from operator import length_hint, mul
 from typing import Any, TypeAlias
 
 from twisted.logger import Logger
@@ -79,8 +80,8 @@ def _join(frames: list[bytes]) -> bytes:
 def _send_together(runs: Runs, ring: Ring) -> bool:
     """:returns: False where there is too much of it. Then nothing has been sent."""
     whose: list[Collection[Any]] = []
-    submissions: list[tuple[Sequence[int], bytes]] = []
-    sends = sent_bytes = size = 0
+    blobs: list[bytes] = []
+    size = 0
     for recipients, frames in runs:
         if not recipients or not frames:
             continue
@@ -88,24 +89,22 @@ def _send_together(runs: Runs, ring: Ring) -> bool:
         size += len(blob)
         if size > ring.ROOM:
             return False
-        keys = recipients.keys() if type(recipients) is Recipients else [one._key for one in recipients]
         whose.append(recipients)
-        submissions.append((keys, blob))
-        sends += len(keys)
-        sent_bytes += len(keys) * len(blob)
-    if not sends:
+        blobs.append(blob)
+    if not whose:
         return True
-    left = ring.send(submissions)
+    if len(whose) == 1 and type(whose[0]) is Recipients:
+        keys = whose[0].keys()
+    else:
+        keys = array("Q", [one._key for recipients in whose for one in recipients])
+    counts = [*map(len, whose)]
+    left = ring.send(keys, blobs, counts)
     stats = next(iter(whose[0])).stats  # all of them belong to one server
-    stats.sends += sends
-    stats.bytes_sent += sent_bytes
+    stats.sends += len(keys)
+    stats.bytes_sent += sum(map(mul, counts, map(len, blobs)))
     if not left:
         return True
-    everybody = [
-        (connection, blob)
-        for recipients, (_, blob) in zip(whose, submissions, strict=True)
-        for connection in recipients
-    ]
+    everybody = [(one, blob) for recipients, blob in zip(whose, blobs, strict=True) for one in recipients]
     for position, sent in left.items():
         connection, blob = everybody[position]
         if connection._key == NOTHING:

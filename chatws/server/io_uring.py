@@ -21,6 +21,7 @@ import sys
 from array import array
 from collections.abc import Sequence
 from errno import EAGAIN, EBUSY, ECANCELED, ENOMEM, ENOSYS
+from itertools import accumulate, chain, repeat
 
 __all__ = ["NOTHING", "Ring", "send_key"]
 
@@ -100,7 +101,7 @@ class Ring:
         ours, theirs = socket.socketpair()
         with ours, theirs:
             theirs.setblocking(False)
-            left = self.send([([send_key(ours)], b"?")])
+            left = self.send(array("Q", [send_key(ours)]), [b"?"], [1])
             if self.failed is not None:
                 raise self.failed
             if left:
@@ -112,30 +113,25 @@ class Ring:
         if self._descriptor >= 0:
             os.close(self._descriptor)
 
-    def send(self, batch: Sequence[tuple[Sequence[int], bytes]]) -> dict[int, int]:
+    def send(self, keys: array[int], blobs: Sequence[bytes], counts: Sequence[int]) -> dict[int, int]:
         """Send to many sockets, in this order. All is done when this returns.
 
-        :param batch: sockets' keys (`send_key`), and the bytes that each of them gets.
-        :return: those whose socket has not taken all, by their place among all keys of the batch: how many bytes it
-            took, or a negative error number.
+        :param keys: of sockets (`send_key`), an array of type Q.
+        :param blobs: what they get, and :param counts: how many of the keys each of these is for, one after the other.
+        :return: those whose socket has not taken all, by their place in `keys`: how many bytes it took, or a negative
+            error number.
         :raises ValueError: more than `ROOM` bytes of data.
         """
-        if len(batch) == 1:
-            ((keys, data),) = batch
-            self._area[: len(data)] = data
-            count = len(keys)
-            return self._submit(array("Q", keys), array("Q", [self._area_at]) * count, array("i", [len(data)]) * count)
-        every: list[int] = []
-        addresses: list[int] = []
-        sizes: list[int] = []
-        end = 0
-        for keys, data in batch:
-            start, end = end, end + len(data)
-            self._area[start:end] = data
-            every += keys
-            addresses += [self._area_at + start] * len(keys)
-            sizes += [len(data)] * len(keys)
-        return self._submit(array("Q", every), array("Q", addresses), array("i", sizes))
+        data = blobs[0] if len(blobs) == 1 else b"".join(blobs)
+        self._area[: len(data)] = data
+        if len(blobs) == 1:
+            addresses, sizes = array("Q", [self._area_at]) * len(keys), array("i", [len(data)]) * len(keys)
+        else:
+            lengths = [*map(len, blobs)]
+            starts = accumulate(lengths, initial=self._area_at)
+            addresses = array("Q", [*chain.from_iterable(map(repeat, starts, counts))])
+            sizes = array("i", [*chain.from_iterable(map(repeat, lengths, counts))])
+        return self._submit(keys, addresses, sizes)
 
     def _submit(self, keys: array[int], addresses: array[int], sizes: array[int]) -> dict[int, int]:
         left: dict[int, int] = {}
