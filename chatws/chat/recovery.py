@@ -53,21 +53,22 @@ class Recovery:
             were asked for), and whether the log cannot prove that these are all.
         """
         connection = client.connection
-        missed: list[Event] | None = []
-        if last_event_id is not None:
+        position = f"{epoch}:{self._history.last}"
+        if last_event_id is None:
+            connection.send_frames(text_frame(reply(position, None, False)))
+        else:
             missed = self._missed(client, epoch, channels, Position.parse(last_event_id))
             if missed is None:
                 self._stats.recoveries_failed += 1
             else:
                 self._stats.recoveries += 1
-        events = missed or []
-        replayed = None if last_event_id is None else len(events)
-        first = text_frame(reply(f"{epoch}:{self._history.last}", replayed, missed is None))
-        if len(events) <= REPLAY_CHUNK:
-            connection.send_frames(first + b"".join(map(self._make_frame, events)))
-        else:
-            connection.send_frames(first)
-            connection.stream(self._replay(client, channels[-1], events))
+            events = missed or []
+            first = text_frame(reply(position, len(events), missed is None))
+            if len(events) <= REPLAY_CHUNK:
+                connection.send_frames(first + b"".join(map(self._make_frame, events)))
+            else:
+                connection.send_frames(first)
+                connection.stream(self._replay(client, channels[-1], events))
         for channel in channels:
             self._hub.add(channel, connection)
 

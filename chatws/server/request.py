@@ -36,6 +36,8 @@ class Headers(Mapping[str, str]):
 
     What is kept of them for the life of a connection is the bytes; they are parsed when somebody asks, and again
     after `forget`. As a dictionary they would be the largest part of an idle connection.
+
+    :param raw: field lines, each known to have a colon, without the end of the last line.
     """
 
     __slots__ = ("_found", "_raw")
@@ -48,10 +50,10 @@ class Headers(Mapping[str, str]):
         found = self._found
         if found is None:
             found = self._found = {}
+            if not self._raw:
+                return found
             for line in self._raw.decode("latin-1").split("\r\n"):
-                name, colon, value = line.partition(":")
-                if not colon:
-                    continue
+                name, _, value = line.partition(":")
                 name = name.lower()
                 value = value.strip(" \t")
                 if name in found:
@@ -64,7 +66,8 @@ class Headers(Mapping[str, str]):
         self._found = None
 
     def __getitem__(self, name: str) -> str:
-        return self._fields()[name]
+        found = self._found
+        return (self._fields() if found is None else found)[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields())
@@ -72,11 +75,15 @@ class Headers(Mapping[str, str]):
     def __len__(self) -> int:
         return len(self._fields())
 
+    # the base class's ways to these two go through a KeyError for each absent header
+
     def get(self, name: str, default: Any = None) -> Any:
-        return self._fields().get(name, default)  # the base class catches a KeyError for each absent header
+        found = self._found
+        return (self._fields() if found is None else found).get(name, default)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._fields()
+        found = self._found
+        return name in (self._fields() if found is None else found)
 
     def __repr__(self) -> str:
         return f"<Headers {', '.join(self)}>"  # values may be secrets

@@ -15,6 +15,7 @@ is gone round, each for a reason found by measuring:
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
@@ -124,7 +125,11 @@ class WsProtocol(WebSocketServerProtocol):
         # not Autobahn's: see above
         self.transport = transport
         self.gate = gate
-        self.utf8validator = Utf8Validator()  # type: ignore[no-untyped-call]
+
+    @cached_property
+    def utf8validator(self) -> Utf8Validator:  # type: ignore[override]  # an attribute of each instance there
+        """Not before it is needed: what most connections say is understood without it."""
+        return Utf8Validator()  # type: ignore[no-untyped-call]
 
     # opening
 
