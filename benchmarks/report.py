@@ -44,6 +44,7 @@ VERSIONS = {
     "ws": "ws",
     "socket.io": "Socket.IO",
     "node": "Node",
+    "ratchet": "Ratchet",
     "php": "PHP",
     "kernel": "Linux",
     "machine": "on",
@@ -137,15 +138,32 @@ def verdict(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> 
             f"{titles[name]}, {number(cost)} µs. Within the same round chatws took {ratio:.2f} times as much "
             f"(the median of {rounds} rounds; quartiles {low:.2f} and {high:.2f})."
         )
+    for name in ("ratchet", "ratchet-storage"):
+        if name in found:
+            old = [f"{found[name][column] / ours[column]:.1f}" for column in MESSAGES if column in found[name]]
+            sentences.append(f"- {titles[name]} costs {', '.join(old)} times as much as chatws in these columns.")
     if "ratchet" in found:
-        old = [f"{found['ratchet'][column] / ours[column]:.1f}" for column in MESSAGES if column in found["ratchet"]]
-        sentences.append(f"- Ratchet costs {', '.join(old)} times as much as chatws in these columns.")
+        sentences[-1] += of_ratchet(results)
     if "connect" in ours:
         sentences.append(
             f"- To connect, authenticate and subscribe: {number(ours['connect'])} µs of processor time, what is "
             f"announced about who is online included; then {number(ours['idle'])} KiB of memory."
         )
     return "\n".join(sentences)
+
+
+def of_ratchet(results: dict[str, Any]) -> str:
+    """What Ratchet ran on, where that is known."""
+    versions = results["versions"]
+    if "ratchet_loop" not in versions:
+        return ""
+    extension = versions["ratchet_extension"]
+    text = f" It runs on React's `{versions['ratchet_loop']}`"
+    if extension:
+        text += f", by the PHP extension `{extension}`"
+        if extension not in ("ev", "uv", "event"):
+            text += ": not PECL's, but a binding of the same library with what that loop calls and no more"
+    return text + "."
 
 
 def scaling(found: Figures) -> str:

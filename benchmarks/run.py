@@ -16,7 +16,8 @@ thread of its own when there is much of it (ksoftirqd): that thread's time on th
 benchmarks/results.json, and from there into docs/performance.md and docs/images/performance.svg (benchmarks/report.py).
 
 Peers are installed into benchmarks/.peers by pip and npm. Ratchet takes part where `php` is there and RATCHET_VENDOR
-names a vendor directory with cboden/ratchet.
+names a vendor directory with cboden/ratchet. PHP needs an extension then that gives React a loop for more than 1,024
+files: ev, uv or event.
 """
 
 from __future__ import annotations
@@ -148,7 +149,11 @@ SERVERS = {
         subscribe='42["subscribe",{"conversation_id":%g}]',
     ),
     "autobahn": Server("Autobahn, sendPreparedMessage", (PEER_PYTHON, "autobahn_server.py", "{port}", "{push}")),
+    # subscriptions in a property of each connection, as in the field; and where PHP finds them sooner
     "ratchet": Server("Ratchet", ("php", "ratchet_server.php", "{port}", "{push}")),
+    "ratchet-storage": Server(
+        "Ratchet (SplObjectStorage)", ("php", "ratchet_server.php", "{port}", "{push}", "storage")
+    ),
 }
 
 
@@ -187,7 +192,24 @@ def versions() -> dict[str, str]:
     for program, arguments in (("node", ["--version"]), ("php", ["-r", "echo PHP_VERSION;"])):
         if shutil.which(program):
             found[program] = subprocess.check_output([program, *arguments], text=True).strip()
+    if _has_ratchet():
+        found |= json.loads(subprocess.check_output(["php", "-r", _RATCHET_VERSIONS]))
     return found
+
+
+_RATCHET_VERSIONS = """
+require getenv('RATCHET_VENDOR') . '/autoload.php';
+interface_exists('Ratchet\\ConnectionInterface');
+echo json_encode([
+    'ratchet' => preg_replace('~^Ratchet/~', '', Ratchet\\VERSION),
+    'ratchet_loop' => (new ReflectionClass(React\\EventLoop\\Loop::get()))->getShortName(),
+    'ratchet_extension' => implode(', ', preg_grep('/^(ev|uv|event)/', get_loaded_extensions())),
+]);
+"""
+
+
+def _has_ratchet() -> bool:
+    return "RATCHET_VENDOR" in os.environ and shutil.which("php") is not None
 
 
 class Running:
@@ -443,7 +465,7 @@ def main() -> None:
     names = (
         arguments.only
         or (arguments.nearest and list(NEAREST))
-        or [name for name in SERVERS if name != "ratchet" or (shutil.which("php") and "RATCHET_VENDOR" in os.environ)]
+        or [name for name in SERVERS if not name.startswith("ratchet") or _has_ratchet()]
     )
     install(names)
     began = time.monotonic()

@@ -1,33 +1,28 @@
 <?php
-// Ratchet as the inbox applications in the field use it: each connection's subscriptions are looked through for each
-// message, in one loop over all connections. Run where RATCHET_VENDOR names a vendor directory with cboden/ratchet.
+// Ratchet as the inbox applications in the field use it: for each message one loop over all connections, which looks
+// through the subscriptions of each. These stand in a property of the connection (docs/migrating-from-ratchet.md) or,
+// with a third argument, "storage", beside it in the SplObjectStorage, which spares Ratchet's decorators their __get.
+// Run where RATCHET_VENDOR names a vendor directory with cboden/ratchet.
 
 require getenv('RATCHET_VENDOR') . '/autoload.php';
 
 use Ratchet\ConnectionInterface;
 use Ratchet\MessageComponentInterface;
 
-final class Rooms implements MessageComponentInterface
+abstract class Rooms implements MessageComponentInterface
 {
-    private SplObjectStorage $clients;
+    protected SplObjectStorage $clients;
 
     public function __construct()
     {
         $this->clients = new SplObjectStorage();
     }
 
-    public function onOpen(ConnectionInterface $conn)
-    {
-        $this->clients->attach($conn, []);
-    }
-
     public function onMessage(ConnectionInterface $from, $text)
     {
         $message = json_decode($text, true);
         if (($message['type'] ?? '') === 'subscribe') {
-            $mine = $this->clients[$from];
-            $mine[$message['conversation_id']] = true;
-            $this->clients[$from] = $mine;
+            $this->subscribe($from, $message['conversation_id']);
         }
     }
 
@@ -39,6 +34,49 @@ final class Rooms implements MessageComponentInterface
     public function onError(ConnectionInterface $conn, Exception $error)
     {
         $conn->close();
+    }
+
+    abstract protected function subscribe(ConnectionInterface $conn, int $room): void;
+
+    abstract public function publish(string $line): void;
+}
+
+final class RoomsInProperties extends Rooms
+{
+    public function onOpen(ConnectionInterface $conn)
+    {
+        $conn->rooms = [];
+        $this->clients->attach($conn);
+    }
+
+    protected function subscribe(ConnectionInterface $conn, int $room): void
+    {
+        $conn->rooms = [...$conn->rooms, $room];
+    }
+
+    public function publish(string $line): void
+    {
+        $room = json_decode($line, true)['data']['conversation_id'];
+        foreach ($this->clients as $client) {
+            if (in_array($room, $client->rooms)) {
+                $client->send($line);
+            }
+        }
+    }
+}
+
+final class RoomsInStorage extends Rooms
+{
+    public function onOpen(ConnectionInterface $conn)
+    {
+        $this->clients->attach($conn, []);
+    }
+
+    protected function subscribe(ConnectionInterface $conn, int $room): void
+    {
+        $mine = $this->clients[$conn];
+        $mine[$room] = true;
+        $this->clients[$conn] = $mine;
     }
 
     public function publish(string $line): void
@@ -53,7 +91,7 @@ final class Rooms implements MessageComponentInterface
 }
 
 $loop = React\EventLoop\Loop::get();
-$rooms = new Rooms();
+$rooms = ($argv[3] ?? '') === 'storage' ? new RoomsInStorage() : new RoomsInProperties();
 $socket = new React\Socket\SocketServer('127.0.0.1:' . $argv[1], ['tcp' => ['backlog' => 4096]], $loop);
 new Ratchet\Server\IoServer(new Ratchet\Http\HttpServer(new Ratchet\WebSocket\WsServer($rooms)), $socket, $loop);
 $push = new React\Socket\SocketServer('127.0.0.1:' . $argv[2], [], $loop);
