@@ -9,6 +9,8 @@ a batch of n of them costs its recipients once and not n times.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from itertools import groupby
+from operator import attrgetter
 from typing import TypeVar
 
 from chatws.brokers.contract import Audience, Event
@@ -19,6 +21,8 @@ __all__ = ["make_runs"]
 
 T = TypeVar("T")
 
+_channels_of = attrgetter("audience.channels")
+
 
 def make_runs(
     events: Sequence[Event], hub: Hub[T], make_frame: Callable[[Event], bytes]
@@ -28,26 +32,16 @@ def make_runs(
     :param make_frame: called once for each event that anybody gets.
     """
     runs: list[tuple[Collection[T], list[bytes]]] = []
-    position, end = 0, len(events)
-    while position < end:
-        event = events[position]
-        position += 1
-        channels, except_user_id = event.audience.channels, event.audience.except_user_id
-        if position == end or events[position].audience.channels != channels:
-            # the usual case, without the lists that a longer batch needs
+    for channels, alike in groupby(events, _channels_of):
+        batch = [*alike]
+        event = batch[0]
+        if len(batch) == 1:
+            # the usual case, without what a longer batch needs
             recipients = hub.recipients(event.audience)
             event.delivered = len(recipients)
             if recipients:
                 runs.append((recipients, [make_frame(event)]))
-            continue
-        batch = [event]
-        alike = True
-        while position < end and events[position].audience.channels == channels:
-            event = events[position]
-            alike = alike and event.audience.except_user_id == except_user_id
-            batch.append(event)
-            position += 1
-        if alike:
+        elif len({event.audience.except_user_id for event in batch}) == 1:
             _run(batch, hub.recipients(event.audience), make_frame, runs)
         else:
             _runs_with_gaps(batch, channels, hub, make_frame, runs)

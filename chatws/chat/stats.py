@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import groupby
+from operator import attrgetter
 
 from chatws.brokers.contract import Event
 from chatws.errors import CloseCode, ErrorCode
@@ -13,6 +15,8 @@ __all__ = ["MAX_NAMES", "OTHER", "Stats"]
 MAX_NAMES = 100
 #: What the rest is counted as; not a name that an event can have.
 OTHER = "(other)"
+
+_name_of = attrgetter("name")
 
 
 class Stats:
@@ -51,17 +55,12 @@ class Stats:
     def count(self, events: Sequence[Event]) -> None:
         """Count events that have been handed out."""
         self.events += len(events)
-        names = self.names
-        tally, last = [0, 0], None
-        for event in events:
-            name = event.name
-            if name != last:
-                last = name
-                found = names.get(name)
-                if found is None:
-                    found = names.setdefault(name if len(names) < MAX_NAMES else OTHER, [0, 0])
-                tally = found
-            delivered = event.delivered
-            tally[0] += 1
-            tally[1] += delivered
-            self.deliveries += delivered
+        for name, alike in groupby(events, _name_of):
+            delivered = [event.delivered for event in alike]
+            tally = self.names.get(name)
+            if tally is None:
+                tally = self.names.setdefault(name if len(self.names) < MAX_NAMES else OTHER, [0, 0])
+            handed = sum(delivered)
+            tally[0] += len(delivered)
+            tally[1] += handed
+            self.deliveries += handed
