@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 
 from twisted.internet.defer import Deferred, fail, succeed
 
@@ -17,6 +18,8 @@ from chatws.errors import Unavailable
 from chatws.ids import Id
 
 __all__ = ["MemoryBroker"]
+
+_offset_of = attrgetter("offset")
 
 
 class MemoryBroker:
@@ -55,7 +58,7 @@ class MemoryBroker:
         window = self._window
         batch = accept(drafts, window.last, self._keys, now)
         if batch.last != window.last:
-            window.extend([event for event in batch.fresh if event.offset], now)
+            window.extend([*filter(_offset_of, batch.fresh)], now)
         if batch.keys is not None:
             for key, event in batch.keys.items():
                 self._keys.remember(key, event.offset, now)

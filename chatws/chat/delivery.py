@@ -38,8 +38,8 @@ def make_runs(
         if len(batch) == 1:
             # the usual case, without what a longer batch needs
             recipients = hub.recipients(event.audience)
-            event.delivered = len(recipients)
-            if recipients:
+            event.delivered = count = len(recipients)
+            if count:
                 runs.append((recipients, [make_frame(event)]))
         elif len({event.audience.except_user_id for event in batch}) == 1:
             _run(batch, hub.recipients(event.audience), make_frame, runs)

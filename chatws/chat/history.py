@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from operator import attrgetter
 
 from chatws.brokers.contract import Bounds, Broker, Event
 from chatws.brokers.window import Window
@@ -17,6 +19,8 @@ __all__ = ["History"]
 
 #: Events that `load` reads from the broker at once.
 LOAD_CHUNK = 1000
+
+_offset_of = attrgetter("offset")
 
 
 class History:
@@ -48,7 +52,7 @@ class History:
         self._now = now
         self._window = Window(bounds or Bounds())
         # Offsets in each channel, ascending. The first of them may be of events that have been dropped: see _forget.
-        self._channels: dict[str, list[int]] = {}
+        self._channels: dict[str, list[int]] = defaultdict(list)
         # Up to which offset that is so. What is newer is taken in when somebody asks, or when it has become much: it is
         # quicker in one go, as each event's channel lies somewhere else in memory.
         self._indexed = 0
@@ -83,7 +87,7 @@ class History:
         After a gap (which a broker should never leave) nothing older is kept: completeness could not be proved across
         it. What is not newer than `last` is ignored.
         """
-        stored = [event for event in events if event.offset]
+        stored = [*filter(_offset_of, events)]
         if self._held is not None:
             self._held += stored
         elif stored:
@@ -113,13 +117,9 @@ class History:
         """Take the newest events into the index."""
         index, window = self._channels, self._window
         for event in window.read(self._indexed, window.last - self._indexed):
-            offset = event.offset
-            for channel in event.audience.channels:
-                lane = index.get(channel)
-                if lane is None:
-                    index[channel] = [offset]
-                elif lane[-1] != offset:  # a channel may be named twice
-                    lane.append(offset)
+            channels = event.audience.channels
+            for channel in channels if len(channels) == 1 else dict.fromkeys(channels):
+                index[channel].append(event.offset)
         self._indexed = window.last
 
     def _forget(self, dropped: Event) -> None:

@@ -7,6 +7,7 @@ browser that should have had them starts over before it gets anything that came 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from twisted.logger import Logger
@@ -25,6 +26,9 @@ from chatws.server.component import Connection
 __all__ = ["Outlet", "SendAll"]
 
 log = Logger()
+
+_ORDERS = (NODES,)
+_channels_of = attrgetter("audience.channels")
 
 #: Sends each run's frames to each of its connections, in the order of the runs.
 SendAll: TypeAlias = Callable[[Sequence[tuple[Collection[Any], list[bytes]]]], None]
@@ -65,10 +69,8 @@ class Outlet:
 
     def deliver(self, events: Sequence[Event]) -> None:
         """See `Listener.deliver`."""
-        for event in events:
-            if event.audience.channels[0] == NODES:
-                self._hand_out_with_orders(events)
-                break
+        if _ORDERS in map(_channels_of, events):
+            self._hand_out_with_orders(events)
         else:
             self._history.extend(events)
             self._hand_out(events)

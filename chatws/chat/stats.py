@@ -16,7 +16,7 @@ MAX_NAMES = 100
 #: What the rest is counted as; not a name that an event can have.
 OTHER = "(other)"
 
-_name_of = attrgetter("name")
+_name_of, _delivered_of = attrgetter("name"), attrgetter("delivered")
 
 
 class Stats:
@@ -56,7 +56,7 @@ class Stats:
         """Count events that have been handed out."""
         self.events += len(events)
         for name, alike in groupby(events, _name_of):
-            delivered = [event.delivered for event in alike]
+            delivered = [*map(_delivered_of, alike)]
             tally = self.names.get(name)
             if tally is None:
                 tally = self.names.setdefault(name if len(self.names) < MAX_NAMES else OTHER, [0, 0])

@@ -116,6 +116,8 @@ class PushConnection(protocol.Protocol):
             if self._rest:
                 data = bytes(self._rest) + data
                 self._rest.clear()
+            if b"\r\n" in data:
+                data = data.replace(b"\r\n", b"\n")
             lines = data.split(b"\n")
             data = lines.pop()
             stats.lines += len(lines)
@@ -229,8 +231,6 @@ class PushConnection(protocol.Protocol):
         drafts: list[Draft] = []
         max_line = self._max_line
         for position, line in enumerate(lines):
-            if line.endswith(b"\r"):
-                line = line[:-1]
             if not line:
                 continue
             request: Publish | Operation | LineError

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import Protocol, TypeVar
 
 import msgspec
@@ -22,6 +23,8 @@ from chatws.push.lines import Disconnect, Operation, Presence, Publish, RequestI
 __all__ = ["Executor", "PushStats", "PushTarget"]
 
 T = TypeVar("T")
+
+_is_duplicate, _wants_ack = attrgetter("duplicate"), attrgetter("ack")
 
 
 class PushTarget(Protocol):
@@ -118,20 +121,20 @@ class Executor:
 
     def receipts(self, requests: Sequence[Publish | Refused], events: Sequence[Event]) -> list[Answer]:
         """The answers to a batch that was published, with one event for each publish among `requests`."""
+        self._stats.published += len(events) - sum(map(_is_duplicate, events))
+        if len(requests) == len(events) and not any(map(_wants_ack, requests)):
+            return []
         answers: list[Answer] = []
-        position = duplicates = 0
+        position = 0
         for request in requests:
             if type(request) is Publish:
                 event = events[position]
                 position += 1
-                if event.duplicate:
-                    duplicates += 1
                 if request.ack:
                     event_id = self._target.event_id(event)
                     answers.append(Published(True, request.request_id, event_id, event.delivered, event.duplicate))
             else:
                 answers.append(request)  # type: ignore[arg-type]
-        self._stats.published += position - duplicates
         return answers
 
     def _not_published(self, requests: Sequence[Publish | Refused], error: ClientError) -> list[Answer]:

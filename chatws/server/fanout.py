@@ -17,7 +17,8 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Collection, Sequence
-from operator import length_hint, mul
+from itertools import chain
+from operator import itemgetter, length_hint, mul
 from typing import Any, TypeAlias
 
 from twisted.logger import Logger
@@ -35,6 +36,8 @@ Runs: TypeAlias = Sequence[tuple[Collection[Any], list[bytes]]]
 
 #: So many sends cost less when they are asked for together (benchmarks/several.py).
 SEVERAL = 16
+
+_recipients_of, _frames_of = itemgetter(0), itemgetter(1)
 
 
 class FanOut:
@@ -59,12 +62,12 @@ class FanOut:
         :param runs: pairs of connections (`Recipients`, where they are many) and complete frames (`text_frame`).
             Connections that are no longer open are passed over.
         """
-        total = sum([len(recipients) for recipients, _ in runs])
-        if len(runs) > 1:
-            everybody: set[Writer] = set().union(*[recipients for recipients, _ in runs])
-            # nobody is in two of them: the usual case where many conversations have few subscribers each
-            if len(everybody) != total:
-                runs = _regroup(runs)
+        if not all(map(_frames_of, runs)):
+            runs = [run for run in runs if run[1]]
+        total = sum(map(len, map(_recipients_of, runs)))
+        # nobody is in two of them: the usual case where many conversations have few subscribers each
+        if len(runs) > 1 and len(set().union(*map(_recipients_of, runs))) != total:
+            runs = _regroup(runs)
         ring = self.ring
         if ring is None or total < SEVERAL or not _send_together(runs, ring):
             _send_one_by_one(runs)
@@ -73,33 +76,19 @@ class FanOut:
             self.ring = None
 
 
-def _join(frames: list[bytes]) -> bytes:
-    return frames[0] if len(frames) == 1 else b"".join(frames)
-
-
 def _send_together(runs: Runs, ring: Ring) -> bool:
     """:returns: False where there is too much of it. Then nothing has been sent."""
-    whose: list[Collection[Any]] = []
-    blobs: list[bytes] = []
-    size = 0
-    for recipients, frames in runs:
-        if not recipients or not frames:
-            continue
-        blob = _join(frames)
-        size += len(blob)
-        if size > ring.ROOM:
-            return False
-        whose.append(recipients)
-        blobs.append(blob)
-    if not whose:
-        return True
+    if sum(map(len, chain.from_iterable(map(_frames_of, runs)))) > ring.ROOM:
+        return False
+    whose = [*map(_recipients_of, runs)]
+    blobs = [*map(b"".join, map(_frames_of, runs))]
     if len(whose) == 1 and type(whose[0]) is Recipients:
         keys = whose[0].keys()
     else:
-        keys = array("Q", [one._key for recipients in whose for one in recipients])
+        keys = array("Q", [one._key for one in chain.from_iterable(whose)])
     counts = [*map(len, whose)]
     left = ring.send(keys, blobs, counts)
-    stats = next(iter(whose[0])).stats  # all of them belong to one server
+    stats = next(chain.from_iterable(whose)).stats  # all of them belong to one server
     stats.sends += len(keys)
     stats.bytes_sent += sum(map(mul, counts, map(len, blobs)))
     if not left:
@@ -122,10 +111,8 @@ def _send_one_by_one(runs: Runs) -> None:
     sends = sent_bytes = 0
     connection = None
     for recipients, frames in runs:
-        if not recipients or not frames:
-            continue
         # not before the turn of this run: much of it, as when a whole shop arrives, need not be in memory at once
-        blob = _join(frames)
+        blob = b"".join(frames)
         size = len(blob)
         if type(recipients) is Recipients:
             _send_to_many(recipients, blob)
@@ -156,24 +143,23 @@ def _send_one_by_one(runs: Runs) -> None:
 
 
 def _send_to_many(recipients: Recipients[Any], blob: bytes) -> None:
-    connections = recipients.connections
     size = len(blob)
     left = iter(recipients.sockets())
     directly = 0
     for direct in left:
         if direct is None:
-            connections[-1 - length_hint(left)].send_frames(blob)  # counts itself
+            recipients[-1 - length_hint(left)].send_frames(blob)  # counts itself
             continue
         directly += 1
         try:
             sent = direct.send(blob)
         except OSError as error:
-            connections[-1 - length_hint(left)]._send_failed(error, blob)
+            recipients[-1 - length_hint(left)]._send_failed(error, blob)
             continue
         if sent != size:
-            connections[-1 - length_hint(left)]._hold_back(blob, sent)
+            recipients[-1 - length_hint(left)]._hold_back(blob, sent)
     if directly:
-        stats = connections[0].stats
+        stats = recipients[0].stats
         stats.sends += directly
         stats.bytes_sent += directly * size
 
@@ -182,7 +168,7 @@ def _regroup(runs: Sequence[tuple[Collection[Writer], list[bytes]]]) -> list[tup
     """The same runs with each connection in one of them: with all that is its, in order."""
     pending: dict[Writer, list[bytes]] = {}
     for recipients, frames in runs:
-        blob = frames[0] if len(frames) == 1 else b"".join(frames)
+        blob = b"".join(frames)
         for connection in recipients:
             if connection in pending:
                 pending[connection].append(blob)

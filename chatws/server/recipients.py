@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import socket
 from array import array
-from collections.abc import Collection, Iterable, Iterator
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 __all__ = ["Recipients", "sockets_have_changed"]
 
@@ -34,47 +33,32 @@ def sockets_have_changed() -> None:
     _changes.count += 1
 
 
-class Recipients(Collection[T], Generic[T]):
-    """Connections that get the same events; always the same ones.
+class Recipients(tuple[T, ...]):
+    """Connections that get the same events, each once; always the same ones."""
 
-    :ivar connections: each once.
-    """
-
-    __slots__ = ("_keys", "_seen", "_sockets", "connections")
-
-    def __init__(self, connections: Iterable[T]) -> None:
-        self.connections = tuple(connections)
-        self._sockets: tuple[socket.socket | None, ...] | None = None
-        self._keys: array[int] | None = None
-        self._seen = -1
-
-    def __len__(self) -> int:
-        return len(self.connections)
-
-    def __iter__(self) -> Iterator[T]:
-        return iter(self.connections)
-
-    def __contains__(self, connection: object) -> bool:
-        return connection in self.connections
+    _sockets: tuple[socket.socket | None, ...] | None = None
+    _keys: array[int] | None = None
+    _seen = -1
 
     def sockets(self) -> tuple[socket.socket | None, ...]:
         """What each of the connections (`Writer`) can be written to at once, in their order; None for those that have
         to be asked, because something of theirs waits or is compressed, or because they are closed."""
-        self._look()
-        if self._sockets is None:
-            writers: Any = self.connections
+        if self._seen != _changes.count or self._sockets is None:
+            self._forget()
+            writers: Any = self
             self._sockets = tuple([one._socket if one._deflated is None else None for one in writers])
         return self._sockets
 
     def keys(self) -> array[int]:
         """The same for a `Ring`: `NOTHING` for those that have to be asked."""
-        self._look()
-        if self._keys is None:
-            writers: Any = self.connections
+        if self._seen != _changes.count or self._keys is None:
+            self._forget()
+            writers: Any = self
             self._keys = array("Q", [one._key for one in writers])
         return self._keys
 
-    def _look(self) -> None:
+    def _forget(self) -> None:
+        """Let go of what is out of date."""
         if self._seen != _changes.count:
             self._seen = _changes.count
             self._sockets = self._keys = None
