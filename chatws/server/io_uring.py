@@ -21,7 +21,9 @@ import sys
 from array import array
 from collections.abc import Sequence
 from errno import EAGAIN, EBUSY, ECANCELED, ENOMEM, ENOSYS
-from itertools import accumulate, chain, repeat
+from itertools import accumulate
+from operator import mul
+from struct import Struct
 
 __all__ = ["NOTHING", "Ring", "send_key"]
 
@@ -35,6 +37,7 @@ _OP_SEND = 26
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 #: The key of no socket: a send to no file, which fails (EBADF).
 NOTHING = _OP_SEND | 0xFFFFFFFF << 32
+_pack_address, _pack_size = Struct("Q").pack, Struct("i").pack
 #: The queues' ends count up to here, and begin again.
 _WRAP = 1 << 32
 
@@ -129,8 +132,8 @@ class Ring:
         else:
             lengths = [*map(len, blobs)]
             starts = accumulate(lengths, initial=self._area_at)
-            addresses = array("Q", [*chain.from_iterable(map(repeat, starts, counts))])
-            sizes = array("i", [*chain.from_iterable(map(repeat, lengths, counts))])
+            addresses = array("Q", b"".join(map(mul, map(_pack_address, starts), counts)))
+            sizes = array("i", b"".join(map(mul, map(_pack_size, lengths), counts)))
         return self._submit(keys, addresses, sizes)
 
     def _submit(self, keys: array[int], addresses: array[int], sizes: array[int]) -> dict[int, int]:
