@@ -36,15 +36,17 @@ class Hub(Generic[T]):
         """Idempotent."""
         listeners = self._listeners.get(channel)
         if listeners is None:
-            listeners = self._listeners[channel] = {}
+            self._listeners[channel] = {connection: None}
         elif connection in listeners:
             return
-        listeners[connection] = None
-        self._recipients.pop(channel, None)
+        else:
+            listeners[connection] = None
+            self._recipients.pop(channel, None)
         channels = self._channels.get(connection)
         if channels is None:
-            channels = self._channels[connection] = set()
-        channels.add(channel)
+            self._channels[connection] = {channel}
+        else:
+            channels.add(channel)
         self.subscriptions += 1
 
     def discard(self, channel: str, connection: T) -> None:

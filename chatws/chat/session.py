@@ -135,9 +135,13 @@ class Session:
 
     def check_decided(self, check: Check, answer: bool | ClientError) -> list[Effect]:
         """The answer to `check`. Without effect when the conversation was taken away meanwhile."""
-        if self.state is State.CLOSED or self._checking is None or not any(one is check for one in self._checking):
+        checking = self._checking
+        if self.state is State.CLOSED or checking is None:
             return []
-        self._checking = [one for one in self._checking if one is not check] or None
+        others = [one for one in checking if one is not check]
+        if len(others) == len(checking):
+            return []
+        self._checking = others or None
         message = check.message
         conversation_id = message.conversation_id
         effects: list[Effect]
@@ -190,14 +194,16 @@ class Session:
 
     def _admit(self, now: float) -> bool:
         """The token bucket: `rate` a second, `rate_burst` at once."""
-        rate, burst = self._limits.rate, self._limits.rate_burst
-        self._tokens = min(burst, self._tokens + (now - self._stamp) * rate)
+        limits = self._limits
+        tokens = self._tokens + (now - self._stamp) * limits.rate
         self._stamp = now
-        if self._tokens >= burst:
+        if tokens >= limits.rate_burst:
+            tokens = limits.rate_burst
             self._strikes = 0
-        if self._tokens < 1.0:
+        if tokens < 1.0:
+            self._tokens = tokens
             return False
-        self._tokens -= 1.0
+        self._tokens = tokens - 1.0
         return True
 
     def _strike(self, text: str | bytes) -> list[Effect]:

@@ -8,6 +8,7 @@ from hashlib import sha1
 from typing import NamedTuple
 
 from chatws.server.component import HttpRequest
+from chatws.server.request import plain
 
 __all__ = ["Refusal", "accept_response", "check_handshake", "has_token", "wants_websocket"]
 
@@ -39,7 +40,7 @@ def has_token(value: str, token: str) -> bool:
 
 def wants_websocket(request: HttpRequest) -> bool:
     """Whether this asks for an upgrade to WebSocket (RFC 9110 §7.8: `Upgrade` counts only with `Connection`)."""
-    headers = request.headers
+    headers = plain(request.headers)
     return (
         "upgrade" in headers
         and has_token(headers["upgrade"], "websocket")
@@ -49,7 +50,7 @@ def wants_websocket(request: HttpRequest) -> bool:
 
 def check_handshake(request: HttpRequest) -> Refusal | None:
     """What is wrong with a request that `wants_websocket`, or None."""
-    headers = request.headers
+    headers = plain(request.headers)
     if request.method != "GET":
         return Refusal(405, "method", "a WebSocket is opened with GET", (("Allow", "GET"),))
     if "transfer-encoding" in headers or headers.get("content-length", "0") != "0":

@@ -97,7 +97,7 @@ class HttpServer(Factory):
         for port in self.ports:
             # Twisted accepts more at a time the more are waiting; so many newcomers would keep everybody else waiting
             port.numberAccepts = _ACCEPTS
-        return _Visitor(self)
+        return _Visitor(self, addr)
 
     def decide(self, request: HttpRequest, peer: Any) -> Refusal | str | None:
         """What becomes of a request: None for an ordinary one, an address for a WebSocket that is admitted (and
@@ -142,8 +142,9 @@ class _Visitor(Protocol):
 
     transport: Any
 
-    def __init__(self, server: HttpServer) -> None:
+    def __init__(self, server: HttpServer, addr: IAddress | None) -> None:
         self._server = server
+        self._addr = addr
         self._head = b""
         self._next: Any = None
         self._refused = False
@@ -200,7 +201,8 @@ class _Visitor(Protocol):
         except BadHead as error:
             self._refuse(Refusal(error.status, "head", error.message))
             return
-        peer = self.transport.getPeer()
+        # a transport makes its address anew for whoever asks; others, such as a proxy's wrapper, know a better one
+        peer = self._addr if type(self.transport) is tcp.Server else self.transport.getPeer()
         verdict = server.decide(request, peer)
         if isinstance(verdict, Refusal):
             server.note(verdict, request, peer)

@@ -8,7 +8,7 @@ from typing import Any
 
 from chatws.server.component import HttpRequest
 
-__all__ = ["BadHead", "Headers", "may_begin", "parse_head", "split_host"]
+__all__ = ["BadHead", "Headers", "may_begin", "parse_head", "plain", "split_host"]
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _match_line = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n").match
@@ -52,13 +52,10 @@ class Headers(Mapping[str, str]):
             found = self._found = {}
             if not self._raw:
                 return found
-            for line in self._raw.decode("latin-1").split("\r\n"):
-                name, _, value = line.partition(":")
-                name = name.lower()
-                value = value.strip(" \t")
-                if name in found:
-                    value = found[name] + ("; " if name == "cookie" else ", ") + value
-                found[name] = value
+            lines = [line.partition(":") for line in self._raw.decode("latin-1").split("\r\n")]
+            found |= {name.lower(): value.strip(" \t") for name, _, value in lines}
+            if len(found) != len(lines):
+                _join_repeated(found, lines)
         return found
 
     def forget(self) -> None:
@@ -87,6 +84,21 @@ class Headers(Mapping[str, str]):
 
     def __repr__(self) -> str:
         return f"<Headers {', '.join(self)}>"  # values may be secrets
+
+
+def _join_repeated(found: dict[str, str], lines: list[tuple[str, str, str]]) -> None:
+    found.clear()
+    for name, _, value in lines:
+        name = name.lower()
+        value = value.strip(" \t")
+        if name in found:
+            value = found[name] + ("; " if name == "cookie" else ", ") + value
+        found[name] = value
+
+
+def plain(headers: Mapping[str, str]) -> Mapping[str, str]:
+    """The same header fields, as a dictionary where it is one: for whoever looks up several."""
+    return headers._fields() if type(headers) is Headers else headers
 
 
 def split_host(host: str) -> str | None:

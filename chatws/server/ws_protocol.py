@@ -76,7 +76,7 @@ class WsProtocol(WebSocketServerProtocol):
     transport: Any
     connection: WsConnection
     gate: Admission | None
-    maxMessagePayloadSize: int  # an option: see make_protocol_class
+    longest_short: int  # bytes of a text that is understood here: see make_protocol_class
     timer: Timer | None = None
     heard = False
 
@@ -215,7 +215,7 @@ class WsProtocol(WebSocketServerProtocol):
         if self.inside_message or self.current_frame is not None:
             return
         server, connection = self.server, self.connection
-        longest = min(self.maxMessagePayloadSize or 125, 125)
+        longest = self.longest_short
         start, end = 0, len(data)
         while end - start > 6 and data[start] == 0x81 and self.state == self.STATE_OPEN:
             length = data[start + 1] - 0x80
@@ -396,4 +396,5 @@ def make_protocol_class(server: WsServer, factory: WebSocketServerFactory) -> ty
     # counted into for all connections together, and read by nobody
     traffic = TrafficStats()  # type: ignore[no-untyped-call]
     own = {"CONFIG_ATTRS": (), "factory": factory, "server": server, "trafficStats": traffic}
+    own["longest_short"] = min(options["maxMessagePayloadSize"] or 125, 125)
     return type("WsProtocol", (WsProtocol,), {**options, **own})
