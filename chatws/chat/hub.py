@@ -18,7 +18,7 @@ __all__ = ["Hub"]
 T = TypeVar("T")
 
 #: From how many listeners on their sockets are worth being gathered.
-MANY = 32
+MANY = 2
 
 
 class Hub(Generic[T]):

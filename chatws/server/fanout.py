@@ -65,27 +65,38 @@ class FanOut:
         if not all(map(_frames_of, runs)):
             runs = [run for run in runs if run[1]]
         total = sum(map(len, map(_recipients_of, runs)))
-        # nobody is in two of them: the usual case where many conversations have few subscribers each
-        if len(runs) > 1 and len(set().union(*map(_recipients_of, runs))) != total:
-            runs = _regroup(runs)
         ring = self.ring
-        if ring is None or total < SEVERAL or not _send_together(runs, ring):
-            _send_one_by_one(runs)
-        elif ring.failed is not None:
-            log.warn("events are sent one by one from now on: {error}", error=ring.failed)
-            self.ring = None
+        if ring is not None and total >= SEVERAL:
+            keys = _keys(runs)
+            if len(runs) > 1 and len(set(keys)) != total and _overlap(runs, total):
+                runs = _regroup(runs)
+                keys = _keys(runs)
+            if _send_together(runs, keys, ring):
+                if ring.failed is not None:
+                    log.warn("events are sent one by one from now on: {error}", error=ring.failed)
+                    self.ring = None
+                return
+        elif len(runs) > 1 and _overlap(runs, total):
+            runs = _regroup(runs)
+        _send_one_by_one(runs)
 
 
-def _send_together(runs: Runs, ring: Ring) -> bool:
+def _overlap(runs: Runs, total: int) -> bool:
+    """Whether anybody is in two of them: not so where many conversations have few subscribers each, as usual."""
+    return len(set().union(*map(_recipients_of, runs))) != total
+
+
+def _keys(runs: Runs) -> array[int]:
+    found = [one.keys() if type(one) is Recipients else array("Q", [writer._key for writer in one]) for one, _ in runs]
+    return found[0] if len(found) == 1 else array("Q", b"".join(found))
+
+
+def _send_together(runs: Runs, keys: array[int], ring: Ring) -> bool:
     """:returns: False where there is too much of it. Then nothing has been sent."""
     if sum(map(len, chain.from_iterable(map(_frames_of, runs)))) > ring.ROOM:
         return False
     whose = [*map(_recipients_of, runs)]
     blobs = [*map(b"".join, map(_frames_of, runs))]
-    if len(whose) == 1 and type(whose[0]) is Recipients:
-        keys = whose[0].keys()
-    else:
-        keys = array("Q", [one._key for one in chain.from_iterable(whose)])
     counts = [*map(len, whose)]
     left = ring.send(keys, blobs, counts)
     stats = next(chain.from_iterable(whose)).stats  # all of them belong to one server
