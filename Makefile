@@ -67,6 +67,7 @@ bench: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
 	$(VENV)/bin/python benchmarks/storms.py
 	$(VENV)/bin/python benchmarks/report.py
+	$(VENV)/bin/python benchmarks/readme.py
 	$(VENV)/bin/python benchmarks/cluster/scaling.py
 
 # Needs redis-server, ss and Node; PostgreSQL comes with the tests.

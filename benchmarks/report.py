@@ -29,7 +29,7 @@ COLUMNS = {
     "idle": "KiB per idle connection",
 }
 MESSAGES = ("room1", "room16", "inbox")
-SCALING = {"inbox1000": 1_000, "inbox": 9_000, "inbox19000": 19_000}
+SCALING = {"inbox1000": 1_000, "inbox9000": 9_000, "inbox19000": 19_000}
 #: Rows that are not in the main table: chatws in another shape.
 VARIANTS = ("chatws-asyncio", "chatws-uvloop", "chatws-deflate")
 VERSIONS = {
@@ -80,14 +80,16 @@ def paired(results: dict[str, Any], column: str, name: str, other: str) -> tuple
     return median, low, high, len(ratios)
 
 
-def best_peer(found: Figures, column: str) -> tuple[str, float] | None:
-    """The cheapest of the servers that are neither chatws nor the floor."""
-    peers = {
-        name: row[column]
-        for name, row in found.items()
-        if column in row and name != "floor" and not name.startswith("chatws")
-    }
-    return min(peers.items(), key=lambda item: item[1]) if peers else None
+def best_peer(results: dict[str, Any], column: str) -> str | None:
+    """Of the servers that are neither chatws nor the floor, the one that does best beside chatws within each round.
+
+    Not the one with the least median: a machine that is slower in some rounds moves the medians, and not all alike.
+    """
+    runs = results["runs"].get(column, {})
+    peers = [name for name in runs if name != "floor" and not name.startswith("chatws")]
+    if "chatws" not in runs or not peers:
+        return None
+    return max(peers, key=lambda name: paired(results, column, "chatws", name)[0])
 
 
 def number(value: float | None) -> str:
@@ -111,14 +113,17 @@ def main_table(results: dict[str, Any], found: Figures, titles: dict[str, str]) 
             continue
         cells = [number(row.get(column)) + spread(results, name, column) for column in COLUMNS]
         rows.append([f"**{title}**", *[f"**{cell}**" for cell in cells]] if name == "chatws" else [title, *cells])
-    ours, floor = found["chatws"], found.get("floor", {})
-    peers, floors = [], []
+    best, floors = [], []
     for column in COLUMNS:
-        peer = best_peer(found, column)
-        known = peer is not None and column in ours and peer[1] > 0
-        peers.append(f"{ours[column] / peer[1]:.2f}" if known and peer else "")
-        floors.append(f"{ours[column] / floor[column]:.2f}" if column in ours and floor.get(column, 0) > 0.05 else "")
-    rows += [["*chatws ÷ best peer*", *peers], ["*chatws ÷ C loop*", *floors]]
+        peer = best_peer(results, column)
+        best.append(number(paired(results, column, "chatws", peer)[0]) if peer else "")
+        with_floor = peer is not None and "floor" in results["runs"][column]
+        floors.append(number(paired(results, column, "chatws", "floor")[0]) if with_floor else "")
+    for index, column in enumerate(COLUMNS):
+        others = [row[column] for name, row in found.items() if name[:6] not in ("chatws", "floor") and column in row]
+        if column not in MESSAGES and others and column in found["chatws"]:
+            best[index] = number(found["chatws"][column] / min(others))  # there are no rounds of connecting
+    rows += [["*chatws ÷ best peer, within a round*", *best], ["*chatws ÷ C loop, within a round*", *floors]]
     return table(["", *COLUMNS.values()], rows)
 
 
@@ -127,20 +132,19 @@ def verdict(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> 
     ours = found["chatws"]
     sentences = []
     for column in MESSAGES:
-        peer = best_peer(found, column)
-        if peer is None or column not in ours:
+        name = best_peer(results, column)
+        if name is None:
             continue
-        name, cost = peer
         unit = COLUMNS[column].rpartition("µs ")[2]
         ratio, low, high, rounds = paired(results, column, "chatws", name)
         sentences.append(
             f"- {COLUMNS[column].partition(':')[0]}: {number(ours[column])} µs {unit}; the best of the others, "
-            f"{titles[name]}, {number(cost)} µs. Within the same round chatws took {ratio:.2f} times as much "
-            f"(the median of {rounds} rounds; quartiles {low:.2f} and {high:.2f})."
+            f"{titles[name]}, {number(found[name][column])} µs. Within the same round chatws took {ratio:.2f} times as "
+            f"much (the median of {rounds} rounds; quartiles {low:.2f} and {high:.2f})."
         )
     for name in ("ratchet", "ratchet-storage"):
         if name in found:
-            old = [f"{found[name][column] / ours[column]:.1f}" for column in MESSAGES if column in found[name]]
+            old = [number(paired(results, key, name, "chatws")[0]) for key in MESSAGES if key in found[name]]
             sentences.append(f"- {titles[name]} costs {', '.join(old)} times as much as chatws in these columns.")
     if "ratchet" in found:
         sentences[-1] += of_ratchet(results)
@@ -166,28 +170,35 @@ def of_ratchet(results: dict[str, Any]) -> str:
     return text + "."
 
 
-def scaling(found: Figures) -> str:
-    """What a message to three costs, by how many others are connected."""
+def scaling(results: dict[str, Any], found: Figures) -> str:
+    """What a message to three costs, by how many others are connected. All took turns in the same rounds."""
+    measured = [key for key in SCALING if key in found["chatws"] and key in found.get("floor", {})]
+    if len(measured) < 2:
+        return "Not measured in this run."
     rows = []
-    for name in ("chatws", "floor"):
-        row = found.get(name, {})
-        rows.append(
-            ["chatws" if name == "chatws" else "a C loop of send()", *[number(row.get(key)) for key in SCALING]]
+    for name, title in (("chatws", "chatws"), ("floor", "a C loop of send()")):
+        rows.append([title, *[number(found[name][key]) for key in measured]])
+    # within each round
+    costs = {
+        key: [(one["cpu_us"], one["cpu_us"] - floor["cpu_us"]) for one, floor in zip(*both, strict=False)]
+        for key in measured
+        for both in [(results["runs"][key]["chatws"], results["runs"][key]["floor"])]
+    }
+    rows.append(["difference", *[number(statistics.median(own for _, own in costs[key])) for key in measured]])
+    fewest = measured[0]
+    changes = {
+        key: statistics.median(
+            (own - least) / whole * 100 for (_, own), (whole, least) in zip(costs[key], costs[fewest], strict=False)
         )
-    ours, floor = found["chatws"], found.get("floor", {})
-    own = {key: ours[key] - floor[key] for key in SCALING if key in ours and key in floor}
-    rows.append(["difference", *[number(own.get(key)) for key in SCALING]])
-    text = table(["µs per message", *[f"{count:,} connections" for count in SCALING.values()]], rows)
-    if len(own) > 1:
-        fewest = min(own, key=SCALING.__getitem__)
-        changes = {key: (own[key] - own[fewest]) / ours[fewest] * 100 for key in own if key != fewest}
-        told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in changes.items())
-        text += (
-            f"\n\nAgainst {SCALING[fewest]:,} connections, what chatws adds to the kernel's own cost changes by {told} "
-            "of a message's whole cost. What grows with the connections is what the loop of `send()` shows too: more "
-            "sockets than the processor's caches hold."
-        )
-    return text
+        for key in measured[1:]
+    }
+    told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in changes.items())
+    return (
+        table(["µs per message", *[f"{SCALING[key]:,} connections" for key in measured]], rows)
+        + f"\n\nAgainst {SCALING[fewest]:,} connections, what chatws adds to the kernel's own cost changes by {told} "
+        "of a message's whole cost (medians of what was seen within each round). What grows with the connections is "
+        "what the loop of `send()` shows too: more sockets than the processor's caches hold."
+    )
 
 
 def compression(results: dict[str, Any]) -> str:
@@ -387,7 +398,7 @@ def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
         table=main_table(results, found, titles),
         verdict=verdict(results, found, titles),
         users=results["users"],
-        scaling=scaling(found),
+        scaling=scaling(results, found),
         storms=storms(storm) if storm else "Not measured in this run.",
         reactors=reactors(found, titles),
         compression=compression(results),

@@ -84,6 +84,7 @@ WORKLOADS = {
     "room16": Workload("one room of 500, 16 messages outstanding", 500, 0, 320, 16, "delivery"),
     "inbox": Workload("9,000 connections, 3 recipients a message, 16 outstanding", 9000, 3, 3000, 16, "message"),
     "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 3000, 16, "message"),
+    "inbox9000": Workload("9,000 connections, beside the other numbers of them", 9000, 3, 3000, 16, "message"),
     "inbox19000": Workload("19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 3000, 16, "message"),
     "plain_room": Workload("one room of 500, not compressed", 500, 0, 120, 1, "message"),
     "deflated_room": Workload("one room of 500, compressed", 500, 0, 120, 1, "message", deflate=True),
@@ -91,11 +92,12 @@ WORKLOADS = {
     "deflated_group": Workload("3 recipients a message, compressed", 900, 3, 3000, 1, "message", deflate=True),
 }
 MAIN = ("room1", "room16", "inbox")
+#: Compared with each other, so they take turns in the same rounds.
+TOGETHER = ("inbox1000", "inbox9000", "inbox19000")
 NEAREST = ("floor", "chatws", "uwebsockets", "socketify", "picows")
 #: Those that only some take part in.
 ONLY = {
-    "inbox1000": ("floor", "chatws"),
-    "inbox19000": ("floor", "chatws"),
+    **dict.fromkeys(TOGETHER, ("floor", "chatws")),
     "plain_room": ("chatws-deflate",),
     "deflated_room": ("chatws-deflate",),
     "plain_group": ("chatws-deflate",),
@@ -304,9 +306,10 @@ class Contestant:
     :ivar connect_us: processor time of the server, per connection; :ivar idle_kib: and its memory.
     """
 
-    def __init__(self, name: str, workload: Workload, options: list[str]) -> None:
+    def __init__(self, key: str, name: str, options: list[str]) -> None:
+        self.key = key
         self.name = name
-        self.workload = workload
+        self.workload = workload = WORKLOADS[key]
         self.running = Running(name, workload, options)
         self.client: subprocess.Popen[str] | None = None
         self.connect_us = self.idle_kib = 0.0
@@ -383,18 +386,19 @@ class Contestant:
 
 
 def compete(
-    key: str, workload: Workload, names: list[str], rounds: int, options: list[str]
-) -> dict[str, list[dict[str, float]]]:
-    """One workload: every server gets its connections, then they take turns.
+    entrants: list[tuple[str, str]], rounds: int, options: list[str], repetition: int
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """Every server gets its connections, then they take turns.
 
-    :returns: by server, what `burst` says of each round, with `connect_us` and `idle_kib`.
+    :param entrants: pairs of a workload and a server.
+    :returns: by workload and server, what `burst` says of each round, with `connect_us` and `idle_kib`.
     """
-    results: dict[str, list[dict[str, float]]] = {}
-    order = random.Random(key)
+    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    order = random.Random(f"{entrants[0][0]} {repetition}")
     contestants: list[Contestant] = []
     try:
-        for name in names:
-            contestants.append(Contestant(name, workload, options))
+        for key, name in entrants:
+            contestants.append(Contestant(key, name, options))
             contestants[-1].running.stop()
         for step in ("connect", "warm_up", *["burst"] * rounds):
             for one in list(contestants):
@@ -403,11 +407,11 @@ def compete(
                         if step == "burst":
                             measured = one.burst(one.messages)
                             fixed = {"connect_us": one.connect_us, "idle_kib": one.idle_kib}
-                            results.setdefault(one.name, []).append(measured | fixed)
+                            results.setdefault(one.key, {}).setdefault(one.name, []).append(measured | fixed)
                         else:
                             getattr(one, step)()
                 except (RuntimeError, json.JSONDecodeError, OSError) as error:
-                    print(f"{key:10} {one.name:12} failed at {step}: {error}", file=sys.stderr)
+                    print(f"{one.key:10} {one.name:12} failed at {step}: {error}", file=sys.stderr)
                     one.end()
                     contestants.remove(one)
             last = contestants[-1:]
@@ -475,23 +479,25 @@ def main() -> None:
         if number and elapsed * (number + 1) / number > arguments.minutes * 60:
             print(f"{number} repetitions took {elapsed / 60:.0f} minutes: enough", file=sys.stderr)
             break
-        for key in arguments.workloads or (MAIN if arguments.nearest else WORKLOADS):
-            workload = WORKLOADS[key]
-            if workload.connections + 100 > files:
-                print(f"{key}: left out, only {files} files may be open", file=sys.stderr)
-                continue
-            taking_part = [name for name in names if takes_part(name, key)]
-            for name, runs in compete(
-                key, workload, taking_part, 3 if arguments.quick else arguments.rounds, arguments.chatws_option
-            ).items():
-                results.setdefault(key, {}).setdefault(name, []).extend(runs)
-                one = summary(runs)
-                print(
-                    f"{number + 1} {key:14} {name:14} {one['cpu_us']:9.2f} us/{workload.unit}  "
-                    f"({one['cpu_us_low']:.2f} to {one['cpu_us_high']:.2f})  connect {one['connect_us']:6.0f} us  "
-                    f"idle {one['idle_kib']:5.1f} KiB  p99 {one['p99_ms']} ms",
-                    file=sys.stderr,
-                )
+        wanted = arguments.workloads or (MAIN if arguments.nearest else WORKLOADS)
+        possible = [key for key in wanted if WORKLOADS[key].connections + 100 <= files]
+        if len(possible) < len(wanted):
+            print(f"only {files} files may be open: larger workloads are left out", file=sys.stderr)
+        competitions = [[key] for key in possible if key not in TOGETHER]
+        competitions.append([key for key in possible if key in TOGETHER])
+        for keys in filter(None, competitions):
+            entrants = [(key, name) for key in keys for name in names if takes_part(name, key)]
+            rounds = 3 if arguments.quick else arguments.rounds
+            for key, by_server in compete(entrants, rounds, arguments.chatws_option, number).items():
+                for name, runs in by_server.items():
+                    results.setdefault(key, {}).setdefault(name, []).extend(runs)
+                    one = summary(runs)
+                    print(
+                        f"{number + 1} {key:14} {name:14} {one['cpu_us']:9.2f} us/{WORKLOADS[key].unit}  "
+                        f"({one['cpu_us_low']:.2f} to {one['cpu_us_high']:.2f})  connect {one['connect_us']:6.0f} us  "
+                        f"idle {one['idle_kib']:5.1f} KiB  p99 {one['p99_ms']} ms",
+                        file=sys.stderr,
+                    )
     document = {
         "versions": versions(),
         "users": USERS,
