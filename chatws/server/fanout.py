@@ -59,7 +59,7 @@ class FanOut:
     def send_all(self, runs: Runs) -> None:
         """Send each run's frames to each of its connections, in the order of the runs.
 
-        :param runs: pairs of connections (`Recipients`, where they are many) and complete frames (`text_frame`).
+        :param runs: pairs of connections (`Recipients`, where they are several) and complete frames (`text_frame`).
             Connections that are no longer open are passed over.
         """
         if not all(map(_frames_of, runs)):

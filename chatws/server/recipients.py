@@ -1,7 +1,7 @@
 """The sockets behind many connections, gathered once for many events.
 
-With hundreds of recipients hardly anything of the one whose turn it is lies in the processor's caches, and each object
-of it that is looked at costs as much as several steps of Python. So a delivery to many looks at their sockets alone.
+With thousands connected hardly anything of the one whose turn it is lies in the processor's caches, and each object of
+it that is looked at costs as much as several steps of Python. So a delivery to several looks at their sockets alone.
 Who may be written to directly changes seldom (a reader falls behind, a connection closes): then they are gathered anew.
 """
 

@@ -53,9 +53,10 @@ class Headers(Mapping[str, str]):
             if not self._raw:
                 return found
             lines = [line.partition(":") for line in self._raw.decode("latin-1").split("\r\n")]
-            found |= {name.lower(): value.strip(" \t") for name, _, value in lines}
-            if len(found) != len(lines):
-                _join_repeated(found, lines)
+            fields = [(name.lower(), value.strip(" \t")) for name, _, value in lines]
+            found.update(fields)
+            if len(found) != len(fields):
+                _join_repeated(found, fields)
         return found
 
     def forget(self) -> None:
@@ -63,8 +64,7 @@ class Headers(Mapping[str, str]):
         self._found = None
 
     def __getitem__(self, name: str) -> str:
-        found = self._found
-        return (self._fields() if found is None else found)[name]
+        return self._fields()[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._fields())
@@ -75,22 +75,18 @@ class Headers(Mapping[str, str]):
     # the base class's ways to these two go through a KeyError for each absent header
 
     def get(self, name: str, default: Any = None) -> Any:
-        found = self._found
-        return (self._fields() if found is None else found).get(name, default)
+        return self._fields().get(name, default)
 
     def __contains__(self, name: object) -> bool:
-        found = self._found
-        return name in (self._fields() if found is None else found)
+        return name in self._fields()
 
     def __repr__(self) -> str:
         return f"<Headers {', '.join(self)}>"  # values may be secrets
 
 
-def _join_repeated(found: dict[str, str], lines: list[tuple[str, str, str]]) -> None:
+def _join_repeated(found: dict[str, str], fields: list[tuple[str, str]]) -> None:
     found.clear()
-    for name, _, value in lines:
-        name = name.lower()
-        value = value.strip(" \t")
+    for name, value in fields:
         if name in found:
             value = found[name] + ("; " if name == "cookie" else ", ") + value
         found[name] = value
