@@ -125,7 +125,8 @@ _CHATWS = ("chatws", "--port={port}", "--push-port={push}", "--auth-deadline=120
 REACTORS = ("chatws-asyncio", "chatws-uvloop")
 #: Which of the workloads they take part in.
 REACTOR_WORKLOADS = ("room1", "inbox")
-PEER_PYTHON = str(PEERS / "venv" / "bin" / "python")
+# the same interpreter for everybody
+PEER_PYTHON = str(PEERS / f"venv-{platform.python_version()}" / "bin" / "python")
 SERVERS = {
     "floor": Server("a C loop of send()", (str(BUILD / "floor"), "{port}", "{push}")),
     "chatws": Server("chatws", (*_TWISTD, *_CHATWS), "/ws"),
@@ -167,7 +168,7 @@ def install(names: list[str]) -> None:
         if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
             subprocess.run(["cc", "-O2", "-pthread", "-o", str(target), str(source)], check=True)
     if any(SERVERS[name].command[0] == PEER_PYTHON for name in names) and not Path(PEER_PYTHON).exists():
-        subprocess.run([sys.executable, "-m", "venv", str(PEERS / "venv")], check=True)
+        subprocess.run([sys.executable, "-m", "venv", str(Path(PEER_PYTHON).parents[1])], check=True)
         subprocess.run([PEER_PYTHON, "-m", "pip", "install", "-q", *PYTHON_PEERS], check=True)
     if "chatws-uvloop" in names and not (PEERS / "uvloop").exists():
         subprocess.run(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -76,6 +77,33 @@ async def test_a_service_in_a_tree_listens_when_started_and_closes_all_when_stop
     assert len(server.ports) == 1
     await parent.stopService()
     assert set(reactor.getDelayedCalls()) <= before
+
+
+@pytest_twisted.ensureDeferred
+async def test_those_who_wait_are_accepted_together_and_not_all_at_once() -> None:
+    server = make()
+    await server.listen()
+    port, visitors = server.ports[0], server.app.visitors
+    address = ("127.0.0.1", port.getHost().port)
+
+    def accepted() -> int:
+        before = len(visitors)
+        port.doRead()
+        return len(visitors) - before
+
+    with ExitStack() as callers:
+        for _ in range(3):  # while it is quiet, one at a time
+            callers.enter_context(socket.create_connection(address))
+            assert accepted() == 1
+        for _ in range(200):
+            callers.enter_context(socket.create_connection(address))
+        portions = [accepted()]
+        while portions[-1]:
+            portions.append(accepted())
+        assert sum(portions) == 200
+        assert len(portions) < 8
+        assert max(portions) <= 70
+        await server.stopService()
 
 
 @pytest_twisted.ensureDeferred

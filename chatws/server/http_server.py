@@ -33,7 +33,7 @@ log = Logger()
 _LINGER = 5.0
 #: Reasons that an operator may want to do something about.
 _OF_THE_SETTINGS = frozenset({"address", "full", "origin"})
-#: Connections accepted in one go.
+#: Connections accepted in one go, more or less: Twisted may add 20.
 _ACCEPTS = 50
 #: Seconds between two log lines for the same reason.
 _NOTE_EVERY = 60.0
@@ -96,7 +96,8 @@ class HttpServer(Factory):
     def buildProtocol(self, addr: IAddress | None) -> _Visitor:
         for port in self.ports:
             # Twisted accepts more at a time the more are waiting; so many newcomers would keep everybody else waiting
-            port.numberAccepts = _ACCEPTS
+            if port.numberAccepts > _ACCEPTS:
+                port.numberAccepts = _ACCEPTS
         return _Visitor(self, addr)
 
     def decide(self, request: HttpRequest, peer: Any) -> Refusal | str | None:
