@@ -97,11 +97,11 @@ class ChatTestCase(SynchronousTestCase):
         """The payloads that frames are made of from now on."""
         made: list[bytes] = []
 
-        def noted(payload: bytes) -> bytes:
-            made.append(payload)
-            return frames.text_frame(payload)
+        def noted(payloads: list[bytes]) -> list[bytes]:
+            made.extend(payloads)
+            return frames.text_frames(payloads)
 
-        self.patch(chat_server, "text_frame", noted)
+        self.patch(chat_server, "text_frames", noted)
         return made
 
     def leave(self, connection: FakeConnection) -> None:

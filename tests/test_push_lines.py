@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from chatws.brokers.contract import Draft
+from chatws.chat.audience import AudienceTable
 from chatws.chat.messages import RESERVED_EVENTS
-from chatws.errors import ErrorCode
+from chatws.errors import ClientError, ErrorCode
+from chatws.push.executor import Executor, PushStats
 from chatws.push.lines import (
     MAX_USER_IDS,
     Auth,
@@ -323,3 +327,81 @@ class AgainstPythonTests(SynchronousTestCase):
     def test_any_object_goes_through_as_data(self, data: dict[str, Any], ascii_only: bool) -> None:
         written = json.dumps(data, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
         assert parse_line(b'{"event":"x","data":' + written + b"}") == Publish("x", written)
+
+
+usual = st.builds(
+    lambda name, conversation_id, rest: line(event=name, data={**rest, "conversation_id": conversation_id}),
+    st.sampled_from(["new_message", "message_read", "message_status_updated"]),
+    st.integers(0, 2**53 - 1) | st.integers(0, 9) | st.text(st.characters(codec="ascii"), min_size=1, max_size=8),
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), values, max_size=3),
+)
+
+
+class TogetherTests(SynchronousTestCase):
+    """Lines that come together are understood as each would be by itself, or left to that."""
+
+    def setUp(self) -> None:
+        self.executor = Executor(cast(Any, SimpleNamespace(audiences=AudienceTable())), PushStats())
+
+    def one_by_one(self, texts: list[bytes]) -> list[Draft] | None:
+        """None if any is wrong, or asks for more than to be published."""
+        try:
+            requests = [parse_line(text) for text in texts]
+            drafts = [self.executor.draft(cast(Publish, request)) for request in requests]
+        except ClientError:
+            return None
+        return drafts if all(request == Publish(request.event, request.data) for request in requests) else None
+
+    @settings(max_examples=500, deadline=None)
+    @given(st.lists(spoiled() | usual, min_size=1, max_size=6))
+    def test_as_each_by_itself_or_not_at_all(self, texts: list[bytes]) -> None:
+        drafts = self.executor.plain_drafts(texts)
+        assert drafts is None or drafts == self.one_by_one(texts)
+
+    @settings(max_examples=200, deadline=None)
+    @given(st.lists(usual, min_size=1, max_size=20))
+    def test_the_usual_are_taken_together(self, texts: list[bytes]) -> None:
+        drafts = self.executor.plain_drafts(texts)
+        assert drafts is not None
+        assert drafts == self.one_by_one(texts)
+
+    def test_one_that_is_something_else_leaves_all_to_be_looked_at(self) -> None:
+        good = line(data={"conversation_id": 1})
+        assert self.executor.plain_drafts([good, good]) is not None
+        others = [
+            line(data={"conversation_id": 1}, ack=True),
+            line(data={"conversation_id": 1}, id=5),
+            line(data={"conversation_id": 1}, to="everyone"),
+            line(data={"conversation_id": 1}, except_user_id=0),
+            line(data={"conversation_id": 1}, transient=True),
+            line(data={"conversation_id": 1}, op="ping"),
+            line(data={"conversation_id": 1}, event=None),
+            line(data={"conversation_id": 1}, event="no such name!"),
+            line(data={"conversation_id": 1}, event="connected"),
+            line(data={"conversation_id": 1}, event="unheard_of"),
+            line(data={"conversation_id": 1, "user_id": 2}, event="typing"),
+            line(data={"conversation_id": 1}, event="conversation_updated"),
+            line(data=None),
+            line(data=[1]),
+            line(data={}),
+            line(data={"conversation_id": True}),
+            line(data={"conversation_id": 1.0}),
+            line(data={"conversation_id": -1}),
+            line(data={"conversation_id": 2**53}),
+            line(data={"conversation_id": ""}),
+            line(data={"conversation_id": "x" * 129}),
+            b'{"event":"new_message","data":{"conversation_id":' + b"9" * 5000 + b"}}",
+            b'{"event":"new_message","data":{"conversation_id":1,"x":' + b"[" * 5000 + b"]" * 5000 + b"}}",
+            b'{"event":"new_message","data":{"conversation_id":1,"x":"\xff"}}',
+            b"{}",
+            b"",
+            b"GET / HTTP/1.1",
+        ]
+        for other in others:
+            assert self.executor.plain_drafts([good, other, good]) is None, other
+
+    def test_an_id_is_the_same_conversation_as_an_integer_and_as_a_string(self) -> None:
+        for value, channel in ((456, "456"), ("456", "456"), ("0456", "0456"), ("abc", "abc"), (0, "0"), ("0", "0")):
+            for _ in range(2):  # and once more, when it is known
+                found = self.executor.plain_drafts([line(data={"conversation_id": value})])
+                assert [draft.audience.channels for draft in found or []] == [(f"conversation:{channel}",)]

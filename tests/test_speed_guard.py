@@ -99,8 +99,8 @@ class HotPathTests(ChatCase):
         counters = self.count([self.enter(user, 1) for user in range(20)])
         backend = self.backend()
         frames: list[bytes] = []
-        whole = chat_server.text_frame
-        self.patch(chat_server, "text_frame", lambda payload: frames.append(payload) or whole(payload))
+        whole = chat_server.text_frames
+        self.patch(chat_server, "text_frames", lambda payloads: frames.extend(payloads) or whole(payloads))
         writers = len(self.reactor.writers)
         backend.dataReceived(line(1) * 16)
         assert [len(counter.sends) for counter in counters] == [1] * 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import count, repeat
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ __all__ = ["Batch", "Keys", "accept"]
 _STEP = 4
 
 _key_of, _is_transient = attrgetter("key"), attrgetter("transient")
+_name_of, _audience_of, _data_of = attrgetter("name"), attrgetter("audience"), attrgetter("data")
 
 
 class _Known(NamedTuple):
@@ -77,9 +79,8 @@ def accept(drafts: Sequence[Draft], last: int, keys: Keys, now: float) -> Batch:
     """Give the drafts their offsets, from `last + 1`, and find the duplicates. Changes nothing that exists."""
     if not any(map(_key_of, drafts)) and not any(map(_is_transient, drafts)):
         # what most are: nothing to look up
-        receipts = [
-            Event(offset, draft.name, draft.audience, draft.data, now) for offset, draft in enumerate(drafts, last + 1)
-        ]
+        parts = map(_name_of, drafts), map(_audience_of, drafts), map(_data_of, drafts)
+        receipts = [*map(Event, count(last + 1), *parts, repeat(now))]
         return Batch(receipts, receipts, last + len(drafts))
     receipts = []
     fresh = receipts

@@ -6,8 +6,9 @@ for the subscribers of a conversation. Hub, history and brokers know nothing but
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -78,7 +79,15 @@ class _Addressed(msgspec.Struct, gc=False):
     user_id: Any = None
 
 
+class _InConversation(msgspec.Struct, gc=False):
+    """The same, where all that is needed is there, and nothing that could be mistaken for it (JSON's true, or 1.0)."""
+
+    conversation_id: Id
+
+
 _decode_addressed = msgspec.json.Decoder(_Addressed).decode
+_decode_in_conversation = msgspec.json.Decoder(_InConversation).decode
+_conversation_of = attrgetter("conversation_id")
 
 
 class AudienceTable:
@@ -91,7 +100,13 @@ class AudienceTable:
         self._rules = dict(DEFAULT_RULES)
         for name, kind in (overrides or {}).items():
             self._rules[name] = msgspec.structs.replace(self._rules.get(name, _UNKNOWN), kind=kind)
+        self._to_conversation = {
+            name
+            for name, rule in self._rules.items()
+            if rule.kind is Kind.CONVERSATION and not rule.transient and not rule.not_to_actor
+        }
         # Every event that is kept holds its audience: those of one conversation share one, which makes the log smaller.
+        # By the conversation's id, also as backends may write it: 456 and "456".
         self._conversations: dict[Id, Audience] = {}
 
     def has_default(self, name: str) -> bool:
@@ -119,6 +134,35 @@ class AudienceTable:
         audience = self._default(rule, name, data, except_user_id) if to is None else Audience(to, except_user_id)
         return Draft(name, audience, data, key, transient or rule.transient)
 
+    def drafts(self, names: Sequence[str], data: Sequence[bytes]) -> list[Draft] | None:
+        """Many drafts at once, in as few steps for each as can be, where each event goes to the conversation that its
+        data names, as most do.
+
+        :param names: already checked, and :param data: JSON.
+        :return: None where any of them goes elsewhere, or nobody can tell where: `draft` knows.
+        """
+        if not self._to_conversation.issuperset(names):
+            return None
+        try:
+            ids = [*map(_conversation_of, map(_decode_in_conversation, data))]
+            found = [*map(self._conversations.get, ids)]
+            audiences = [*map(self._in_conversation, ids)] if None in found else found
+        except (ClientError, msgspec.DecodeError, RecursionError):
+            return None
+        return [*map(Draft, names, audiences, data)]  # type: ignore[arg-type]  # there is no None
+
+    def _in_conversation(self, given: Id) -> Audience:
+        """:raises ClientError: that is no id."""
+        known = self._conversations
+        found = known.get(given)
+        if found is None:
+            conversation_id = parse_id(given, "data.conversation_id")
+            found = known.get(conversation_id) or Audience((conversation_channel(conversation_id),))
+            if len(known) >= MAX_KEPT - 1:
+                known.clear()
+            known[given] = known[conversation_id] = found
+        return found
+
     def _default(self, rule: Rule, name: str, data: bytes, except_user_id: Id | None) -> Audience:
         kind = rule.kind
         if kind is _EVERYONE:
@@ -137,9 +181,4 @@ class AudienceTable:
         conversation_id = parse_id(addressed.conversation_id, "data.conversation_id")
         if except_user_id is not None:
             return Audience((conversation_channel(conversation_id),), except_user_id)
-        audience = self._conversations.get(conversation_id)
-        if audience is None:
-            if len(self._conversations) >= MAX_KEPT:
-                self._conversations.clear()
-            audience = self._conversations[conversation_id] = Audience((conversation_channel(conversation_id),))
-        return audience
+        return self._in_conversation(conversation_id)

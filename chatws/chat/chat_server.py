@@ -36,7 +36,7 @@ from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id
 from chatws.server.component import Connection
 from chatws.server.fanout import FanOut
-from chatws.server.frames import text_frame
+from chatws.server.frames import text_frame, text_frames
 
 __all__ = ["ChatServer"]
 
@@ -103,7 +103,7 @@ class ChatServer:
         self.stats = Stats()
         self._journal = Journal(reactor)
         self._gate = Gate(authenticator, authorizer, self._journal, self._carry_out)
-        self._recovery = Recovery(self.history, self.hub, self.stats, self._frame)
+        self._recovery = Recovery(self.history, self.hub, self.stats, self._frames)
         self._catching_up = CatchingUp(self.history, self._carry_out, self._schedule)
         self._steering = Steering(self.node, self.hub, self._gate, self._carry_out, reactor)
         self._outlet = Outlet(
@@ -113,7 +113,7 @@ class ChatServer:
             agents=self.agents,
             steering=self._steering,
             catching_up=self._catching_up,
-            make_frame=self._frame,
+            make_frames=self._frames,
             send_all=send_all or FanOut().send_all,
             connections=self._connections,
             clock=reactor,
@@ -225,8 +225,8 @@ class ChatServer:
         """The user's connections on this node: the id that each was told, and its address."""
         return [(self._connection_id(one), one.remote_address) for one in self._steering.connections_of(user_id)]
 
-    def _frame(self, event: Event) -> bytes:
-        return text_frame(messages.event_payload(event, self.broker.epoch))
+    def _frames(self, events: Sequence[Event]) -> list[bytes]:
+        return text_frames(messages.event_payloads(events, self.broker.epoch))
 
     # The operator's side
 

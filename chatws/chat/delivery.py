@@ -9,7 +9,7 @@ a batch of n of them costs its recipients once and not n times.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from itertools import groupby
+from itertools import compress, groupby
 from operator import attrgetter
 from typing import TypeVar
 
@@ -21,56 +21,56 @@ __all__ = ["make_runs"]
 
 T = TypeVar("T")
 
-_channels_of = attrgetter("audience.channels")
+_audience_of, _channels_of = attrgetter("audience"), attrgetter("audience.channels")
 
 
 def make_runs(
-    events: Sequence[Event], hub: Hub[T], make_frame: Callable[[Event], bytes]
-) -> list[tuple[Collection[T], list[bytes]]]:
+    events: Sequence[Event], hub: Hub[T], make_frames: Callable[[Sequence[Event]], list[bytes]]
+) -> list[tuple[Collection[T], Sequence[bytes]]]:
     """The runs of `events`, in their order; sets `delivered` of each event.
 
-    :param make_frame: called once for each event that anybody gets.
+    :param make_frames: called once, at most, for each event that anybody gets.
     """
-    runs: list[tuple[Collection[T], list[bytes]]] = []
+    if len({*map(_channels_of, events)}) == len(events):
+        return _runs_apart(events, hub, make_frames)
+    runs: list[tuple[Collection[T], Sequence[bytes]]] = []
     for channels, alike in groupby(events, _channels_of):
         batch = [*alike]
-        event = batch[0]
-        if len(batch) == 1:
-            # the usual case, without what a longer batch needs
-            recipients = hub.recipients(event.audience)
-            event.delivered = count = len(recipients)
-            if count:
-                runs.append((recipients, [make_frame(event)]))
-        elif len({event.audience.except_user_id for event in batch}) == 1:
-            _run(batch, hub.recipients(event.audience), make_frame, runs)
+        if len({event.audience.except_user_id for event in batch}) == 1:
+            recipients = hub.recipients(batch[0].audience)
+            for event in batch:
+                event.delivered = len(recipients)
+            if recipients:
+                runs.append((recipients, make_frames(batch)))
         else:
-            _runs_with_gaps(batch, channels, hub, make_frame, runs)
+            _runs_with_gaps(batch, channels, hub, make_frames, runs)
     return runs
 
 
-def _run(
-    batch: list[Event],
-    recipients: Collection[T],
-    make_frame: Callable[[Event], bytes],
-    runs: list[tuple[Collection[T], list[bytes]]],
-) -> None:
-    for event in batch:
-        event.delivered = len(recipients)
-    if recipients:
-        runs.append((recipients, [make_frame(event) for event in batch]))
+def _runs_apart(
+    events: Sequence[Event], hub: Hub[T], make_frames: Callable[[Sequence[Event]], list[bytes]]
+) -> list[tuple[Collection[T], Sequence[bytes]]]:
+    """The same, where no two events are for the same channels: the usual, in few steps for each."""
+    recipients = hub.recipients_of_each([*map(_audience_of, events)])
+    counts = [*map(len, recipients)]
+    for event, count in zip(events, counts, strict=True):
+        event.delivered = count
+    if not all(counts):
+        events, recipients = [*compress(events, counts)], [*compress(recipients, counts)]
+    return [*zip(recipients, zip(make_frames(events), strict=True), strict=True)]
 
 
 def _runs_with_gaps(
     batch: list[Event],
     channels: tuple[str, ...],
     hub: Hub[T],
-    make_frame: Callable[[Event], bytes],
-    runs: list[tuple[Collection[T], list[bytes]]],
+    make_frames: Callable[[Sequence[Event]], list[bytes]],
+    runs: list[tuple[Collection[T], Sequence[bytes]]],
 ) -> None:
     everybody = set(hub.recipients(Audience(channels)))
     if not everybody:
         return
-    frames = [make_frame(event) for event in batch]
+    frames = make_frames(batch)
     gaps: dict[object, list[T]] = {}
     missed: dict[object, list[int]] = {}
     for index, event in enumerate(batch):

@@ -10,6 +10,7 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from operator import attrgetter
 
 from chatws.brokers.contract import Bounds, Broker, Event
@@ -20,7 +21,7 @@ __all__ = ["History"]
 #: Events that `load` reads from the broker at once.
 LOAD_CHUNK = 1000
 
-_offset_of = attrgetter("offset")
+_offset_of, _channels_of = attrgetter("offset"), attrgetter("audience.channels")
 
 
 class History:
@@ -116,10 +117,15 @@ class History:
     def _index(self) -> None:
         """Take the newest events into the index."""
         index, window = self._channels, self._window
-        for event in window.read(self._indexed, window.last - self._indexed):
-            channels = event.audience.channels
-            for channel in channels if len(channels) == 1 else dict.fromkeys(channels):
-                index[channel].append(event.offset)
+        events = window.read(self._indexed, window.last - self._indexed)
+        everyones = [*map(_channels_of, events)]
+        if {*map(len, everyones)} == {1}:
+            for channel, offset in zip(chain.from_iterable(everyones), map(_offset_of, events), strict=True):
+                index[channel].append(offset)
+        else:
+            for channels, event in zip(everyones, events, strict=True):
+                for channel in dict.fromkeys(channels):
+                    index[channel].append(event.offset)
         self._indexed = window.last
 
     def _forget(self, dropped: Event) -> None:

@@ -6,7 +6,9 @@ are connected.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Generic, TypeVar
 
 from chatws.brokers.contract import Audience
@@ -16,6 +18,8 @@ from chatws.server.recipients import Recipients
 __all__ = ["Hub"]
 
 T = TypeVar("T")
+
+_channels_of, _left_out_of = attrgetter("channels"), attrgetter("except_user_id")
 
 #: From how many listeners on their sockets are worth being gathered.
 MANY = 2
@@ -82,6 +86,17 @@ class Hub(Generic[T]):
             if found:
                 self._recipients[channel] = found
         return found
+
+    def recipients_of_each(self, audiences: Sequence[Audience]) -> list[Collection[T]]:
+        """`recipients` of each of them: in a few steps for all, where nobody is left out and each has one channel."""
+        channels = [*map(_channels_of, audiences)]
+        if [*map(_left_out_of, audiences)].count(None) != len(audiences) or {*map(len, channels)} != {1}:
+            return [*map(self.recipients, audiences)]
+        names = [*chain.from_iterable(channels)]
+        found = [*map(self._recipients.get, names)]
+        if None in found:
+            return [*map(self.listeners, names)]
+        return found  # type: ignore[return-value]
 
     def count(self, channel: str) -> int:
         """How many connections listen to `channel`."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
+from itertools import repeat
+from operator import attrgetter
 from typing import Any
 
 import msgspec
@@ -25,7 +28,7 @@ __all__ = [
     "Unsubscribe",
     "authenticated",
     "error",
-    "event_payload",
+    "event_payloads",
     "parse",
     "presence",
     "status_data",
@@ -230,9 +233,19 @@ def status_data(agent_id: Id, status: str) -> bytes:
     return _encode({"agent_id": agent_id, "status": status})
 
 
-def event_payload(event: Event, epoch: str) -> bytes:
-    """A pushed event as it goes out. `data` stands as the backend wrote it, to the byte."""
-    name = event.name.encode()
-    if event.offset:
-        return b'{"event":"%b","data":%b,"id":"%b:%d"}' % (name, event.data, epoch.encode(), event.offset)
-    return b'{"event":"%b","data":%b}' % (name, event.data)
+_WITH_ID, _WITHOUT_ID = b'{"event":"%b","data":%b,"id":"%b:%d"}', b'{"event":"%b","data":%b}'
+_name_of, _data_of, _offset_of = attrgetter("name"), attrgetter("data"), attrgetter("offset")
+
+
+def event_payloads(events: Sequence[Event], epoch: str) -> list[bytes]:
+    """Pushed events as they go out. `data` stands as the backend wrote it, to the byte."""
+    if all(map(_offset_of, events)):
+        names = map(str.encode, map(_name_of, events))
+        parts = zip(names, map(_data_of, events), repeat(epoch.encode()), map(_offset_of, events), strict=False)
+        return [*map(_WITH_ID.__mod__, parts)]
+    return [
+        _WITH_ID % (event.name.encode(), event.data, epoch.encode(), event.offset)
+        if event.offset
+        else _WITHOUT_ID % (event.name.encode(), event.data)
+        for event in events
+    ]

@@ -31,12 +31,12 @@ _ORDERS = (NODES,)
 _channels_of = attrgetter("audience.channels")
 
 #: Sends each run's frames to each of its connections, in the order of the runs.
-SendAll: TypeAlias = Callable[[Sequence[tuple[Collection[Any], list[bytes]]]], None]
+SendAll: TypeAlias = Callable[[Sequence[tuple[Collection[Any], Sequence[bytes]]]], None]
 
 
 class Outlet:
     """
-    :param make_frame: an event's frame, complete.
+    :param make_frames: each event's frame, complete.
     :param connections: all that are open.
     :param clock: an IReactorTime.
     """
@@ -50,7 +50,7 @@ class Outlet:
         agents: Agents,
         steering: Steering,
         catching_up: CatchingUp,
-        make_frame: Callable[[Event], bytes],
+        make_frames: Callable[[Sequence[Event]], list[bytes]],
         send_all: SendAll,
         connections: Collection[Connection],
         clock: Any,
@@ -62,7 +62,7 @@ class Outlet:
         self._agents = agents
         self._steering = steering
         self._catching_up = catching_up
-        self._make_frame = make_frame
+        self._make_frames = make_frames
         self._send_all = send_all
         self._connections = connections
         self._clock = clock
@@ -101,7 +101,7 @@ class Outlet:
         if self._history.gaps != self._gaps:
             self._gaps = self._history.gaps
             self._start_over("events are missing")
-        runs = make_runs(events, self._hub, self._make_frame)
+        runs = make_runs(events, self._hub, self._make_frames)
         self._stats.count(events)
         if runs:
             self._send_all(runs)

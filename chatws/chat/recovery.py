@@ -7,7 +7,7 @@ connection's own queue.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from chatws.brokers.contract import Event
 from chatws.chat.client import Client
@@ -26,16 +26,20 @@ REPLAY_CHUNK = 256
 
 class Recovery:
     """
-    :param make_frame: an event's frame, complete.
+    :param make_frames: each event's frame, complete.
     """
 
     def __init__(
-        self, history: History, hub: Hub[Connection], stats: Stats, make_frame: Callable[[Event], bytes]
+        self,
+        history: History,
+        hub: Hub[Connection],
+        stats: Stats,
+        make_frames: Callable[[Sequence[Event]], list[bytes]],
     ) -> None:
         self._history = history
         self._hub = hub
         self._stats = stats
-        self._make_frame = make_frame
+        self._make_frames = make_frames
 
     def enter(
         self,
@@ -65,7 +69,7 @@ class Recovery:
             events = missed or []
             first = text_frame(reply(position, len(events), missed is None))
             if len(events) <= REPLAY_CHUNK:
-                connection.send_frames(first + b"".join(map(self._make_frame, events)))
+                connection.send_frames(first + b"".join(self._make_frames(events)))
             else:
                 connection.send_frames(first)
                 connection.stream(self._replay(client, channels[-1], events))
@@ -98,7 +102,7 @@ class Recovery:
             for start in range(0, len(events), REPLAY_CHUNK):
                 if replays.get(channel) is not mark:
                     return  # the channel was left meanwhile: by the client, or because a backend took it away
-                yield b"".join(map(self._make_frame, events[start : start + REPLAY_CHUNK]))
+                yield b"".join(self._make_frames(events[start : start + REPLAY_CHUNK]))
             replays.pop(channel, None)
 
         return chunks()

@@ -35,7 +35,7 @@ from zope.interface import implementer
 from chatws.brokers.contract import Draft
 from chatws.errors import ClientError, ErrorCode
 from chatws.push.answers import Answer, Done, Refused, encode_answers
-from chatws.push.lines import Auth, LineError, Operation, Ping, Presence, Publish, parse_line
+from chatws.push.lines import PLAIN, Auth, LineError, Operation, Ping, Presence, Publish, parse_line
 from chatws.push.pending import Batch, Pending
 
 if TYPE_CHECKING:
@@ -54,11 +54,6 @@ MAX_AUTH_LINE = 4096
 LINGER_SECONDS = 2.0
 #: Seconds for which a closing connection may take to read its last answers.
 CLOSE_SECONDS = 10.0
-
-
-def _shown(peer: Any) -> str:
-    """An address for the log."""
-    return f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a Unix socket"
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -230,6 +225,11 @@ class PushConnection(protocol.Protocol):
         requests: list[Publish | Refused] = []
         drafts: list[Draft] = []
         max_line = self._max_line
+        if self._admitted and len(lines) <= BATCH_LINES and max(map(len, lines)) <= max_line:
+            plain = door.executor.plain_drafts(lines)
+            if plain is not None:
+                self._hand_over([PLAIN] * len(plain), plain)
+                return
         for position, line in enumerate(lines):
             if not line:
                 continue
@@ -369,7 +369,9 @@ class PushConnection(protocol.Protocol):
         if self._lost:
             return
         transport = self.transport
-        self.log.info("A backend at {peer} was sent away: {error}", peer=_shown(transport.getPeer()), error=str(error))
+        peer = transport.getPeer()
+        shown = f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a Unix socket"
+        self.log.info("A backend at {peer} was sent away: {error}", peer=shown, error=str(error))
         self._write([answer])
         if IHalfCloseableDescriptor.providedBy(transport) and not ISSLTransport.providedBy(transport):
             transport.unregisterProducer()

@@ -18,7 +18,7 @@ from chatws.chat.audience import AudienceTable
 from chatws.errors import ClientError, ErrorCode, Unavailable
 from chatws.ids import Id, sort_ids
 from chatws.push.answers import Agent, AgentConnection, Answer, Done, Online, Published, Refused
-from chatws.push.lines import Disconnect, Operation, Presence, Publish, RequestId, Unsubscribe
+from chatws.push.lines import Disconnect, Operation, Presence, Publish, RequestId, Unsubscribe, parse_plain
 
 __all__ = ["Executor", "PushStats", "PushTarget"]
 
@@ -102,6 +102,11 @@ class Executor:
             raise ClientError(ErrorCode.BAD_MESSAGE, f"data of {request.event} has no proper ids") from None
         except Exception as error:
             raise self.blame(error) from None
+
+    def plain_drafts(self, lines: Sequence[bytes]) -> list[Draft] | None:
+        """The drafts of many lines at once, where that can be: see `parse_plain` and `AudienceTable.drafts`."""
+        found = parse_plain(lines)
+        return None if found is None else self._target.audiences.drafts(*found)
 
     def publish(
         self, requests: Sequence[Publish | Refused], drafts: Sequence[Draft]

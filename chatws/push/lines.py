@@ -17,7 +17,9 @@ makes up for that; `tests/test_push_lines.py` compares the two with Python's par
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 import msgspec
@@ -31,6 +33,7 @@ from chatws.ids import Id, parse_id
 __all__ = [
     "MAX_KEY_CHARACTERS",
     "MAX_USER_IDS",
+    "PLAIN",
     "Auth",
     "Disconnect",
     "LineError",
@@ -42,6 +45,7 @@ __all__ = [
     "To",
     "Unsubscribe",
     "parse_line",
+    "parse_plain",
 ]
 
 #: Users that one `to` may name.
@@ -84,6 +88,10 @@ class Publish(msgspec.Struct, frozen=True, gc=False):
     key: str | None = None
     ack: bool = False
     transient: bool = False
+
+
+#: What a line asks for that says an event and its data: nothing but that it is published.
+PLAIN = Publish("", b"")
 
 
 class _Operation(msgspec.Struct, tag_field="op", kw_only=True):
@@ -172,6 +180,9 @@ class _Kind(msgspec.Struct):
 
 
 _decode_line = msgspec.json.Decoder(_Line).decode
+_event_of, _data_of = attrgetter("event"), attrgetter("data")
+_rest_of = attrgetter("ack", "id", "to", "except_user_id", "transient", "op")
+_NO_REST = _rest_of(_Line())
 _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_operation: Any = msgspec.json.Decoder(Operation).decode
 _decode_id: Any = msgspec.json.Decoder(RequestId).decode
@@ -213,6 +224,24 @@ def parse_line(line: bytes) -> Publish | Operation:
     return _parse_with_care(line)
 
 
+def parse_plain(lines: Sequence[bytes]) -> tuple[list[str], list[bytes]] | None:
+    """Many lines that each say an event and its data and no more, as most do: in as few steps for each as can be.
+
+    :return: the names, and what stands as `data`, of which nothing is known but that it is JSON or missing. None where
+        any of the lines is something else, or is wrong: `parse_line` knows what.
+    """
+    try:
+        whole = b"\n".join(lines)
+        if not whole.isascii():
+            whole.decode()
+        found = [*map(_decode_line, lines)]
+        if [*map(_rest_of, found)].count(_NO_REST) != len(found):
+            return None
+        return [*map(_check_event, map(_event_of, found))], [*map(bytes, map(_data_of, found))]
+    except (ClientError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
 def _parse_with_care(line: bytes) -> Publish | Operation:
     try:
         line.decode()
@@ -238,8 +267,6 @@ def _parse_with_care(line: bytes) -> Publish | Operation:
 
 
 def _publish(found: _Line) -> Publish:
-    if found.event is None:
-        raise ClientError(ErrorCode.BAD_MESSAGE, "event or op is missing")
     event = _check_event(found.event)
     data = bytes(found.data)
     if not data or data[0] != _BRACE:
@@ -258,8 +285,10 @@ def _publish(found: _Line) -> Publish:
 
 
 @lru_cache(1024)
-def _check_event(name: str) -> str:
+def _check_event(name: str | None) -> str:
     """The same name, and the same string for every event of that name: the log keeps thousands."""
+    if name is None:
+        raise ClientError(ErrorCode.BAD_MESSAGE, "event or op is missing")
     if _EVENT_NAME.fullmatch(name) is None:
         raise ClientError(ErrorCode.BAD_MESSAGE, "event must be 1 to 64 characters of A-Z a-z 0-9 _ . : -")
     if name in RESERVED_EVENTS:

@@ -24,7 +24,7 @@ from typing import Any, TypeAlias
 from twisted.logger import Logger
 
 from chatws.server.io_uring import NOTHING, Ring
-from chatws.server.recipients import Recipients
+from chatws.server.recipients import Recipients, keys_of_each
 from chatws.server.writer import Writer
 
 __all__ = ["SEVERAL", "FanOut"]
@@ -32,7 +32,7 @@ __all__ = ["SEVERAL", "FanOut"]
 log = Logger()
 
 #: Connections, and the frames that each of them gets.
-Runs: TypeAlias = Sequence[tuple[Collection[Any], list[bytes]]]
+Runs: TypeAlias = Sequence[tuple[Collection[Any], Sequence[bytes]]]
 
 #: So many sends cost less when they are asked for together (benchmarks/several.py).
 SEVERAL = 16
@@ -87,8 +87,10 @@ def _overlap(runs: Runs, total: int) -> bool:
 
 
 def _keys(runs: Runs) -> array[int]:
-    found = [one.keys() if type(one) is Recipients else array("Q", [writer._key for writer in one]) for one, _ in runs]
-    return found[0] if len(found) == 1 else array("Q", b"".join(found))
+    whose: list[Any] = [*map(_recipients_of, runs)]
+    if {*map(type, whose)} == {Recipients}:
+        return array("Q", b"".join(keys_of_each(whose)))
+    return array("Q", [writer._key for writer in chain.from_iterable(whose)])
 
 
 def _send_together(runs: Runs, keys: array[int], ring: Ring) -> bool:
@@ -175,7 +177,7 @@ def _send_to_many(recipients: Recipients[Any], blob: bytes) -> None:
         stats.bytes_sent += directly * size
 
 
-def _regroup(runs: Sequence[tuple[Collection[Writer], list[bytes]]]) -> list[tuple[list[Writer], list[bytes]]]:
+def _regroup(runs: Runs) -> list[tuple[list[Writer], list[bytes]]]:
     """The same runs with each connection in one of them: with all that is its, in order."""
     pending: dict[Writer, list[bytes]] = {}
     for recipients, frames in runs:

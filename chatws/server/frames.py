@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import repeat
+from operator import add
 from struct import Struct
 
-__all__ = ["binary_frame", "close_frame", "rest_of_frame", "split_frames", "text_frame"]
+__all__ = ["binary_frame", "close_frame", "rest_of_frame", "split_frames", "text_frame", "text_frames"]
 
 _MEDIUM = Struct("!BBH").pack
 _LONG = Struct("!BBQ").pack
@@ -25,6 +27,14 @@ def text_frame(payload: bytes) -> bytes:
     if length < 65536:
         return _MEDIUM(0x81, 126, length) + payload
     return _LONG(0x81, 127, length) + payload
+
+
+def text_frames(payloads: Sequence[bytes]) -> list[bytes]:
+    """`text_frame` of each, in few steps where all are of a middling size, as events mostly are."""
+    sizes = [*map(len, payloads)]
+    if sizes and min(sizes) >= 126 and max(sizes) < 65536:
+        return [*map(add, map(_MEDIUM, repeat(0x81), repeat(126), sizes), payloads)]
+    return [*map(text_frame, payloads)]
 
 
 def binary_frame(payload: bytes) -> bytes:

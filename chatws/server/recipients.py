@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import socket
 from array import array
+from collections.abc import Sequence
+from operator import attrgetter
 from typing import Any, TypeVar
 
-__all__ = ["Recipients", "sockets_have_changed"]
+__all__ = ["Recipients", "keys_of_each", "sockets_have_changed"]
 
 T = TypeVar("T")
 
@@ -36,29 +38,34 @@ def sockets_have_changed() -> None:
 class Recipients(tuple[T, ...]):
     """Connections that get the same events, each once; always the same ones."""
 
-    _sockets: tuple[socket.socket | None, ...] | None = None
-    _keys: array[int] | None = None
-    _seen = -1
+    _sockets: tuple[socket.socket | None, ...] = ()
+    _sockets_seen = -1
+    _keys = b""
+    _keys_seen = -1
 
     def sockets(self) -> tuple[socket.socket | None, ...]:
         """What each of the connections (`Writer`) can be written to at once, in their order; None for those that have
         to be asked, because something of theirs waits or is compressed, or because they are closed."""
-        if self._seen != _changes.count or self._sockets is None:
-            self._forget()
+        if self._sockets_seen != _changes.count:
             writers: Any = self
             self._sockets = tuple([one._socket if one._deflated is None else None for one in writers])
+            self._sockets_seen = _changes.count
         return self._sockets
 
-    def keys(self) -> array[int]:
-        """The same for a `Ring`: `NOTHING` for those that have to be asked."""
-        if self._seen != _changes.count or self._keys is None:
-            self._forget()
+    def keys(self) -> bytes:
+        """The same for a `Ring`: `NOTHING` for those that have to be asked. Eight bytes each."""
+        if self._keys_seen != _changes.count:
             writers: Any = self
-            self._keys = array("Q", [one._key for one in writers])
+            self._keys = array("Q", [one._key for one in writers]).tobytes()
+            self._keys_seen = _changes.count
         return self._keys
 
-    def _forget(self) -> None:
-        """Let go of what is out of date."""
-        if self._seen != _changes.count:
-            self._seen = _changes.count
-            self._sockets = self._keys = None
+
+_keys_of, _keys_seen_of = attrgetter("_keys"), attrgetter("_keys_seen")
+
+
+def keys_of_each(many: Sequence[Recipients[Any]]) -> list[bytes]:
+    """`keys` of each of them."""
+    if [*map(_keys_seen_of, many)].count(_changes.count) == len(many):
+        return [*map(_keys_of, many)]
+    return [one.keys() for one in many]
