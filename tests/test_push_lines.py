@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -361,6 +361,7 @@ class TogetherTests(SynchronousTestCase):
     @settings(max_examples=200, deadline=None)
     @given(st.lists(usual, min_size=1, max_size=20))
     def test_the_usual_are_taken_together(self, texts: list[bytes]) -> None:
+        assume(b'"ack"' not in b"".join(texts))
         drafts = self.executor.plain_drafts(texts)
         assert drafts is not None
         assert drafts == self.one_by_one(texts)

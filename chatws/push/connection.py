@@ -369,8 +369,7 @@ class PushConnection(protocol.Protocol):
         if self._lost:
             return
         transport = self.transport
-        peer = transport.getPeer()
-        shown = f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a Unix socket"
+        shown = f"{peer.host}:{peer.port}" if hasattr(peer := transport.getPeer(), "host") else "a Unix socket"
         self.log.info("A backend at {peer} was sent away: {error}", peer=shown, error=str(error))
         self._write([answer])
         if IHalfCloseableDescriptor.providedBy(transport) and not ISSLTransport.providedBy(transport):

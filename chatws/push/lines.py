@@ -230,8 +230,10 @@ def parse_plain(lines: Sequence[bytes]) -> tuple[list[str], list[bytes]] | None:
     :return: the names, and what stands as `data`, of which nothing is known but that it is JSON or missing. None where
         any of the lines is something else, or is wrong: `parse_line` knows what.
     """
+    whole = b"\n".join(lines)
+    if b'"ack"' in whole:
+        return None  # what most of the others say: they need not be decoded twice
     try:
-        whole = b"\n".join(lines)
         if not whole.isascii():
             whole.decode()
         found = [*map(_decode_line, lines)]
