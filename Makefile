@@ -25,7 +25,7 @@ help:
 	@echo 'make test       the whole suite (PYTHON=python3.13, PYTEST_ARGS="-k push", WORKERS=2)'
 	@echo 'make test-deps  install what the tests need of Debian (as root)'
 	@echo 'make check      ruff, mypy --strict, the import rules: a part of make test'
-	@echo 'make bench      the benchmarks: twenty minutes (BENCH_ARGS=--quick), writes docs/performance.md'
+	@echo 'make bench      the benchmarks: half an hour (BENCH_ARGS=--quick), writes docs/performance.md'
 	@echo 'make bench-cluster  several nodes on each engine, beside Socket.IO: twelve minutes, writes docs/scaling.md'
 	@echo 'make conformance  the Autobahn test suite, with a Python 2.7 (PYTHON27=python2.7)'
 	@echo 'make clean      remove everything that was made, environments included'

@@ -31,7 +31,7 @@ COLUMNS = {
 MESSAGES = ("room1", "room16", "inbox")
 SCALING = {"inbox1000": 1_000, "inbox9000": 9_000, "inbox19000": 19_000}
 #: Rows that are not in the main table: chatws in another shape.
-VARIANTS = ("chatws-asyncio", "chatws-uvloop", "chatws-deflate")
+VARIANTS = ("chatws-asyncio", "chatws-uvloop", "chatws-deflate", "chatws-other-python")
 VERSIONS = {
     "chatws": "chatws",
     "Twisted": "Twisted",
@@ -58,12 +58,12 @@ def figures(medians: dict[str, Any]) -> Figures:
         for name, one in by_server.items():
             found.setdefault(name, {})[key] = one["cpu_us"]
             if key == "inbox":
-                found[name] |= {"connect": one["connect_us"], "idle": max(0.0, one["idle_kib"])}
+                found[name]["idle"] = max(0.0, one["idle_kib"])
     return found
 
 
 def spread(results: dict[str, Any], name: str, column: str) -> str:
-    """The quartiles of a message column, where there were several rounds."""
+    """The quartiles of a column, where there were several rounds."""
     one = results["medians"].get(column, {}).get(name, {})
     if "cpu_us_low" not in one or len(results["runs"][column][name]) < 3:
         return ""
@@ -121,8 +121,8 @@ def main_table(results: dict[str, Any], found: Figures, titles: dict[str, str]) 
         floors.append(number(paired(results, column, "chatws", "floor")[0]) if with_floor else "")
     for index, column in enumerate(COLUMNS):
         others = [row[column] for name, row in found.items() if name[:6] not in ("chatws", "floor") and column in row]
-        if column not in MESSAGES and others and column in found["chatws"]:
-            best[index] = number(found["chatws"][column] / min(others))  # there are no rounds of connecting
+        if column == "idle" and others and column in found["chatws"]:
+            best[index] = number(found["chatws"][column] / min(others))  # there are no rounds of it
     rows += [["*chatws ÷ best peer, within a round*", *best], ["*chatws ÷ C loop, within a round*", *floors]]
     return table(["", *COLUMNS.values()], rows)
 
@@ -149,9 +149,16 @@ def verdict(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> 
     if "ratchet" in found:
         sentences[-1] += of_ratchet(results)
     if "connect" in ours:
+        beside = [
+            f"{paired(results, 'connect', 'chatws', name)[0]:.2f} times {whose}"
+            for name, whose in (("picows", "what picows takes to connect"), ("floor", "the C loop's part"))
+            if name in results["runs"]["connect"]
+        ]
         sentences.append(
             f"- To connect, authenticate and subscribe: {number(ours['connect'])} µs of processor time, what is "
-            f"announced about who is online included; then {number(ours['idle'])} KiB of memory."
+            f"announced about who is online included"
+            + (f" (within a round {' and '.join(beside)})" if beside else "")
+            + f"; then {number(ours['idle'])} KiB of memory."
         )
     return "\n".join(sentences)
 
@@ -185,6 +192,11 @@ def scaling(results: dict[str, Any], found: Figures) -> str:
         for both in [(results["runs"][key]["chatws"], results["runs"][key]["floor"])]
     }
     rows.append(["difference", *[number(statistics.median(own for _, own in costs[key])) for key in measured]])
+    runs = {key: results["runs"][key]["chatws"] for key in measured}
+    # means, as the kernel tells it by ticks
+    owns = {key: statistics.fmean(one["user_us"] for one in runs[key]) for key in measured if "user_us" in runs[key][0]}
+    if owns:
+        rows.append(["chatws, outside of the kernel", *[number(owns[key]) for key in measured]])
     fewest = measured[0]
     changes = {
         key: statistics.median(
@@ -193,12 +205,21 @@ def scaling(results: dict[str, Any], found: Figures) -> str:
         for key in measured[1:]
     }
     told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in changes.items())
-    return (
-        table(["µs per message", *[f"{SCALING[key]:,} connections" for key in measured]], rows)
-        + f"\n\nAgainst {SCALING[fewest]:,} connections, what chatws adds to the kernel's own cost changes by {told} "
-        "of a message's whole cost (medians of what was seen within each round). What grows with the connections is "
-        "what the loop of `send()` shows too: more sockets than the processor's caches hold."
+    text = table(["µs per message", *[f"{SCALING[key]:,} connections" for key in measured]], rows) + (
+        f"\n\nAgainst {SCALING[fewest]:,} connections, what chatws takes beyond that loop changes by {told} of a "
+        "message's whole cost (medians of what was seen within each round)."
     )
+    if owns:
+        whole = statistics.fmean(one["cpu_us"] for one in results["runs"][fewest]["chatws"])
+        grown = {key: (owns[key] - owns[fewest]) / whole * 100 for key in measured[1:]}
+        own_told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in grown.items())
+        held = "within" if max(grown.values()) <= 15 else "**beyond**"
+        text += (
+            f" Of chatws's own, apart from what the kernel does on its behalf, it is {own_told}, {held} the 15 % aimed "
+            "at: nothing is done for those who are not addressed, but less of what is needed lies in the processor's "
+            "caches, of chatws's own and of the kernel's sockets."
+        )
+    return text
 
 
 def compression(results: dict[str, Any]) -> str:
@@ -296,6 +317,27 @@ def reactors(found: Figures, titles: dict[str, str]) -> str:
     return f"{text}\n\n{advice}"
 
 
+def pythons(results: dict[str, Any], found: Figures) -> str:
+    """Which Python to take."""
+    versions = results["versions"]
+    other = found.get("chatws-other-python")
+    if other is None:
+        return f"Everything here was measured with Python {versions['python']}. No other was measured in this run."
+    columns = [column for column in ("room1", "inbox", "connect") if column in other]
+    ratios = {column: paired(results, column, "chatws-other-python", "chatws")[0] for column in columns}
+    rows = [
+        [versions["python"], *[number(found["chatws"][column]) for column in columns]],
+        [versions["other_python"], *[number(other[column]) for column in columns]],
+        ["*second ÷ first, within a round*", *[f"{ratios[column]:.2f}" for column in columns]],
+    ]
+    return table(["Python", *[COLUMNS[column] for column in columns]], rows) + (
+        "\n\nEverything else here was measured with the first. Most of a message is the kernel's and the same for any "
+        "Python; connecting is mostly Python's. Debian builds its with profile-guided optimization; who builds "
+        "one, by `pyenv` for instance, has to ask for it: `PYTHON_CONFIGURE_OPTS='--enable-optimizations "
+        "--with-lto' pyenv install …`."
+    )
+
+
 def clients(medians: dict[str, Any]) -> str:
     """What a frame cost the load client, beside what the delivery cost the server."""
     pairs = [(one["client_us_per_frame"], name) for name, one in medians.get("room16", {}).items() if name != "floor"]
@@ -315,6 +357,8 @@ their load clients (C, one epoll loop each) to another, over the loopback, with 
 they take turns in an order drawn anew, and whoever has no turn is stopped. The time is the kernel's own count for the
 server's threads, user and system, and for the kernel's thread that takes over some of the work on a core with much of
 it (ksoftirqd): {repetitions}.
+chatws and those that come nearest to it are started more often than the others: where its memory lies is a process's
+luck for its whole life, and makes a tenth.
 While messages are under way the client does not sleep: to wake it would be accounted to the server, and the browsers of
 a server are on other machines.{clients}
 The first row is a loop of `send()` in C that knows no rooms and joins nothing: what a system call for each delivery
@@ -360,6 +404,10 @@ An event for three, while others are connected.
 
 {reactors}
 
+## Which Python
+
+{pythons}
+
 ## Compression
 
 Off by default. With `--compression` an event is deflated once for all connections that negotiated the same window,
@@ -377,10 +425,11 @@ delivery and the memory of an idle connection.
 
     make bench
 
-takes about twenty minutes, needs two cores with nothing else to do, a C compiler and Node, and installs the peers into
+takes about half an hour, needs two cores with nothing else to do, a C compiler and Node, and installs the peers into
 `benchmarks/.peers`. `make bench BENCH_ARGS=--quick` is a look, and `python benchmarks/run.py --nearest` compares the
-nearest in three minutes. Ratchet takes part where `php` is installed and `RATCHET_VENDOR` names a vendor directory with
-`cboden/ratchet`.
+nearest in four minutes. `make bench PYTHON=python3.13` measures with another Python, everybody's, and
+`CHATWS_PYTHON=path/to/bin/python`, of an environment that has chatws, puts that one beside the first. Ratchet takes
+part where `php` is installed and `RATCHET_VENDOR` names a vendor directory with `cboden/ratchet`.
 
 Measured with {versions}.
 """
@@ -392,8 +441,9 @@ def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
     titles = results["titles"]["servers"]
     rounds = sorted(len(runs) for runs in results["runs"].get("room1", {}).values()) or [1]
     versions = results["versions"]
+    several = f"{rounds[0]} to {rounds[-1]}" if rounds[0] < rounds[-1] else str(rounds[0])
     return PAGE.format(
-        repetitions="taken once" if rounds[-1] == 1 else f"the median of {rounds[-1]} rounds (and their quartiles)",
+        repetitions="taken once" if rounds[-1] == 1 else f"the median of {several} rounds (and their quartiles)",
         clients=clients(results["medians"]),
         table=main_table(results, found, titles),
         verdict=verdict(results, found, titles),
@@ -401,6 +451,7 @@ def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
         scaling=scaling(results, found),
         storms=storms(storm) if storm else "Not measured in this run.",
         reactors=reactors(found, titles),
+        pythons=pythons(results, found),
         compression=compression(results),
         versions=", ".join(f"{title} {versions[key]}" for key, title in VERSIONS.items() if key in versions),
     )

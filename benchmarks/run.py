@@ -15,9 +15,12 @@ What counts is the processor time that the server's threads used during the burs
 thread of its own when there is much of it (ksoftirqd): that thread's time on the server's core is added. Results go to
 benchmarks/results.json, and from there into docs/performance.md and docs/images/performance.svg (benchmarks/report.py).
 
-Peers are installed into benchmarks/.peers by pip and npm. Ratchet takes part where `php` is there and RATCHET_VENDOR
-names a vendor directory with cboden/ratchet. PHP needs an extension then that gives React a loop for more than 1,024
-files: ev, uv or event.
+What it takes to come in is measured with a server for each round, and the servers take turns as well.
+
+Peers (benchmarks/entrants.py) are installed into benchmarks/.peers by pip and npm. Ratchet takes part where `php` is
+there and RATCHET_VENDOR names a vendor directory with cboden/ratchet. PHP needs an extension then that gives React a
+loop for more than 1,024 files: ev, uv or event. CHATWS_PYTHON names the Python of another environment that has chatws,
+to compare the two.
 """
 
 from __future__ import annotations
@@ -26,7 +29,6 @@ import argparse
 import functools
 import json
 import os
-import platform
 import random
 import resource
 import shutil
@@ -39,180 +41,33 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-PEERS = HERE / ".peers"
+from entrants import (
+    BUILD,
+    HERE,
+    MAIN,
+    NEAREST,
+    PAD,
+    PEERS,
+    SERVERS,
+    TOGETHER,
+    USERS,
+    WORKLOADS,
+    Workload,
+    has_ratchet,
+    install,
+    takes_part,
+    versions,
+)
+
 SERVER_CORE = 0
 PIN_SERVER, PIN_CLIENT = ("taskset", "-c", f"{SERVER_CORE}"), ("taskset", "-c", "1")
-BUILD = PEERS / "bin"
-PYTHON_PEERS = ("websockets", "picows", "socketify", "autobahn[twisted]")
-NODE_PEERS = ("ws", "socket.io")
-#: What people write; compresses as such.
-PAD = (
-    "Good morning! I ordered the blue one in size M last Thursday, and the parcel that came today has the green one. "
-    "Can I send it back for free? Order 4711-0815."
-)
-#: The people that the connections are of, as far as a server wants to know: each has some pages open.
-USERS = 900
 #: Seconds for which a server may go on with what the connecting left behind, before messages are sent: chatws tells
 #: everybody who is online now, others collect garbage.
 QUIET_SECONDS = 20
 #: What one server may take for its part of a round; a slower one gets fewer messages.
 SLOW_SECONDS = 3.0
-
-
-@dataclass(frozen=True)
-class Workload:
-    """:ivar per: connections a group, each message going to one group; 0 for one room of all.
-    :ivar messages: in one round.
-    :ivar window: messages outstanding.
-    :ivar deflate: the client offers permessage-deflate."""
-
-    title: str
-    connections: int
-    per: int
-    messages: int
-    window: int
-    unit: str  # "delivery" or "message"
-    deflate: bool = False
-
-
-WORKLOADS = {
-    "room1": Workload("one room of 500, one message at a time", 500, 0, 120, 1, "delivery"),
-    "room16": Workload("one room of 500, 16 messages outstanding", 500, 0, 320, 16, "delivery"),
-    "inbox": Workload("9,000 connections, 3 recipients a message, 16 outstanding", 9000, 3, 3000, 16, "message"),
-    "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 3000, 16, "message"),
-    "inbox9000": Workload("9,000 connections, beside the other numbers of them", 9000, 3, 3000, 16, "message"),
-    "inbox19000": Workload("19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 3000, 16, "message"),
-    "plain_room": Workload("one room of 500, not compressed", 500, 0, 120, 1, "message"),
-    "deflated_room": Workload("one room of 500, compressed", 500, 0, 120, 1, "message", deflate=True),
-    "plain_group": Workload("3 recipients a message, not compressed", 900, 3, 3000, 1, "message"),
-    "deflated_group": Workload("3 recipients a message, compressed", 900, 3, 3000, 1, "message", deflate=True),
-}
-MAIN = ("room1", "room16", "inbox")
-#: Compared with each other, so they take turns in the same rounds.
-TOGETHER = ("inbox1000", "inbox9000", "inbox19000")
-NEAREST = ("floor", "chatws", "uwebsockets", "socketify", "picows")
-#: Those that only some take part in.
-ONLY = {
-    **dict.fromkeys(TOGETHER, ("floor", "chatws")),
-    "plain_room": ("chatws-deflate",),
-    "deflated_room": ("chatws-deflate",),
-    "plain_group": ("chatws-deflate",),
-    "deflated_group": ("chatws-deflate",),
-}
-
-
-@dataclass(frozen=True)
-class Server:
-    """:ivar command: with {port} and {push}. :ivar subscribe: what each connection says to be in group %g.
-    :ivar publisher: "tcp" or "ws"."""
-
-    title: str
-    command: tuple[str, ...]
-    path: str = "/"
-    publisher: str = "tcp"
-    prefix: tuple[str, ...] = ()
-    subscribe: str = '{"type":"subscribe","conversation_id":%g}'
-
-
-_TWISTD = (str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=")
-# The client opens all its connections before it says who they are: that may take longer than pages are given.
-_CHATWS = ("chatws", "--port={port}", "--push-port={push}", "--auth-deadline=120")
-#: chatws on other reactors than the default one.
-REACTORS = ("chatws-asyncio", "chatws-uvloop")
-#: Which of the workloads they take part in.
-REACTOR_WORKLOADS = ("room1", "inbox")
-# the same interpreter for everybody
-PEER_PYTHON = str(PEERS / f"venv-{platform.python_version()}" / "bin" / "python")
-SERVERS = {
-    "floor": Server("a C loop of send()", (str(BUILD / "floor"), "{port}", "{push}")),
-    "chatws": Server("chatws", (*_TWISTD, *_CHATWS), "/ws"),
-    "chatws-send": Server("chatws --no-io-uring", (*_TWISTD, *_CHATWS, "--no-io-uring"), "/ws"),
-    "chatws-asyncio": Server("chatws on asyncio", (*_TWISTD, "--reactor=asyncio", *_CHATWS), "/ws"),
-    "chatws-uvloop": Server("chatws on asyncio with uvloop", (*_TWISTD, "--reactor=uvloop", *_CHATWS), "/ws"),
-    "chatws-deflate": Server("chatws --compression", (*_TWISTD, *_CHATWS, "--compression"), "/ws"),
-    # with a loop that blocks, as uWebSockets' own; and with socketify's, which polls
-    "uwebsockets": Server(
-        "uWebSockets (socketify)", (PEER_PYTHON, "uwebsockets_server.py", "{port}", "{push}", "native"), publisher="ws"
-    ),
-    "socketify": Server(
-        "uWebSockets (socketify's run)", (PEER_PYTHON, "uwebsockets_server.py", "{port}", "{push}"), publisher="ws"
-    ),
-    "picows": Server("picows", (PEER_PYTHON, "picows_server.py", "{port}", "{push}")),
-    "ws": Server("ws (Node)", ("node", "ws_server.mjs", "{port}", "{push}")),
-    "websockets": Server("websockets", (PEER_PYTHON, "websockets_server.py", "{port}", "{push}")),
-    "socketio": Server(
-        "Socket.IO",
-        ("node", "socketio_server.mjs", "{port}", "{push}"),
-        "/socket.io/?EIO=4&transport=websocket",
-        prefix=("40",),
-        subscribe='42["subscribe",{"conversation_id":%g}]',
-    ),
-    "autobahn": Server("Autobahn, sendPreparedMessage", (PEER_PYTHON, "autobahn_server.py", "{port}", "{push}")),
-    # subscriptions in a property of each connection, as in the field; and where PHP finds them sooner
-    "ratchet": Server("Ratchet", ("php", "ratchet_server.php", "{port}", "{push}")),
-    "ratchet-storage": Server(
-        "Ratchet (SplObjectStorage)", ("php", "ratchet_server.php", "{port}", "{push}", "storage")
-    ),
-}
-
-
-def install(names: list[str]) -> None:
-    """Bring the peers and build the C programs."""
-    BUILD.mkdir(parents=True, exist_ok=True)
-    for source in (HERE / "load.c", HERE / "storm.c", HERE / "servers" / "floor.c"):
-        target = BUILD / source.stem
-        if not target.exists() or target.stat().st_mtime < source.stat().st_mtime:
-            subprocess.run(["cc", "-O2", "-pthread", "-o", str(target), str(source)], check=True)
-    if any(SERVERS[name].command[0] == PEER_PYTHON for name in names) and not Path(PEER_PYTHON).exists():
-        subprocess.run([sys.executable, "-m", "venv", str(Path(PEER_PYTHON).parents[1])], check=True)
-        subprocess.run([PEER_PYTHON, "-m", "pip", "install", "-q", *PYTHON_PEERS], check=True)
-    if "chatws-uvloop" in names and not (PEERS / "uvloop").exists():
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--target", PEERS / "uvloop", "uvloop"], check=True
-        )
-    if any(SERVERS[name].command[0] == "node" for name in names) and not (PEERS / "node_modules").exists():
-        subprocess.run(["npm", "install", "--silent", "--prefix", str(PEERS), *NODE_PEERS], check=True)
-
-
-def versions() -> dict[str, str]:
-    """What was measured."""
-    found = {"python": platform.python_version(), "kernel": platform.release(), "machine": platform.machine()}
-    code = "import importlib.metadata as m,json;print(json.dumps({n:m.version(n) for n in %r}))"
-    for python, names in (
-        (sys.executable, ["chatws", "Twisted", "autobahn", "msgspec"]),
-        (PEER_PYTHON, ["websockets", "picows", "socketify"]),
-    ):
-        if Path(python).exists():
-            found |= json.loads(subprocess.check_output([python, "-c", code % (names,)]))
-    for name in NODE_PEERS:
-        package = PEERS / "node_modules" / name / "package.json"
-        if package.exists():
-            found[name] = json.loads(package.read_text())["version"]
-    for program, arguments in (("node", ["--version"]), ("php", ["-r", "echo PHP_VERSION;"])):
-        if shutil.which(program):
-            found[program] = subprocess.check_output([program, *arguments], text=True).strip()
-    if _has_ratchet():
-        found |= json.loads(subprocess.check_output(["php", "-r", _RATCHET_VERSIONS]))
-    return found
-
-
-_RATCHET_VERSIONS = """
-require getenv('RATCHET_VENDOR') . '/autoload.php';
-interface_exists('Ratchet\\ConnectionInterface');
-echo json_encode([
-    'ratchet' => preg_replace('~^Ratchet/~', '', Ratchet\\VERSION),
-    'ratchet_loop' => (new ReflectionClass(React\\EventLoop\\Loop::get()))->getShortName(),
-    'ratchet_extension' => implode(', ', preg_grep('/^(ev|uv|event)/', get_loaded_extensions())),
-]);
-"""
-
-
-def _has_ratchet() -> bool:
-    return "RATCHET_VENDOR" in os.environ and shutil.which("php") is not None
 
 
 class Running:
@@ -275,6 +130,11 @@ class Running:
         """Seconds of processor time, of all its threads and of the core's ksoftirqd."""
         tasks = [*Path(f"/proc/{self.process.pid}/task").iterdir(), *_ksoftirqd()]
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
+
+    def user(self) -> float:
+        """Seconds of it that were not the kernel's, as far as its clock's ticks tell: add up some."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return int(fields[11]) / os.sysconf("SC_CLK_TCK")
 
     def await_quiet(self) -> None:
         """Wait until it does nothing of its own accord."""
@@ -350,21 +210,23 @@ class Contestant:
     def burst(self, messages: int) -> dict[str, float]:
         """Publish, and wait until all is received.
 
-        :returns: `cpu_us` per delivery or message, and what the client saw.
+        :returns: `cpu_us` per delivery or message, of it `user_us` outside of the kernel, and what the client saw.
         """
         assert self.client is not None
         assert self.client.stdin is not None
         assert self.client.stdout is not None
-        before = self.running.cpu()
+        before, own = self.running.cpu(), self.running.user()
         self.client.stdin.write(f"{messages}\n")
         self.client.stdin.flush()
         seen = json.loads(self.client.stdout.readline())
-        spent = self.running.cpu() - before
+        spent, own = self.running.cpu() - before, self.running.user() - own
         if seen["lost"] or seen["errors"]:
             raise RuntimeError(f"{seen['lost']} frames lost, {seen['errors']} errors")
         deliveries = messages * (self.workload.per or self.workload.connections)
+        units = deliveries if self.workload.unit == "delivery" else messages
         return {
-            "cpu_us": spent / (deliveries if self.workload.unit == "delivery" else messages) * 1e6,
+            "cpu_us": spent / units * 1e6,
+            "user_us": own / units * 1e6,
             "bytes": seen["bytes"] / deliveries,
             **{key: seen[key] for key in ("p50_ms", "p99_ms", "per_s", "wall_s", "client_us_per_frame")},
         }
@@ -425,6 +287,28 @@ def compete(
     return results
 
 
+def come_in(
+    names: list[str], rounds: int, options: list[str], repetition: int
+) -> dict[str, dict[str, list[dict[str, float]]]]:
+    """The same for connecting: a fresh server each time, one after the other."""
+    results: dict[str, list[dict[str, float]]] = {}
+    order = random.Random(f"connect {repetition}")
+    for _ in range(rounds):
+        order.shuffle(names)
+        for name in names:
+            one = Contestant("connect", name, options)
+            try:
+                one.connect()
+            except (RuntimeError, json.JSONDecodeError, OSError) as error:
+                print(f"connect {name:12} failed: {error}", file=sys.stderr)
+            else:
+                measured = {"cpu_us": one.connect_us, "connect_us": one.connect_us, "idle_kib": one.idle_kib}
+                results.setdefault(name, []).append(measured)
+            finally:
+                one.end()
+    return {"connect": results}
+
+
 def summary(runs: list[dict[str, float]]) -> dict[str, float]:
     """The medians of some rounds; `cpu_us` with its quartiles."""
     found = {field: statistics.median(one[field] for one in runs) for field in runs[0]}
@@ -451,6 +335,35 @@ def _free_ports() -> tuple[int, int]:
         return one.getsockname()[1], two.getsockname()[1]
 
 
+def repeat(
+    names: list[str],
+    keys: list[str],
+    number: int,
+    arguments: argparse.Namespace,
+    results: dict[str, dict[str, list[dict[str, float]]]],
+) -> None:
+    """Start everything anew, once for each workload, and add to `results` what it cost."""
+    rounds = 3 if arguments.quick else arguments.rounds
+    competitions = [[key] for key in keys if key not in TOGETHER]
+    competitions.append([key for key in keys if key in TOGETHER])
+    for together in filter(None, competitions):
+        entrants = [(key, name) for key in together for name in names if takes_part(name, key)]
+        if together == ["connect"]:
+            found = come_in([name for _, name in entrants], rounds // 3 or 1, arguments.chatws_option, number)
+        else:
+            found = compete(entrants, rounds, arguments.chatws_option, number)
+        for key, by_server in found.items():
+            for name, runs in by_server.items():
+                results.setdefault(key, {}).setdefault(name, []).extend(runs)
+                one = summary(runs)
+                print(
+                    f"{number + 1} {key:14} {name:14} {one['cpu_us']:9.2f} us/{WORKLOADS[key].unit}  "
+                    f"({one['cpu_us_low']:.2f} to {one['cpu_us_high']:.2f})  connect {one['connect_us']:6.0f} us  "
+                    f"idle {one['idle_kib']:5.1f} KiB  p99 {one.get('p99_ms', '-')} ms",
+                    file=sys.stderr,
+                )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=None)
@@ -458,6 +371,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--repeat", type=int, default=2, help="times that everything is started anew")
     parser.add_argument("--minutes", type=float, default=16, help="begin no repetition that would take longer")
+    parser.add_argument("--again", type=int, default=4, help="times that chatws and the nearest are started once more")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nearest", action="store_true")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
@@ -470,35 +384,28 @@ def main() -> None:
     names = (
         arguments.only
         or (arguments.nearest and list(NEAREST))
-        or [name for name in SERVERS if not name.startswith("ratchet") or _has_ratchet()]
+        or [name for name in SERVERS if not name.startswith("ratchet") or has_ratchet()]
     )
     install(names)
     began = time.monotonic()
+    wanted = arguments.workloads or ((*MAIN, "connect") if arguments.nearest else WORKLOADS)
+    possible = [key for key in wanted if WORKLOADS[key].connections + 100 <= files]
+    if len(possible) < len(wanted):
+        print(f"only {files} files may be open: larger workloads are left out", file=sys.stderr)
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
-    for number in range(1 if arguments.quick else arguments.repeat):
+    number = 0
+    while number < (1 if arguments.quick else arguments.repeat):
         elapsed = time.monotonic() - began
         if number and elapsed * (number + 1) / number > arguments.minutes * 60:
             print(f"{number} repetitions took {elapsed / 60:.0f} minutes: enough", file=sys.stderr)
             break
-        wanted = arguments.workloads or (MAIN if arguments.nearest else WORKLOADS)
-        possible = [key for key in wanted if WORKLOADS[key].connections + 100 <= files]
-        if len(possible) < len(wanted):
-            print(f"only {files} files may be open: larger workloads are left out", file=sys.stderr)
-        competitions = [[key] for key in possible if key not in TOGETHER]
-        competitions.append([key for key in possible if key in TOGETHER])
-        for keys in filter(None, competitions):
-            entrants = [(key, name) for key in keys for name in names if takes_part(name, key)]
-            rounds = 3 if arguments.quick else arguments.rounds
-            for key, by_server in compete(entrants, rounds, arguments.chatws_option, number).items():
-                for name, runs in by_server.items():
-                    results.setdefault(key, {}).setdefault(name, []).extend(runs)
-                    one = summary(runs)
-                    print(
-                        f"{number + 1} {key:14} {name:14} {one['cpu_us']:9.2f} us/{WORKLOADS[key].unit}  "
-                        f"({one['cpu_us_low']:.2f} to {one['cpu_us_high']:.2f})  connect {one['connect_us']:6.0f} us  "
-                        f"idle {one['idle_kib']:5.1f} KiB  p99 {one['p99_ms']} ms",
-                        file=sys.stderr,
-                    )
+        repeat(names, possible, number, arguments, results)
+        number += 1
+    # a process has luck with where its memory lies, or not, for its whole life: only others even that out
+    nearest = [name for name in names if name in NEAREST]
+    close = [key for key in possible if key in (*MAIN, "connect", *TOGETHER)]
+    for more in range(0 if arguments.quick else arguments.again):
+        repeat(nearest, close, number + more, arguments, results)
     document = {
         "versions": versions(),
         "users": USERS,
@@ -513,13 +420,6 @@ def main() -> None:
         "runs": results,
     }
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
-
-
-def takes_part(name: str, key: str) -> bool:
-    """Whether a server is put under a workload."""
-    if key in ONLY:
-        return name in ONLY[key]
-    return name != "chatws-deflate" and (name not in REACTORS or key in REACTOR_WORKLOADS)
 
 
 if __name__ == "__main__":

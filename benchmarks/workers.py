@@ -28,8 +28,9 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from entrants import BUILD, HERE, PAD, USERS, Workload, install
 from report import table
-from run import BUILD, HERE, PAD, QUIET_SECONDS, USERS, Workload, _free_ports, install
+from run import QUIET_SECONDS, _free_ports
 
 DOCUMENT = HERE.parent / "docs" / "operations.md"
 #: The slow cores: a part of a core, and microseconds within which that counts.

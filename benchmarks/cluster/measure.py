@@ -53,7 +53,7 @@ from engines import (
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from run import BUILD, PAD, PEERS  # noqa: E402
+from entrants import BUILD, PAD, PEERS  # noqa: E402
 from scaling import QUIET  # noqa: E402
 
 NODE_PEERS = ("socket.io", "@socket.io/redis-adapter", "@socket.io/redis-streams-adapter", "redis")
