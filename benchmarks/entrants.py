@@ -37,7 +37,7 @@ class Workload:
     per: int
     messages: int
     window: int
-    unit: str  # "delivery" or "message"
+    unit: str  # "delivery", "message" or "connection"
     deflate: bool = False
 
 

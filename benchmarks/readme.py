@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from report import MESSAGES, figures, number, paired, table
+from figures import MESSAGES, figures, number, paired, table
 
 HERE = Path(__file__).resolve().parent
 README = HERE.parent / "README.md"

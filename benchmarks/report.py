@@ -10,28 +10,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
 from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from figures import COLUMNS, MESSAGES, VARIANTS, Figures, best_peer, figures, number, paired, spread, table
+from sections import compression, pythons, reactors, scaling, storms
+
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
 
-#: Server → {column → figure}; a column is a workload, or what one of them also tells.
-Figures = dict[str, dict[str, float]]
-
-COLUMNS = {
-    "room1": "one room of 500, one message at a time: µs per delivery",
-    "room16": "the same, 16 messages outstanding: µs per delivery",
-    "inbox": "inbox of 9,000 connections, 3 recipients a message, 16 outstanding: µs per message",
-    "connect": "connect + hello: µs per connection",
-    "idle": "KiB per idle connection",
-}
-MESSAGES = ("room1", "room16", "inbox")
-SCALING = {"inbox1000": 1_000, "inbox9000": 9_000, "inbox19000": 19_000}
-#: Rows that are not in the main table: chatws in another shape.
-VARIANTS = ("chatws-asyncio", "chatws-uvloop", "chatws-deflate", "chatws-other-python")
 VERSIONS = {
     "chatws": "chatws",
     "Twisted": "Twisted",
@@ -49,60 +37,6 @@ VERSIONS = {
     "kernel": "Linux",
     "machine": "on",
 }
-
-
-def figures(medians: dict[str, Any]) -> Figures:
-    """What the columns show, from the medians of the runs."""
-    found: Figures = {}
-    for key, by_server in medians.items():
-        for name, one in by_server.items():
-            found.setdefault(name, {})[key] = one["cpu_us"]
-            if key == "inbox":
-                found[name]["idle"] = max(0.0, one["idle_kib"])
-    return found
-
-
-def spread(results: dict[str, Any], name: str, column: str) -> str:
-    """The quartiles of a column, where there were several rounds."""
-    one = results["medians"].get(column, {}).get(name, {})
-    if "cpu_us_low" not in one or len(results["runs"][column][name]) < 3:
-        return ""
-    return f" ({number(one['cpu_us_low'])} to {number(one['cpu_us_high'])})"
-
-
-def paired(results: dict[str, Any], column: str, name: str, other: str) -> tuple[float, float, float, int]:
-    """How two servers compare within each round: the median of the ratios, their quartiles, and how many there were."""
-    runs = results["runs"][column]
-    ratios = [one["cpu_us"] / two["cpu_us"] for one, two in zip(runs[name], runs[other], strict=False)]
-    if len(ratios) < 2:
-        return ratios[0], ratios[0], ratios[0], len(ratios)
-    low, median, high = statistics.quantiles(ratios, method="inclusive")
-    return median, low, high, len(ratios)
-
-
-def best_peer(results: dict[str, Any], column: str) -> str | None:
-    """Of the servers that are neither chatws nor the floor, the one that does best beside chatws within each round.
-
-    Not the one with the least median: a machine that is slower in some rounds moves the medians, and not all alike.
-    """
-    runs = results["runs"].get(column, {})
-    peers = [name for name in runs if name != "floor" and not name.startswith("chatws")]
-    if "chatws" not in runs or not peers:
-        return None
-    return max(peers, key=lambda name: paired(results, column, "chatws", name)[0])
-
-
-def number(value: float | None) -> str:
-    """Three digits that count."""
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
-    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main_table(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> str:
@@ -177,167 +111,6 @@ def of_ratchet(results: dict[str, Any]) -> str:
     return text + "."
 
 
-def scaling(results: dict[str, Any], found: Figures) -> str:
-    """What a message to three costs, by how many others are connected. All took turns in the same rounds."""
-    measured = [key for key in SCALING if key in found["chatws"] and key in found.get("floor", {})]
-    if len(measured) < 2:
-        return "Not measured in this run."
-    rows = []
-    for name, title in (("chatws", "chatws"), ("floor", "a C loop of send()")):
-        rows.append([title, *[number(found[name][key]) for key in measured]])
-    # within each round
-    costs = {
-        key: [(one["cpu_us"], one["cpu_us"] - floor["cpu_us"]) for one, floor in zip(*both, strict=False)]
-        for key in measured
-        for both in [(results["runs"][key]["chatws"], results["runs"][key]["floor"])]
-    }
-    rows.append(["difference", *[number(statistics.median(own for _, own in costs[key])) for key in measured]])
-    runs = {key: results["runs"][key]["chatws"] for key in measured}
-    # means, as the kernel tells it by ticks
-    owns = {key: statistics.fmean(one["user_us"] for one in runs[key]) for key in measured if "user_us" in runs[key][0]}
-    if owns:
-        rows.append(["chatws, outside of the kernel", *[number(owns[key]) for key in measured]])
-    fewest = measured[0]
-    changes = {
-        key: statistics.median(
-            (own - least) / whole * 100 for (_, own), (whole, least) in zip(costs[key], costs[fewest], strict=False)
-        )
-        for key in measured[1:]
-    }
-    told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in changes.items())
-    text = table(["µs per message", *[f"{SCALING[key]:,} connections" for key in measured]], rows) + (
-        f"\n\nAgainst {SCALING[fewest]:,} connections, what chatws takes beyond that loop changes by {told} of a "
-        "message's whole cost (medians of what was seen within each round)."
-    )
-    if owns:
-        whole = statistics.fmean(one["cpu_us"] for one in results["runs"][fewest]["chatws"])
-        grown = {key: (owns[key] - owns[fewest]) / whole * 100 for key in measured[1:]}
-        own_told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in grown.items())
-        held = "within" if max(grown.values()) <= 15 else "**beyond**"
-        text += (
-            f" Of chatws's own, apart from what the kernel does on its behalf, it is {own_told}, {held} the 15 % aimed "
-            "at: nothing is done for those who are not addressed, but less of what is needed lies in the processor's "
-            "caches, of chatws's own and of the kernel's sockets."
-        )
-    return text
-
-
-def compression(results: dict[str, Any]) -> str:
-    """What `--compression` costs and saves."""
-    medians = results["medians"]
-    rows = []
-    for recipients, kind in (("500", "room"), ("3", "group")):
-        plain, deflated = (medians.get(f"{way}_{kind}", {}).get("chatws-deflate") for way in ("plain", "deflated"))
-        if plain is None or deflated is None:
-            continue
-        cells = [recipients]
-        for one in (plain, deflated):
-            cells += [number(one["cpu_us"]), f"{one['bytes']:.0f}"]
-        more = deflated["cpu_us"] - plain["cpu_us"]
-        cells += [
-            ("+" if more >= 0 else "-") + number(abs(more)),
-            f"{100 - deflated['bytes'] / plain['bytes'] * 100:.0f} %",
-        ]
-        rows.append(cells)
-    if not rows:
-        return "Its cost was not measured in this run."
-    head = ["recipients", "plain: µs per event", "bytes", "compressed: µs per event", "bytes", "µs more", "bytes saved"]
-    return (
-        table(head, rows) + "\n\nOne event at a time, of plain text; bytes are those of one recipient's payload. The "
-        "difference is one `deflate` for the event, and a look at what is deflated already for each recipient."
-    )
-
-
-def storms(document: dict[str, Any]) -> str:
-    """The histograms of the bystander's delays."""
-    phases = document["phases"]
-    bounds = phases[0]["bounds"]
-    names = {
-        "calm": "nothing happens",
-        "disconnect": "all disconnect at once",
-        "reconnect": f"all reconnect at once, each recovering {document['recover']} events",
-    }
-    head = ["delay of a bystander's event", *[names[phase["phase"]] for phase in phases]]
-    edges = [0, *bounds]
-    rows = [
-        [f"{low} to {high} ms", *[str(phase["histogram"][index] or "") for phase in phases]]
-        for index, (low, high) in enumerate(zip(edges, bounds, strict=False))
-        if any(phase["histogram"][index] for phase in phases)
-    ]
-    if any(phase["histogram"][-1] for phase in phases):
-        rows.append([f"over {bounds[-1]} ms", *[str(phase["histogram"][-1] or "") for phase in phases]])
-    rows.append(["*median*", *[f"{phase['p50_ms']:.1f} ms" for phase in phases]])
-    rows.append(["*99 of 100 within*", *[f"{phase['p99_ms']:.0f} ms" for phase in phases]])
-    rows.append(["*longest*", *[f"{phase['max_ms']:.0f} ms" for phase in phases]])
-    rows.append(["*the bystander's own clock was late by up to*", *[f"{phase['late_ms']:.0f} ms" for phase in phases]])
-    rows.append(["*processor time of the client's core*", *[f"{phase['client_cpu'] * 100:.0f} %" for phase in phases]])
-    worst = max(phase["max_ms"] for phase in phases)
-    last = phases[-1]
-    held = "within" if worst <= document["limit_ms"] else "**beyond**"
-    return (
-        f"{last['connections']:,} connections of {document['users']} people. The bystander is sent an event by a "
-        f"backend every 20 ms. The longest delay was {worst:.0f} ms, {held} the {document['limit_ms']} ms aimed "
-        f"at; after {last['storm_s']:.1f} s all {last['recovered']:,} were back and had all that they had missed.\n\n"
-        + table(head, rows)
-    )
-
-
-def reactors(found: Figures, titles: dict[str, str]) -> str:
-    """Which reactor to take."""
-    names = {"chatws": "epoll (the default on Linux)", "chatws-asyncio": "asyncio", "chatws-uvloop": "asyncio, uvloop"}
-    measured = {name: found[name] for name in names if name in found}
-    if len(measured) < 2:
-        return "Not measured in this run."
-    columns = [column for column in ("room1", "inbox", "connect", "idle") if column in measured["chatws"]]
-    rows = [[names[name], *[number(row.get(column)) for column in columns]] for name, row in measured.items()]
-    text = table(["reactor", *[COLUMNS[column] for column in columns]], rows)
-    base = measured["chatws"]
-    gains = {
-        name: min(row[column] / base[column] for column in columns if column in MESSAGES and column in row)
-        for name, row in measured.items()
-        if name != "chatws"
-    }
-    best = min(gains, key=gains.__getitem__)
-    commands = {
-        "chatws-asyncio": "`twistd --reactor asyncio`",
-        "chatws-uvloop": "`pip install chatws[uvloop]` and `twistd --reactor uvloop`",
-    }
-    if gains[best] < 0.9:
-        advice = (
-            f"{titles[best]} saves up to {(1 - gains[best]) * 100:.0f} % of a message's cost: take it where that "
-            f"counts, with {commands[best]}. The default needs nothing installed and is what everything else "
-            "here was measured with. `select` ends at 1,024 open files; chatws warns of it."
-        )
-    else:
-        advice = (
-            "No other reactor saves a tenth of a message's cost: **take the default, epoll.** Most of the cost is the "
-            "kernel's `send`, which is called directly whatever the reactor. `--reactor asyncio` is for those who have "
-            "asyncio code to run in the same process. `select` ends at 1,024 open files; chatws warns of it."
-        )
-    return f"{text}\n\n{advice}"
-
-
-def pythons(results: dict[str, Any], found: Figures) -> str:
-    """Which Python to take."""
-    versions = results["versions"]
-    other = found.get("chatws-other-python")
-    if other is None:
-        return f"Everything here was measured with Python {versions['python']}. No other was measured in this run."
-    columns = [column for column in ("room1", "inbox", "connect") if column in other]
-    ratios = {column: paired(results, column, "chatws-other-python", "chatws")[0] for column in columns}
-    rows = [
-        [versions["python"], *[number(found["chatws"][column]) for column in columns]],
-        [versions["other_python"], *[number(other[column]) for column in columns]],
-        ["*second ÷ first, within a round*", *[f"{ratios[column]:.2f}" for column in columns]],
-    ]
-    return table(["Python", *[COLUMNS[column] for column in columns]], rows) + (
-        "\n\nEverything else here was measured with the first. Most of a message is the kernel's and the same for any "
-        "Python; connecting is mostly Python's. Debian builds its with profile-guided optimization; who builds "
-        "one, by `pyenv` for instance, has to ask for it: `PYTHON_CONFIGURE_OPTS='--enable-optimizations "
-        "--with-lto' pyenv install …`."
-    )
-
-
 def clients(medians: dict[str, Any]) -> str:
     """What a frame cost the load client, beside what the delivery cost the server."""
     pairs = [(one["client_us_per_frame"], name) for name, one in medians.get("room16", {}).items() if name != "floor"]
@@ -370,8 +143,9 @@ costs.
 
 {verdict}
 
-The 9,000 connections are of {users} people, each with some pages open: chatws tells everybody who comes online, which
-no other server here does; it is part of what connecting costs it, and over before messages are counted.
+Connecting is measured by itself, with a server started anew for each round. The 9,000 connections are of {users}
+people, each with some pages open: chatws tells everybody who comes online, which no other server here does; it is part
+of what connecting costs it, and over before messages are counted.
 
 What each of them does, so that the figures can be compared (`benchmarks/servers/`):
 

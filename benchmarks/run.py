@@ -26,21 +26,14 @@ to compare the two.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import os
 import random
 import resource
-import shutil
-import signal
-import socket
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from entrants import (
@@ -48,117 +41,21 @@ from entrants import (
     HERE,
     MAIN,
     NEAREST,
+    OTHER_PYTHON,
     PAD,
-    PEERS,
     SERVERS,
     TOGETHER,
     USERS,
     WORKLOADS,
-    Workload,
     has_ratchet,
     install,
     takes_part,
     versions,
 )
+from running import PIN_CLIENT, Running
 
-SERVER_CORE = 0
-PIN_SERVER, PIN_CLIENT = ("taskset", "-c", f"{SERVER_CORE}"), ("taskset", "-c", "1")
-#: Seconds for which a server may go on with what the connecting left behind, before messages are sent: chatws tells
-#: everybody who is online now, others collect garbage.
-QUIET_SECONDS = 20
 #: What one server may take for its part of a round; a slower one gets fewer messages.
 SLOW_SECONDS = 3.0
-
-
-class Running:
-    """A server process, alone on its core."""
-
-    def __init__(self, name: str, workload: Workload, options: list[str]) -> None:
-        self.server = SERVERS[name]
-        self.port, self.push = _free_ports()
-        extra = options if name.startswith("chatws") else []
-        words = [word.format(port=self.port, push=self.push) for word in self.server.command] + extra
-        self.directory = tempfile.TemporaryDirectory()
-        environment = dict(os.environ, NODE_PATH=str(PEERS / "node_modules"), PER=str(workload.per))
-        if name == "chatws-uvloop":
-            environment["PYTHONPATH"] = str(PEERS / "uvloop")
-        where = self.directory.name
-        if words[1].endswith((".py", ".php")):
-            words[1] = str(HERE / "servers" / words[1])
-        elif words[1].endswith(".mjs"):
-            # modules are looked for beside the script
-            where = str(PEERS)
-            words[1] = str(shutil.copy(HERE / "servers" / words[1], PEERS))
-        if not workload.per:
-            del environment["PER"]
-        self.process = subprocess.Popen(
-            [*PIN_SERVER, *words],
-            cwd=where,
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        self._await()
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """It runs within the block, and not after it."""
-        os.killpg(self.process.pid, signal.SIGCONT)
-        time.sleep(0.05)  # for the timers that have fallen due meanwhile
-        yield
-        self.stop()
-
-    def stop(self) -> None:
-        """Let it do nothing until its turn."""
-        os.killpg(self.process.pid, signal.SIGSTOP)
-
-    def _await(self) -> None:
-        deadline = time.monotonic() + 20
-        while True:
-            if self.process.poll() is not None:
-                raise RuntimeError(f"{self.server.title} ended with status {self.process.returncode}")
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.05)
-
-    def cpu(self) -> float:
-        """Seconds of processor time, of all its threads and of the core's ksoftirqd."""
-        tasks = [*Path(f"/proc/{self.process.pid}/task").iterdir(), *_ksoftirqd()]
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-    def user(self) -> float:
-        """Seconds of it that were not the kernel's, as far as its clock's ticks tell: add up some."""
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return int(fields[11]) / os.sysconf("SC_CLK_TCK")
-
-    def await_quiet(self) -> None:
-        """Wait until it does nothing of its own accord."""
-        if not self.server.title.startswith("chatws"):
-            return  # no other goes on for longer than the client waits
-        deadline = time.monotonic() + QUIET_SECONDS
-        while time.monotonic() < deadline:
-            start = self.cpu()
-            time.sleep(0.5)
-            if self.cpu() - start < 0.005:
-                break
-
-    def resident(self) -> int:
-        """KiB."""
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS:"):
-                return int(line.split()[1])
-        raise RuntimeError("no VmRSS")
-
-    def end(self) -> None:
-        """Kill it: how it ends is not measured here."""
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self.directory.cleanup()
 
 
 class Contestant:
@@ -317,24 +214,6 @@ def summary(runs: list[dict[str, float]]) -> dict[str, float]:
     return found | {"cpu_us_low": low, "cpu_us_high": high}
 
 
-@functools.cache
-def _ksoftirqd() -> list[Path]:
-    """That of the server's core; none in a container, which does not see the kernel's threads."""
-    found = []
-    for comm in Path("/proc").glob("[0-9]*/comm"):
-        with suppress(OSError):  # it has ended
-            if comm.read_text() == f"ksoftirqd/{SERVER_CORE}\n":
-                found.append(comm.parent)
-    return found
-
-
-def _free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
-
-
 def repeat(
     names: list[str],
     keys: list[str],
@@ -386,6 +265,9 @@ def main() -> None:
         or (arguments.nearest and list(NEAREST))
         or [name for name in SERVERS if not name.startswith("ratchet") or has_ratchet()]
     )
+    for name, variable in (("ratchet", "RATCHET_VENDOR"), (OTHER_PYTHON, "CHATWS_PYTHON")):
+        if not arguments.only and not arguments.nearest and variable not in os.environ:
+            print(f"{SERVERS[name].title} is left out: {variable} is not set", file=sys.stderr)
     install(names)
     began = time.monotonic()
     wanted = arguments.workloads or ((*MAIN, "connect") if arguments.nearest else WORKLOADS)

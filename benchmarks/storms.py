@@ -15,7 +15,7 @@ import sys
 from typing import Any
 
 from entrants import BUILD, HERE, USERS, WORKLOADS, install
-from run import Running
+from running import Running
 
 #: What a bystander's event may be late, at most (ms).
 LIMIT_MS = 250

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any
 
 from entrants import BUILD, HERE, PAD, USERS, Workload, install
-from report import table
-from run import QUIET_SECONDS, _free_ports
+from figures import table
+from running import QUIET_SECONDS, free_ports
 
 DOCUMENT = HERE.parent / "docs" / "operations.md"
 #: The slow cores: a part of a core, and microseconds within which that counts.
@@ -60,8 +60,8 @@ class Server:
     def __init__(self, workers: int, workload: Workload) -> None:
         self.workload = workload
         self.directory = tempfile.TemporaryDirectory()
-        port, push = _free_ports()
-        self._metrics, _ = _free_ports()
+        port, push = free_ports()
+        self._metrics, _ = free_ports()
         words = [str(Path(sys.executable).with_name("twistd")), "-n", "--pidfile=", "chatws"]
         words += [f"--port={port}", f"--push-port={push}", "--max-connections-per-user=0", "--auth-deadline=0"]
         words += [f"--metrics-port={self._metrics}"]

@@ -13,12 +13,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCHMARKS = ROOT / "benchmarks"
-MODULES = ("report", "readme")
+MODULES = ("figures", "sections", "report", "readme")
 
 
 @pytest.fixture(scope="module")
 def modules() -> Iterator[dict[str, Any]]:
-    """The programs of benchmarks/, as one of them imports the other."""
+    """The programs of benchmarks/, as they import each other."""
     path = list(sys.path)
     sys.path.insert(0, str(BENCHMARKS))
     try:

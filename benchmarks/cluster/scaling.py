@@ -22,8 +22,9 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent)]
 
 import model  # noqa: E402
+from figures import number, table  # noqa: E402
 from model import SETTINGS, Cost, Costs, Limits, Plan, Workload  # noqa: E402
-from report import STYLE, number, table  # noqa: E402
+from report import STYLE  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
 #: The part of the machine that others may use before the run without the page warning of its figures.

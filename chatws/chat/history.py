@@ -10,7 +10,6 @@ import time
 from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from operator import attrgetter
 
 from chatws.brokers.contract import Bounds, Broker, Event
@@ -118,14 +117,9 @@ class History:
         """Take the newest events into the index."""
         index, window = self._channels, self._window
         events = window.read(self._indexed, window.last - self._indexed)
-        everyones = [*map(_channels_of, events)]
-        if {*map(len, everyones)} == {1}:
-            for channel, offset in zip(chain.from_iterable(everyones), map(_offset_of, events), strict=True):
+        for channels, offset in zip(map(_channels_of, events), map(_offset_of, events), strict=True):
+            for channel in channels if len(channels) == 1 else dict.fromkeys(channels):
                 index[channel].append(offset)
-        else:
-            for channels, event in zip(everyones, events, strict=True):
-                for channel in dict.fromkeys(channels):
-                    index[channel].append(event.offset)
         self._indexed = window.last
 
     def _forget(self, dropped: Event) -> None:
