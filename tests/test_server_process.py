@@ -88,10 +88,11 @@ class Server:
     def end(self, number: int = signal.SIGTERM) -> int:
         if self.process.poll() is None:
             self.process.send_signal(number)
+        status = self.process.wait(DEADLINE)
         assert self.process.stderr is not None
         self.said += self.process.stderr.readlines()
         self.process.stderr.close()
-        return self.process.wait(DEADLINE)
+        return status
 
     def cpu(self) -> float:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().split()
