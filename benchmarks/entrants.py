@@ -189,7 +189,7 @@ print(platform.python_version(), how)
 
 
 def _python(executable: str) -> str:
-    """Its version, and how it was built: that makes a difference of a quarter and more."""
+    """Its version, and how it was built, which makes a difference (docs/performance.md)."""
     return subprocess.check_output([executable, "-c", _PYTHON], text=True).strip()
 
 

@@ -162,8 +162,7 @@ def pythons(results: dict[str, Any], found: Figures) -> str:
         ["*second ÷ first, within a round*", *[f"{ratios[column]:.2f}" for column in columns]],
     ]
     return table(["Python", *[COLUMNS[column] for column in columns]], rows) + (
-        "\n\nEverything else here was measured with the first. Most of a message is the kernel's and the same for any "
-        "Python; connecting is mostly Python's. Debian builds its with profile-guided optimization; who builds "
-        "one, by `pyenv` for instance, has to ask for it: `PYTHON_CONFIGURE_OPTS='--enable-optimizations "
+        "\n\nEverything else here was measured with the first. Debian builds its with profile-guided optimization; who "
+        "builds one, by `pyenv` for instance, has to ask for it: `PYTHON_CONFIGURE_OPTS='--enable-optimizations "
         "--with-lto' pyenv install …`."
     )
