@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from itertools import pairwise
 from typing import Any
 
@@ -24,6 +25,7 @@ from chatws.push.connection import (
     CLOSE_SECONDS,
     EVENT_WEIGHT,
     MAX_AUTH_LINE,
+    MAX_READ,
     MAX_UNRESOLVED,
 )
 from chatws.push.listener import DRAIN_TICK, QUIET_TICKS, PushFactory
@@ -95,6 +97,54 @@ class Case(SynchronousTestCase):
     def connect(self) -> Backend:
         self.backends.append(Backend(self.factory))
         return self.backends[-1]
+
+
+class ReadingOnTests(Case):
+    """What has come while a read was dealt with is taken in the same turn of the reactor."""
+
+    def connect(self) -> Backend:
+        backend = super().connect()
+        ours, self.theirs = socket.socketpair()
+        self.addCleanup(ours.close)
+        self.addCleanup(self.theirs.close)
+        ours.setblocking(False)
+        backend.protocol._plain = ours
+        return backend
+
+    def test_up_to_what_one_read_may_bring(self) -> None:
+        backend = self.connect()
+        count = MAX_READ // len(SILENT) + 10
+        self.theirs.sendall(SILENT * count)
+        backend.say(SILENT)
+        assert len(self.target.published) == MAX_READ // len(SILENT)
+        backend.say(backend.protocol._plain.recv(MAX_READ))
+        assert len(self.target.published) == count + 1
+
+    def test_none_from_who_does_not_read_answers(self) -> None:
+        backend = self.connect()
+        self.theirs.sendall(SILENT)
+        backend.protocol.pauseProducing()
+        backend.say(SILENT)
+        assert not backend.is_read
+        backend.protocol.resumeProducing()
+        assert self.target.published == [DRAFT]
+        assert backend.protocol._plain.recv(MAX_READ) == SILENT
+
+    def test_the_end_and_a_broken_connection_are_left_to_the_reactor(self) -> None:
+        backend = self.connect()
+        self.theirs.close()
+        backend.say(SILENT)
+        backend.protocol._plain.close()
+        backend.say(SILENT)
+        assert self.target.published == [DRAFT] * 2
+        assert not backend.is_closing
+
+    def test_nothing_behind_what_is_refused(self) -> None:
+        backend = self.connect()
+        self.theirs.sendall(SILENT)
+        backend.say(b"GET / HTTP/1.1\n")
+        assert backend.codes() == ["bad_json"]
+        assert self.target.published == []
 
 
 class AnswerTests(Case):

@@ -14,6 +14,7 @@ a JSON object, and is refused as `bad_json`.
 from __future__ import annotations
 
 import hmac
+import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ from chatws.errors import ClientError, ErrorCode
 from chatws.push.answers import Answer, Done, Refused, encode_answers
 from chatws.push.lines import PLAIN, Auth, LineError, Operation, Ping, Presence, Publish, parse_line
 from chatws.push.pending import Batch, Pending
+from chatws.sockets import plain_socket, read_now
 
 if TYPE_CHECKING:
     from chatws.push.listener import PushFactory
@@ -45,6 +47,8 @@ __all__ = ["PushConnection"]
 
 #: Lines that are handed over at once; between two such batches it is seen whether answers pile up.
 BATCH_LINES = 1024
+#: Bytes that are read in one turn of the reactor: what Twisted reads at once, if so much is there.
+MAX_READ = 65536
 #: Bytes of events under way to the broker above which reading stops; each event weighs `EVENT_WEIGHT` more.
 MAX_UNRESOLVED = 1024 * 1024
 EVENT_WEIGHT = 256
@@ -78,6 +82,7 @@ class PushConnection(protocol.Protocol):
         self._output_full = False
         self._advancing = False
         self._reading = True
+        self._plain: socket.socket | None = None  # what may be read from directly
         self._input_over = False  # nothing that comes now counts
         self._end: Callable[[], None] | None = None  # how to close, once all lines are done with
         self._sent_away = False  # refused: neither lines behind nor input that comes now count
@@ -91,6 +96,7 @@ class PushConnection(protocol.Protocol):
         self._door.stats.connections += 1
         transport = self.transport
         transport.registerProducer(self, True)
+        self._plain = plain_socket(transport)
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
@@ -102,6 +108,18 @@ class PushConnection(protocol.Protocol):
                 self._start_clock(self._door.auth_timeout, self._auth_timed_out)
 
     def dataReceived(self, data: bytes) -> None:
+        """Take this, and then what has come meanwhile: a backend with much to say has said more by then, and to come
+        back for it in another turn of the reactor costs as much as an event."""
+        size = len(data)
+        self._received(data)
+        while self._plain is not None and size < MAX_READ and self._reading and not self._input_over:
+            data = read_now(self._plain, MAX_READ - size)
+            if not data:
+                break
+            size += len(data)
+            self._received(data)
+
+    def _received(self, data: bytes) -> None:
         if self._input_over:
             return
         self.reads += 1

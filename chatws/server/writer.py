@@ -18,12 +18,11 @@ from contextlib import suppress
 from errno import ENOBUFS, ENOMEM
 from typing import Any
 
-from twisted.internet import tcp
-
 from chatws.server.backlog import Backlog
 from chatws.server.io_uring import NOTHING, send_key
 from chatws.server.recipients import sockets_have_changed
 from chatws.server.stats import Stats
+from chatws.sockets import plain_socket
 
 __all__ = ["Writer"]
 
@@ -83,7 +82,7 @@ class Writer:
         self._backlog = None
         # a transport of another kind (TLS, a proxy's wrapper, one in memory) has a buffer that we cannot see into:
         # it tells by pausing us
-        self._take(_plain_socket(transport))
+        self._take(plain_socket(transport))
         if self._socket is None:
             self._backlog = Backlog(self, transport, paused=False)
             transport.registerProducer(self._backlog, True)
@@ -146,7 +145,7 @@ class Writer:
         """Nothing is held back any more."""
         self._backlog = None
         if self.is_open:
-            self._use(_plain_socket(self.transport))
+            self._use(plain_socket(self.transport))
 
     def _progress(self) -> None:
         """The peer's side has taken some of what was held back."""
@@ -170,10 +169,3 @@ class Writer:
         if self._backlog is not None:
             self._backlog.drop()
             self._backlog = None
-
-
-def _plain_socket(transport: Any) -> socket.socket | None:
-    """The socket behind a transport, if what is sent on it reaches the peer as it is."""
-    if isinstance(transport, tcp.Connection) and not transport.TLS and transport.connected:
-        return transport.socket
-    return None
