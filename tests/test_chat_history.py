@@ -147,35 +147,36 @@ class Trimming(SynchronousTestCase):
             history.append(make_event(offset, "b"))
         assert history.since(["a"], 6, limit=3) is None
 
-    def test_a_channel_without_events_leaves_nothing_behind(self) -> None:
-        history = make_history(Bounds(events=2))
-        for offset in range(1, 1001):
+    def test_the_index_of_what_was_dropped_goes_with_it(self) -> None:
+        history = make_history(Bounds(events=2 * History.block))
+        for offset in range(1, 10 * History.block + 1):
             history.append(make_event(offset, f"conversation:{offset}"))
-        history._index()
-        assert set(history._channels) == {"conversation:999", "conversation:1000"}
+            if offset % 1000 == 0:
+                assert history.since(["nobody"], history.first - 1) == []
+        assert len(history._blocks) <= 3
+        assert sum(len(block.channels) for block in history._blocks.values()) <= 3 * History.block
 
-    def test_a_busy_channels_index_stays_in_proportion(self) -> None:
-        history = make_history(Bounds(events=100))
-        for offset in range(1, 10_001):
-            history.append(make_event(offset))
-            history._index()
-            assert len(history._channels["*"]) <= 202
-
-    def test_the_index_is_made_in_one_go_when_somebody_asks_or_much_has_come(self) -> None:
+    def test_nothing_is_indexed_that_nobody_has_missed(self) -> None:
         history = make_history()
-        history.extend([make_event(offset, "a") for offset in range(1, History.index_later)])
-        assert history._channels == {}
-        assert offsets(history.since(["a"], 1000)) == list(range(1001, History.index_later))
-        for offset in range(History.index_later, 2 * History.index_later):
-            history.append(make_event(offset, "b"))
-        assert set(history._channels) == {"a", "b"}
-        assert offsets(history.since(["b"], 2000)) == list(range(2001, 2 * History.index_later))
+        history.extend([make_event(offset, "a") for offset in range(1, 5 * History.block)])
+        assert history._blocks == {}
+        after = 3 * History.block + 7
+        assert offsets(history.since(["a"], after)) == list(range(after + 1, 5 * History.block))
+        assert sorted(history._blocks) == [3, 4]
+
+    def test_a_block_that_was_asked_for_takes_in_what_comes_later(self) -> None:
+        history = make_history()
+        for offset in range(1, 2 * History.block, 100):
+            history.extend([make_event(number, "a") for number in range(offset, offset + 100)])
+            assert offsets(history.since(["a"], offset)) == list(range(offset + 1, offset + 100))
 
     def test_what_was_dropped_before_it_was_in_the_index_never_gets_there(self) -> None:
         history = make_history(Bounds(events=2))
-        history.extend([make_event(offset, f"conversation:{offset}") for offset in range(1, 10)])
+        history.append(make_event(1, "conversation:1"))
+        assert offsets(history.since(["conversation:1"], 0)) == [1]
+        history.extend([make_event(offset, f"conversation:{offset}") for offset in range(2, 10)])
         assert offsets(history.since(["conversation:7", "conversation:8", "conversation:9"], 7)) == [8, 9]
-        assert set(history._channels) == {"conversation:8", "conversation:9"}
+        assert set(history._blocks[0].channels) == {"conversation:1", "conversation:8", "conversation:9"}
 
     def test_dropped_data_is_freed_at_once(self) -> None:
         history = make_history(Bounds(events=0, seconds=0, size=1_000_000))
@@ -195,7 +196,7 @@ class Trimming(SynchronousTestCase):
         try:
             for event in events:
                 history.append(event)
-            history._index()
+            assert len(history.since(["conversation:1"], 0) or ()) == 1
             held = tracemalloc.get_traced_memory()[0]
         finally:
             tracemalloc.stop()
@@ -302,7 +303,7 @@ class HistoryAgainstModel(RuleBasedStateMachine):
         super().__init__()
         self.clock = Clock()
         self.history = make_history(self.bounds, self.clock)
-        self.history.index_later = 5
+        self.history.block = 5
         self.all: list[Event] = []
         self.dropped = 0  # the last offset that is surely gone
 
@@ -357,9 +358,7 @@ class HistoryAgainstModel(RuleBasedStateMachine):
         assert (self.history.first, self.history.last) == (self.dropped + 1, len(self.all))
         kept = self.all[self.dropped :]
         assert self.history.size == sum(len(event.data) for event in kept)
-        indexed = [event for event in kept if event.offset <= self.history._indexed]
-        assert len(kept) - len(indexed) < 5
-        assert set(self.history._channels) == {channel for event in indexed for channel in event.audience.channels}
+        assert all(number >= (self.dropped + 1) // 5 for number in self.history._blocks)
 
 
 HistoryAgainstModel.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from itertools import chain
 from operator import attrgetter
 
 from chatws.brokers.contract import Bounds, Broker, Event
@@ -20,7 +21,28 @@ __all__ = ["History"]
 #: Events that `load` reads from the broker at once.
 LOAD_CHUNK = 1000
 
-_offset_of, _channels_of = attrgetter("offset"), attrgetter("audience.channels")
+_offset_of = attrgetter("offset")
+
+
+class _Block:
+    """A part of the index.
+
+    :ivar channels: the offsets in each, ascending. :ivar last: up to where that is so.
+    """
+
+    __slots__ = ("channels", "last")
+
+    def __init__(self, last: int) -> None:
+        self.channels: dict[str, list[int]] = defaultdict(list)
+        self.last = last
+
+    def take(self, events: Sequence[Event]) -> None:
+        """Add those that follow."""
+        for event in events:
+            channels, offset = event.audience.channels, event.offset
+            for channel in channels if len(channels) == 1 else dict.fromkeys(channels):
+                self.channels[channel].append(offset)
+        self.last = events[-1].offset
 
 
 class History:
@@ -34,28 +56,28 @@ class History:
         elif len(events) < 200: ...            # caught up with `last`, at this moment
         else: after = events[-1].offset        # more, next time
 
-    Memory beyond the events themselves: one list slot for each event and one for each channel it is in, and a list and
-    a dictionary entry for each channel that has events.
+    The index is made of blocks, each for so many offsets in a row, and a block is made when a recovery first reaches
+    back to it: an event that nobody has missed costs nothing but its place in a list. A recovery looks each of its
+    channels up once in every block since. Memory beyond the events themselves: one list slot for each event; and in
+    blocks that were made, one for each channel it is in, and a list and a dictionary entry for each of their channels.
 
     :param bounds: how much is kept; trimmed as in chatws.brokers.window.
     :param now: the clock that the events' times are of.
     :ivar epoch: the epoch of the log that this is a copy of; empty before there is one.
     :ivar gaps: how often events were missing between two that the broker told of.
-    :cvar index_later: events that stand outside the index at most, until a recovery asks for it.
+    :cvar block: offsets of a block: making one takes less than a millisecond.
     """
 
-    index_later = 1024
+    block = 1024
 
     def __init__(self, bounds: Bounds | None = None, now: Callable[[], float] = time.time) -> None:
         self.epoch = ""
         self.gaps = 0
         self._now = now
         self._window = Window(bounds or Bounds())
-        # Offsets in each channel, ascending. The first of them may be of events that have been dropped: see _forget.
-        self._channels: dict[str, list[int]] = defaultdict(list)
-        # Up to which offset that is so. What is newer is taken in when somebody asks, or when it has become much: it is
-        # quicker in one go, as each event's channel lies somewhere else in memory.
-        self._indexed = 0
+        # By offset // block. Those of offsets that have been dropped are gone, save for the first one's.
+        self._blocks: dict[int, _Block] = {}
+        self._first_block = 0  # none is older
         self._held: list[Event] | None = None  # what came while `load` was reading
 
     @property
@@ -107,33 +129,11 @@ class History:
                 self._keep((event,))
 
     def _keep(self, events: Sequence[Event]) -> None:
-        for event in self._window.extend(events, self._now()):
-            if event.offset <= self._indexed:
-                self._forget(event)
-        if self._window.last - self._indexed >= self.index_later:
-            self._index()
-
-    def _index(self) -> None:
-        """Take the newest events into the index."""
-        index, window = self._channels, self._window
-        events = window.read(self._indexed, window.last - self._indexed)
-        for channels, offset in zip(map(_channels_of, events), map(_offset_of, events), strict=True):
-            for channel in channels if len(channels) == 1 else dict.fromkeys(channels):
-                index[channel].append(offset)
-        self._indexed = window.last
-
-    def _forget(self, dropped: Event) -> None:
-        """Take a dropped event out of the index: a whole channel when it was the last one there, else half of one
-        whenever half of it is out of date, which makes it constant time per event."""
-        index, offset = self._channels, dropped.offset
-        for channel in dropped.audience.channels:
-            lane = index.get(channel)
-            if lane is None:
-                continue
-            if lane[-1] <= offset:
-                del index[channel]
-            elif lane[len(lane) // 2] <= offset:
-                del lane[: bisect_right(lane, offset)]
+        self._window.extend(events, self._now())
+        first = self._window.first // self.block
+        while self._first_block < first:
+            self._blocks.pop(self._first_block, None)
+            self._first_block += 1
 
     def reset(self, epoch: str) -> None:
         """Forget everything: the log is another one now, and starts at offset 1."""
@@ -144,10 +144,10 @@ class History:
 
     def _clear(self, last: int) -> None:
         self._window.clear(last)
-        self._channels.clear()
-        self._indexed = last
+        self._blocks.clear()
+        self._first_block = self._window.first // self.block
 
-    def since(self, channels: Iterable[str], after: int, limit: int | None = None) -> list[Event] | None:
+    def since(self, channels: Collection[str], after: int, limit: int | None = None) -> list[Event] | None:
         """The events in any of `channels` with offsets above `after`, each once, in order.
 
         :param limit: at most so many, the oldest of them; fewer means that these are all up to `last`.
@@ -157,18 +157,26 @@ class History:
         window = self._window
         if not window.first - 1 <= after <= window.last:
             return None
-        self._index()
         found: list[int] = []
-        lanes = 0
-        for channel in channels:
-            lane = self._channels.get(channel)
-            if lane is not None and lane[-1] > after:
-                start = bisect_right(lane, after)
-                found += lane[start:] if limit is None else lane[start : start + limit]
-                lanes += 1
-        if lanes > 1:
-            found = sorted(set(found))[:limit]
+        for number in range((after + 1) // self.block, window.last // self.block + 1):
+            lanes = [lane[bisect_right(lane, after) :] for lane in map(self._offsets(number).get, channels) if lane]
+            found += lanes[0] if len(lanes) == 1 else sorted({*chain.from_iterable(lanes)})
+            if limit is not None and len(found) >= limit:
+                del found[limit:]
+                break
         return [window[offset] for offset in found]
+
+    def _offsets(self, number: int) -> dict[str, list[int]]:
+        """The offsets in each channel, ascending, of this block."""
+        window = self._window
+        block = self._blocks.get(number)
+        if block is None:
+            block = self._blocks[number] = _Block(number * self.block - 1)
+        start = max(block.last, window.first - 1)
+        last = min((number + 1) * self.block - 1, window.last)
+        if start < last:
+            block.take(window.read(start, last - start))
+        return block.channels
 
     async def load(self, broker: Broker) -> None:
         """Become a copy of the newest end of the started `broker`'s log, as after a restart of this process.
