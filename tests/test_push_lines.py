@@ -15,8 +15,10 @@ from chatws.brokers.contract import Draft
 from chatws.chat.audience import AudienceTable
 from chatws.chat.messages import RESERVED_EVENTS
 from chatws.errors import ClientError, ErrorCode
+from chatws.push import lines as push_lines
 from chatws.push.executor import Executor, PushStats
 from chatws.push.lines import (
+    MAX_HEADS,
     MAX_USER_IDS,
     Auth,
     Disconnect,
@@ -279,6 +281,17 @@ lines = st.builds(
     ),
     st.booleans(),
 ).map(lambda text: text.encode("utf-8", "surrogatepass"))
+#: What is taken together.
+usual = st.builds(
+    lambda name, conversation_id, rest, compact: json.dumps(
+        {"event": name, "data": {**rest, "conversation_id": conversation_id}},
+        separators=(",", ":") if compact else None,
+    ).encode(),
+    st.sampled_from(["new_message", "message_read", "message_status_updated"]),
+    st.integers(0, 2**53 - 1) | st.integers(0, 9) | st.text(st.characters(codec="ascii"), min_size=1, max_size=8),
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), values, max_size=3),
+    st.booleans(),
+)
 #: What it takes to spoil JSON.
 pieces = st.sampled_from(
     [bytes([byte]) for byte in b'{}[]":,\\/\t\r \x00\x1f\x7f\x80\xc3\xa9\xed\xff0123456789.-+eEutrfalsn']
@@ -299,7 +312,7 @@ pieces = st.sampled_from(
 
 @st.composite
 def spoiled(draw: st.DrawFn) -> bytes:
-    text = draw(lines)
+    text = draw(lines | usual)
     for _ in range(draw(st.integers(0, 3))):
         position = draw(st.integers(0, len(text)))
         text = text[:position] + draw(pieces | st.just(b"")) + text[position + draw(st.integers(0, 2)) :]
@@ -327,14 +340,6 @@ class AgainstPythonTests(SynchronousTestCase):
     def test_any_object_goes_through_as_data(self, data: dict[str, Any], ascii_only: bool) -> None:
         written = json.dumps(data, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
         assert parse_line(b'{"event":"x","data":' + written + b"}") == Publish("x", written)
-
-
-usual = st.builds(
-    lambda name, conversation_id, rest: line(event=name, data={**rest, "conversation_id": conversation_id}),
-    st.sampled_from(["new_message", "message_read", "message_status_updated"]),
-    st.integers(0, 2**53 - 1) | st.integers(0, 9) | st.text(st.characters(codec="ascii"), min_size=1, max_size=8),
-    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), values, max_size=3),
-)
 
 
 class TogetherTests(SynchronousTestCase):
@@ -397,9 +402,22 @@ class TogetherTests(SynchronousTestCase):
             b"{}",
             b"",
             b"GET / HTTP/1.1",
+            b'{"event":"new_message","data":{"conversation_id":1}',
+            b'{"event":"new_message","data":{"conversation_id":1}}}',
+            b'{"event":"new_message","data":{"conversation_id":1},"to":"everyone"}',
+            b'{"event":"no such name!","data":{"conversation_id":1}}',
+            b'{"event":"connected","data":{"conversation_id":1}}',
+            b'{"event":"new_message","data":[{"conversation_id":1}]}',
         ]
+        compact = good.replace(b" ", b"")
         for other in others:
             assert self.executor.plain_drafts([good, other, good]) is None, other
+            assert self.executor.plain_drafts([compact, other, compact]) is None, other
+
+    def test_only_so_many_beginnings_of_lines_are_kept(self) -> None:
+        for number in range(MAX_HEADS + 10):
+            self.executor.plain_drafts([b'{"event":"e%d","data":{"conversation_id":1}}' % number])
+            assert 0 < len(push_lines._heads) <= MAX_HEADS
 
     def test_an_id_is_the_same_conversation_as_an_integer_and_as_a_string(self) -> None:
         for value, channel in ((456, "456"), ("456", "456"), ("0456", "0456"), ("abc", "abc"), (0, "0"), ("0", "0")):

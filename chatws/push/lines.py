@@ -19,7 +19,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from functools import lru_cache
-from operator import attrgetter
+from itertools import repeat
+from operator import attrgetter, itemgetter
 from typing import Any, TypeAlias
 
 import msgspec
@@ -52,6 +53,8 @@ __all__ = [
 MAX_USER_IDS = 10_000
 #: Characters of an idempotency key.
 MAX_KEY_CHARACTERS = 128
+#: Beginnings of lines that are kept at hand, each with the name in it.
+MAX_HEADS = 1024
 
 #: The `id` of a line, as the backend wrote it.
 RequestId: TypeAlias = int | str
@@ -188,6 +191,9 @@ _decode_operation: Any = msgspec.json.Decoder(Operation).decode
 _decode_id: Any = msgspec.json.Decoder(RequestId).decode
 
 _BRACE = ord("{")
+_HEAD, _BEFORE_DATA = re.compile(rb'\{"event":"([A-Za-z0-9_.:-]{1,64})"'), b',"data":'
+_heads: dict[bytes, str] = {}
+_first_of, _last_of = itemgetter(0), itemgetter(2)
 _EVENT_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 #: msgspec names the field as `$.field`, or says which required one is missing.
 _FIELD = re.compile(r"`\$\.([^`]+)`|required field `(\w+)`")
@@ -227,8 +233,8 @@ def parse_line(line: bytes) -> Publish | Operation:
 def parse_plain(lines: Sequence[bytes]) -> tuple[list[str], list[bytes]] | None:
     """Many lines that each say an event and its data and no more, as most do: in as few steps for each as can be.
 
-    :return: the names, and what stands as `data`, of which nothing is known but that it is JSON or missing. None where
-        any of the lines is something else, or is wrong: `parse_line` knows what.
+    :return: the names, and what stands as `data`: each line is good if that is an object in JSON, of which nothing is
+        known yet. None where any of the lines is something else, or is wrong: `parse_line` knows what.
     """
     whole = b"\n".join(lines)
     if b'"ack"' in whole:
@@ -236,12 +242,34 @@ def parse_plain(lines: Sequence[bytes]) -> tuple[list[str], list[bytes]] | None:
     try:
         if not whole.isascii():
             whole.decode()
+        # As PHP's json_encode writes it: between such a head and the last brace is the data, if it is an object.
+        parts = [*map(bytes.partition, lines, repeat(_BEFORE_DATA))]
+        heads = [*map(_first_of, parts)]
+        names = [*map(_heads.get, heads)]
+        if None in names:
+            names = [*map(_name_in, heads)]
+        if None not in names:
+            return names, [*map(bytes.removesuffix, map(_last_of, parts), repeat(b"}"))]  # type: ignore[return-value]
         found = [*map(_decode_line, lines)]
         if [*map(_rest_of, found)].count(_NO_REST) != len(found):
             return None
         return [*map(_check_event, map(_event_of, found))], [*map(bytes, map(_data_of, found))]
     except (ClientError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
+
+
+def _name_in(head: bytes) -> str | None:
+    """The event's name, if a line begins like this whose data follows.
+
+    :raises ClientError: the name is none.
+    """
+    found = _HEAD.fullmatch(head)
+    if found is None:
+        return None
+    if len(_heads) >= MAX_HEADS:
+        _heads.clear()
+    name = _heads[head] = _check_event(found[1].decode())
+    return name
 
 
 def _parse_with_care(line: bytes) -> Publish | Operation:
