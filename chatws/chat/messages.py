@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from itertools import repeat
+from functools import lru_cache
 from operator import attrgetter
 from typing import Any
 
@@ -233,19 +233,19 @@ def status_data(agent_id: Id, status: str) -> bytes:
     return _encode({"agent_id": agent_id, "status": status})
 
 
-_WITH_ID, _WITHOUT_ID = b'{"event":"%b","data":%b,"id":"%b:%d"}', b'{"event":"%b","data":%b}'
 _name_of, _data_of, _offset_of = attrgetter("name"), attrgetter("data"), attrgetter("offset")
+
+
+@lru_cache(1024)
+def _before_data(name: str) -> bytes:
+    return b'{"event":"%b","data":' % name.encode()
 
 
 def event_payloads(events: Sequence[Event], epoch: str) -> list[bytes]:
     """Pushed events as they go out. `data` stands as the backend wrote it, to the byte."""
-    if all(map(_offset_of, events)):
-        names = map(str.encode, map(_name_of, events))
-        parts = zip(names, map(_data_of, events), repeat(epoch.encode()), map(_offset_of, events), strict=False)
-        return [*map(_WITH_ID.__mod__, parts)]
-    return [
-        _WITH_ID % (event.name.encode(), event.data, epoch.encode(), event.offset)
-        if event.offset
-        else _WITHOUT_ID % (event.name.encode(), event.data)
-        for event in events
-    ]
+    befores, data, offsets = map(_before_data, map(_name_of, events)), map(_data_of, events), [*map(_offset_of, events)]
+    parts = zip(befores, data, offsets, strict=True)
+    with_id = b'%%b%%b,"id":"%b:%%d"}' % epoch.encode().replace(b"%", b"%%")
+    if all(offsets):
+        return [*map(with_id.__mod__, parts)]
+    return [with_id % one if one[2] else b"%b%b}" % one[:2] for one in parts]
