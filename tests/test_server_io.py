@@ -16,7 +16,7 @@ from twisted.internet.endpoints import TCP4ClientEndpoint, TCP4ServerEndpoint, U
 from chatws.errors import OperatorError
 from chatws.server import EchoServer, HttpServer, IoServer, WsServer, raise_file_limit
 from tests.e2e.process import free_port
-from tests.server_wire import Recorder
+from tests.server_wire import Recorder, head
 
 
 def make(component: Any = None, port: int = 0, address: str = "127.0.0.1") -> IoServer:
@@ -104,6 +104,29 @@ async def test_those_who_wait_are_accepted_together_and_not_all_at_once() -> Non
         assert len(portions) < 8
         assert max(portions) <= 70
         await server.stopService()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_request_that_has_come_with_its_connection_is_answered_without_waiting_for_the_reactor() -> None:
+    server = make()
+    await server.listen()
+    port = server.ports[0]
+    address = ("127.0.0.1", port.getHost().port)
+    with socket.create_connection(address) as early, socket.create_connection(address) as late:
+        early.settimeout(10)
+        early.sendall(head())
+        while len(server.app.visitors) + len(server.app.app.connections) < 2:
+            port.doRead()
+        assert early.recv(12) == b"HTTP/1.1 101"
+        late.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            late.recv(1)
+        (visitor,) = server.app.visitors
+        late.settimeout(10)
+        late.sendall(head())
+        visitor.transport.doRead()
+        assert late.recv(12) == b"HTTP/1.1 101"
+    await server.stopService()
 
 
 @pytest_twisted.ensureDeferred

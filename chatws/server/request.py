@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from itertools import repeat
+from operator import itemgetter
 from typing import Any
 
 from chatws.server.component import HttpRequest
 
 __all__ = ["BadHead", "Headers", "may_begin", "parse_head", "plain", "split_host"]
 
+_first_of, _last_of = itemgetter(0), itemgetter(2)
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _match_line = re.compile(rb"(" + _TOKEN + rb") ([\x21-\x7e]+) HTTP/([0-9])\.([0-9])\r\n").match
 # no line folding, no white space before the colon, no control characters; bytes above 127 are let through unread
@@ -52,11 +55,12 @@ class Headers(Mapping[str, str]):
             found = self._found = {}
             if not self._raw:
                 return found
-            lines = [line.partition(":") for line in self._raw.decode("latin-1").split("\r\n")]
-            fields = [(name.lower(), value.strip(" \t")) for name, _, value in lines]
-            found.update(fields)
-            if len(found) != len(fields):
-                _join_repeated(found, fields)
+            parts = [*map(str.partition, self._raw.decode("latin-1").split("\r\n"), repeat(":"))]
+            names = [*map(str.lower, map(_first_of, parts))]
+            values = [*map(str.strip, map(_last_of, parts), repeat(" \t"))]
+            found.update(zip(names, values, strict=True))
+            if len(found) != len(names):
+                _join_repeated(found, names, values)
         return found
 
     def forget(self) -> None:
@@ -84,9 +88,9 @@ class Headers(Mapping[str, str]):
         return f"<Headers {', '.join(self)}>"  # values may be secrets
 
 
-def _join_repeated(found: dict[str, str], fields: list[tuple[str, str]]) -> None:
+def _join_repeated(found: dict[str, str], names: list[str], values: list[str]) -> None:
     found.clear()
-    for name, value in fields:
+    for name, value in zip(names, values, strict=True):
         if name in found:
             value = found[name] + ("; " if name == "cookie" else ", ") + value
         found[name] = value

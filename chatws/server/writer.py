@@ -60,7 +60,7 @@ class Writer:
 
     def send_frames(self, frames: bytes) -> None:
         """Send complete frames, joined. Ignored when the connection is no longer open."""
-        if self.is_open:
+        if self._socket is not None or self.is_open:
             self._write(frames if self._deflated is None else self._deflated(frames))
 
     def stream(self, chunks: Iterator[bytes]) -> None:
