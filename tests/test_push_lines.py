@@ -414,6 +414,11 @@ class TogetherTests(SynchronousTestCase):
             assert self.executor.plain_drafts([good, other, good]) is None, other
             assert self.executor.plain_drafts([compact, other, compact]) is None, other
 
+    def test_white_space_around_the_data_is_no_part_of_it(self) -> None:
+        for before, after in ((b" ", b""), (b"", b" "), (b"", b""), (b"\t", b" ")):
+            text = b'{"event":"new_message","data":%b{"conversation_id":1}%b}' % (before, after)
+            assert self.executor.plain_drafts([text]) == self.one_by_one([text])
+
     def test_only_so_many_beginnings_of_lines_are_kept(self) -> None:
         for number in range(MAX_HEADS + 10):
             self.executor.plain_drafts([b'{"event":"e%d","data":{"conversation_id":1}}' % number])

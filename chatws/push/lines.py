@@ -244,12 +244,16 @@ def parse_plain(lines: Sequence[bytes]) -> tuple[list[str], list[bytes]] | None:
             whole.decode()
         # As PHP's json_encode writes it: between such a head and the last brace is the data, if it is an object.
         parts = [*map(bytes.partition, lines, repeat(_BEFORE_DATA))]
-        heads = [*map(_first_of, parts)]
+        heads, rests = [*map(_first_of, parts)], [*map(_last_of, parts)]
         names = [*map(_heads.get, heads)]
         if None in names:
             names = [*map(_name_in, heads)]
-        if None not in names:
-            return names, [*map(bytes.removesuffix, map(_last_of, parts), repeat(b"}"))]  # type: ignore[return-value]
+        if (
+            None not in names
+            and all(map(bytes.startswith, rests, repeat(b"{")))
+            and all(map(bytes.endswith, rests, repeat(b"}}")))
+        ):
+            return names, [*map(bytes.removesuffix, rests, repeat(b"}"))]  # type: ignore[return-value]
         found = [*map(_decode_line, lines)]
         if [*map(_rest_of, found)].count(_NO_REST) != len(found):
             return None
