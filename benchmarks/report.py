@@ -224,7 +224,7 @@ def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
         users=results["users"],
         scaling=scaling(results, found),
         storms=storms(storm) if storm else "Not measured in this run.",
-        reactors=reactors(found, titles),
+        reactors=reactors(results, found),
         pythons=pythons(results, found),
         compression=compression(results),
         versions=", ".join(f"{title} {versions[key]}" for key, title in VERSIONS.items() if key in versions),

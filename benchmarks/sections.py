@@ -113,7 +113,7 @@ def storms(document: dict[str, Any]) -> str:
     )
 
 
-def reactors(found: Figures, titles: dict[str, str]) -> str:
+def reactors(results: dict[str, Any], found: Figures) -> str:
     """Which reactor to take."""
     names = {"chatws": "epoll (the default on Linux)", "chatws-asyncio": "asyncio", "chatws-uvloop": "asyncio, uvloop"}
     measured = {name: found[name] for name in names if name in found}
@@ -121,14 +121,18 @@ def reactors(found: Figures, titles: dict[str, str]) -> str:
         return "Not measured in this run."
     columns = [column for column in ("room1", "inbox", "connect", "idle") if column in measured["chatws"]]
     rows = [[names[name], *[number(row.get(column)) for column in columns]] for name, row in measured.items()]
+    for name in measured:
+        if name != "chatws":
+            ratios = [paired(results, column, name, "chatws")[0] if column != "idle" else None for column in columns]
+            rows.append([f"*{names[name]} ÷ epoll, within a round*", *[number(ratio) for ratio in ratios]])
     text = table(["reactor", *[COLUMNS[column] for column in columns]], rows)
-    base = measured["chatws"]
     gains = {
-        name: min(row[column] / base[column] for column in columns if column in MESSAGES and column in row)
-        for name, row in measured.items()
+        name: min(paired(results, column, name, "chatws")[0] for column in columns if column in MESSAGES)
+        for name in measured
         if name != "chatws"
     }
     best = min(gains, key=gains.__getitem__)
+    titles = results["titles"]["servers"]
     commands = {
         "chatws-asyncio": "`twistd --reactor asyncio`",
         "chatws-uvloop": "`pip install chatws[uvloop]` and `twistd --reactor uvloop`",
@@ -142,8 +146,9 @@ def reactors(found: Figures, titles: dict[str, str]) -> str:
     else:
         advice = (
             "No other reactor saves a tenth of a message's cost: **take the default, epoll.** Most of the cost is the "
-            "kernel's `send`, which is called directly whatever the reactor. `--reactor asyncio` is for those who have "
-            "asyncio code to run in the same process. `select` ends at 1,024 open files; chatws warns of it."
+            "kernel's `send`, which is called directly whatever the reactor. The others are for those who have asyncio "
+            f"code to run in the same process: {' or '.join(commands[name] for name in gains)}. `select` ends at "
+            "1,024 open files; chatws warns of it."
         )
     return f"{text}\n\n{advice}"
 
