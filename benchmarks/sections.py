@@ -121,16 +121,19 @@ def reactors(results: dict[str, Any], found: Figures) -> str:
         return "Not measured in this run."
     columns = [column for column in ("room1", "inbox", "connect", "idle") if column in measured["chatws"]]
     rows = [[names[name], *[number(row.get(column)) for column in columns]] for name, row in measured.items()]
-    for name in measured:
-        if name != "chatws":
-            ratios = [paired(results, column, name, "chatws")[0] if column != "idle" else None for column in columns]
-            rows.append([f"*{names[name]} ÷ epoll, within a round*", *[number(ratio) for ratio in ratios]])
-    text = table(["reactor", *[COLUMNS[column] for column in columns]], rows)
-    gains = {
-        name: min(paired(results, column, name, "chatws")[0] for column in columns if column in MESSAGES)
+    ratios = {
+        name: {
+            column: paired(results, column, name, "chatws")[0]
+            for column in columns
+            if name in results["runs"].get(column, {})
+        }
         for name in measured
         if name != "chatws"
     }
+    for name, row in ratios.items():
+        rows.append([f"*{names[name]} ÷ epoll, within a round*", *[number(row.get(column)) for column in columns]])
+    text = table(["reactor", *[COLUMNS[column] for column in columns]], rows)
+    gains = {name: min(row[column] for column in row if column in MESSAGES) for name, row in ratios.items()}
     best = min(gains, key=gains.__getitem__)
     titles = results["titles"]["servers"]
     commands = {

@@ -17,10 +17,19 @@ def plain_socket(transport: Any) -> socket.socket | None:
     return None
 
 
-def read_now(plain: socket.socket, size: int) -> bytes:
-    """Up to `size` bytes that have come already. Empty at the end of input, too, or when the connection is broken: the
-    reactor comes upon that by itself."""
+def read_now(transport: Any, size: int) -> bytes:
+    """Up to `size` bytes that have come already, without waiting for the reactor.
+
+    :return: nothing where nothing has come, or no more will, which the reactor then comes upon as well; and where there
+        is no plain socket. A connection that turns out to be broken is aborted, as that is told only once.
+    """
+    plain = plain_socket(transport)
+    if plain is None:
+        return b""
     try:
         return plain.recv(size)
+    except (BlockingIOError, InterruptedError):
+        return b""
     except OSError:
+        transport.abortConnection()
         return b""

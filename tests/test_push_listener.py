@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from itertools import pairwise
 from typing import Any
 
@@ -20,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.brokers.contract import Audience, Draft
 from chatws.errors import ErrorCode, Unavailable
+from chatws.push import connection as push_connection
 from chatws.push.connection import (
     BATCH_LINES,
     CLOSE_SECONDS,
@@ -102,49 +102,42 @@ class Case(SynchronousTestCase):
 class ReadingOnTests(Case):
     """What has come while a read was dealt with is taken in the same turn of the reactor."""
 
-    def connect(self) -> Backend:
-        backend = super().connect()
-        ours, self.theirs = socket.socketpair()
-        self.addCleanup(ours.close)
-        self.addCleanup(self.theirs.close)
-        ours.setblocking(False)
-        backend.protocol._plain = ours
-        return backend
+    def setUp(self) -> None:
+        super().setUp()
+        self.come = b""  # what the socket holds
+        self.patch(push_connection, "read_now", self.read)
+
+    def read(self, transport: Any, size: int) -> bytes:
+        assert transport is self.backends[0].transport
+        data, self.come = self.come[:size], self.come[size:]
+        return data
 
     def test_up_to_what_one_read_may_bring(self) -> None:
         backend = self.connect()
         count = MAX_READ // len(SILENT) + 10
-        self.theirs.sendall(SILENT * count)
+        self.come = SILENT * count
         backend.say(SILENT)
         assert len(self.target.published) == MAX_READ // len(SILENT)
-        backend.say(backend.protocol._plain.recv(MAX_READ))
+        backend.say(self.read(backend.transport, MAX_READ))
         assert len(self.target.published) == count + 1
 
     def test_none_from_who_does_not_read_answers(self) -> None:
         backend = self.connect()
-        self.theirs.sendall(SILENT)
+        self.come = SILENT
         backend.protocol.pauseProducing()
         backend.say(SILENT)
         assert not backend.is_read
         backend.protocol.resumeProducing()
         assert self.target.published == [DRAFT]
-        assert backend.protocol._plain.recv(MAX_READ) == SILENT
-
-    def test_the_end_and_a_broken_connection_are_left_to_the_reactor(self) -> None:
-        backend = self.connect()
-        self.theirs.close()
-        backend.say(SILENT)
-        backend.protocol._plain.close()
-        backend.say(SILENT)
-        assert self.target.published == [DRAFT] * 2
-        assert not backend.is_closing
+        assert self.come == SILENT
 
     def test_nothing_behind_what_is_refused(self) -> None:
         backend = self.connect()
-        self.theirs.sendall(SILENT)
+        self.come = SILENT
         backend.say(b"GET / HTTP/1.1\n")
         assert backend.codes() == ["bad_json"]
         assert self.target.published == []
+        assert self.come == SILENT
 
 
 class AnswerTests(Case):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,16 @@ async def test_a_backend_that_shuts_down_its_side_still_gets_its_answers(started
 async def test_a_unix_socket_does_as_well(started: Any, tmp_path: Path) -> None:
     server = await started(path=str(tmp_path / "push.sock"))
     assert codes(await in_thread(talk, server, PUBLISH, b"bad\n", PING[:-1])) == [None, "bad_json", None]
+
+
+@pytest_twisted.ensureDeferred
+async def test_what_stands_unended_when_a_connection_is_reset_does_not_count(started: Any) -> None:
+    server = await started()
+    with server.connect() as connection:
+        connection.sendall(PUBLISH + PUBLISH[:-1])
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    await until(lambda: server.factory.stats.connections == 1 and not server.factory.connections)
+    assert len(server.target.published) == server.factory.stats.lines <= 1
 
 
 @pytest_twisted.ensureDeferred

@@ -65,7 +65,7 @@ class History:
     :param now: the clock that the events' times are of.
     :ivar epoch: the epoch of the log that this is a copy of; empty before there is one.
     :ivar gaps: how often events were missing between two that the broker told of.
-    :cvar block: offsets of a block: making one takes about half a millisecond.
+    :cvar block: offsets of a block: making one takes less than a millisecond.
     """
 
     block = 1024

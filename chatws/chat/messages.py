@@ -243,9 +243,9 @@ def _before_data(name: str) -> bytes:
 
 def event_payloads(events: Sequence[Event], epoch: str) -> list[bytes]:
     """Pushed events as they go out. `data` stands as the backend wrote it, to the byte."""
-    befores, data, offsets = map(_before_data, map(_name_of, events)), map(_data_of, events), [*map(_offset_of, events)]
-    parts = zip(befores, data, offsets, strict=True)
+    offsets = [*map(_offset_of, events)]
+    parts = zip(map(_before_data, map(_name_of, events)), map(_data_of, events), offsets, strict=True)
     with_id = b'%%b%%b,"id":"%b:%%d"}' % epoch.encode().replace(b"%", b"%%")
     if all(offsets):
         return [*map(with_id.__mod__, parts)]
-    return [with_id % one if one[2] else b"%b%b}" % one[:2] for one in parts]
+    return [with_id % (before, data, offset) if offset else b"%b%b}" % (before, data) for before, data, offset in parts]

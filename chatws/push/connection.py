@@ -14,12 +14,10 @@ a JSON object, and is refused as `bad_json`.
 from __future__ import annotations
 
 import hmac
-import socket
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import protocol
-from twisted.internet.base import DelayedCall
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
@@ -36,9 +34,10 @@ from zope.interface import implementer
 from chatws.brokers.contract import Draft
 from chatws.errors import ClientError, ErrorCode
 from chatws.push.answers import Answer, Done, Refused, encode_answers
+from chatws.push.deadline import Deadline
 from chatws.push.lines import PLAIN, Auth, LineError, Operation, Ping, Presence, Publish, parse_line
 from chatws.push.pending import Batch, Pending
-from chatws.sockets import plain_socket, read_now
+from chatws.sockets import read_now
 
 if TYPE_CHECKING:
     from chatws.push.listener import PushFactory
@@ -82,12 +81,11 @@ class PushConnection(protocol.Protocol):
         self._output_full = False
         self._advancing = False
         self._reading = True
-        self._plain: socket.socket | None = None  # what may be read from directly
         self._input_over = False  # nothing that comes now counts
         self._end: Callable[[], None] | None = None  # how to close, once all lines are done with
         self._sent_away = False  # refused: neither lines behind nor input that comes now count
         self._lost = False
-        self._timeout: DelayedCall | None = None
+        self._deadline = Deadline(door.reactor)
         self.reads = 0
 
     # what Twisted calls
@@ -96,7 +94,6 @@ class PushConnection(protocol.Protocol):
         self._door.stats.connections += 1
         transport = self.transport
         transport.registerProducer(self, True)
-        self._plain = plain_socket(transport)
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
@@ -105,19 +102,17 @@ class PushConnection(protocol.Protocol):
         elif self._door.secret() is not None:
             self._max_line = min(self._max_line, MAX_AUTH_LINE)
             if self._door.auth_timeout:
-                self._start_clock(self._door.auth_timeout, self._auth_timed_out)
+                self._deadline.set(self._door.auth_timeout, self._auth_timed_out)
 
     def dataReceived(self, data: bytes) -> None:
         """Take this, and then what has come meanwhile: a backend with much to say has said more by then, and to come
-        back for it in another turn of the reactor costs as much as an event."""
-        size = len(data)
-        self._received(data)
-        while self._plain is not None and size < MAX_READ and self._reading and not self._input_over:
-            data = read_now(self._plain, MAX_READ - size)
-            if not data:
-                break
-            size += len(data)
+        back for it in another turn of the reactor costs nearly as much as an event."""
+        left = MAX_READ
+        while data:
+            left -= len(data)
             self._received(data)
+            more = left > 0 and self._reading and not self._input_over
+            data = read_now(self.transport, left) if more else b""
 
     def _received(self, data: bytes) -> None:
         if self._input_over:
@@ -157,7 +152,7 @@ class PushConnection(protocol.Protocol):
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         self._lost = True
         self._output_full = False  # nobody waits for answers any more
-        self._stop_clock()
+        self._deadline.cancel()
         if not self._input_over and isinstance(reason.value, ConnectionDone):
             self._input_ended()  # TLS knows no half-close
         self._input_over = True
@@ -313,12 +308,11 @@ class PushConnection(protocol.Protocol):
         if secret is not None and not hmac.compare_digest(auth.secret.encode(), secret):
             self._refuse(LineError(ErrorCode.BAD_SECRET, "the secret is wrong", auth.request_id))
             return
-        self._stop_clock()
+        self._deadline.cancel()
         self._max_line = self._door.max_line_size
         self._write([Done(True, auth.request_id)])
 
     def _auth_timed_out(self) -> None:
-        self._timeout = None
         self._refuse(ClientError(ErrorCode.BAD_SECRET, "no op auth came in time"))
 
     # what they do
@@ -395,24 +389,11 @@ class PushConnection(protocol.Protocol):
             transport.loseWriteConnection()
             if not self._reading:
                 transport.resumeProducing()
-            self._start_clock(LINGER_SECONDS, self._close_timed_out)
+            self._deadline.set(LINGER_SECONDS, self.abort)
         else:
             self._close()
 
     def _close(self) -> None:
         self.transport.unregisterProducer()
         self.transport.loseConnection()
-        self._start_clock(CLOSE_SECONDS, self._close_timed_out)
-
-    def _close_timed_out(self) -> None:
-        self._timeout = None
-        self.abort()
-
-    def _start_clock(self, seconds: float, then: Callable[[], None]) -> None:
-        self._stop_clock()
-        self._timeout = self._door.reactor.callLater(seconds, then)
-
-    def _stop_clock(self) -> None:
-        if self._timeout is not None:
-            self._timeout.cancel()
-            self._timeout = None
+        self._deadline.set(CLOSE_SECONDS, self.abort)

@@ -24,7 +24,7 @@ from chatws.server.pages import Front, PlainSite, Ready
 from chatws.server.request import BadHead, Headers, may_begin, parse_head
 from chatws.server.wheel import Timer
 from chatws.server.ws_server import WsServer
-from chatws.sockets import plain_socket, read_now
+from chatws.sockets import read_now
 
 __all__ = ["HttpServer"]
 
@@ -158,12 +158,10 @@ class _Visitor(Protocol):
         server = self._server
         server.visitors.add(self)
         self._timer = server.wheel.schedule(server.handshake_timeout, self._head_is_due)
-        plain = plain_socket(self.transport)
-        if plain is not None:
-            # who connects asks at once: as a rule that has come by now, and need not wait for a turn of the reactor
-            data = read_now(plain, server.max_head_size)
-            if data:
-                self.dataReceived(data)
+        # who connects asks at once: as a rule that has come by now, and need not wait for a turn of the reactor
+        data = read_now(self.transport, server.max_head_size)
+        if data:
+            self.dataReceived(data)
 
     def dataReceived(self, data: bytes) -> None:
         if self._next is not None:

@@ -229,10 +229,7 @@ class WsProtocol(WebSocketServerProtocol):
                 break
             start = after
             server.stats.messages_received += 1
-            try:
-                server.component.on_message(connection, text)
-            except Exception as error:  # as in `_call`: this is where most messages come along
-                connection._component_failed(error)
+            connection._call(server.component.on_message, text)
         if start:
             self.data = data[start:]
 
