@@ -25,6 +25,7 @@ from chatws.chat.chat_server import ChatServer
 from chatws.push.listener import PushFactory
 from chatws.server.fanout import SEVERAL, FanOut
 from chatws.server.io_uring import Ring
+from tests.e2e.wire import until as poll_until
 from tests.requirements import needs, needs_io_uring
 from tests.server_wire import ServerCase, frame, head
 
@@ -247,6 +248,9 @@ reactor.run()
 #: How many get the events that are counted.
 PAGES = SEVERAL
 
+#: How strace's line of a read ends that brought nothing.
+NOTHING_CAME = "= -1 EAGAIN (Resource temporarily unavailable)"
+
 
 @needs("strace")
 @pytest.mark.parametrize(
@@ -256,7 +260,7 @@ PAGES = SEVERAL
         pytest.param("together", ["io_uring_enter"], marks=needs_io_uring),
     ],
 )
-def test_the_kernel_is_asked_for_nothing_but_to_send(tmp_path: Path, how: str, expected: list[str]) -> None:
+def test_the_kernel_is_asked_to_send_and_whether_more_has_come(tmp_path: Path, how: str, expected: list[str]) -> None:
     trace = tmp_path / "trace"
     strace = ["strace", "-fqq", "-s", "4096", "-e", "trace=network,epoll_ctl,io_uring_enter", "-o", trace]
     server = subprocess.Popen(
@@ -297,6 +301,8 @@ def test_the_kernel_is_asked_for_nothing_but_to_send(tmp_path: Path, how: str, e
         backend.sendall(line(1, "counted") + line(1, "counted too"))
         for page in pages:
             until(page, b'"counted too"')
+        # what is sent sooner is found when the server looks whether more has come
+        poll_until(lambda: trace.read_text().splitlines()[-1].endswith(NOTHING_CAME), "the server to look for more")
         backend.sendall(line(1, "finish"))
         for page in pages:
             until(page, b'"finish"')
@@ -312,5 +318,7 @@ def test_the_kernel_is_asked_for_nothing_but_to_send(tmp_path: Path, how: str, e
     reads = [index for index, call in enumerate(calls) if "recv" in call and "event" in call and "new_message" in call]
     begin, counted, finish = reads[-3:]
     assert ["begin" in calls[begin], calls[counted].count("counted"), "finish" in calls[finish]] == [True, 2, True]
-    between = [call.split("(")[0].split()[-1] for call in calls[counted + 1 : finish]]
-    assert between == expected, calls[counted + 1 : finish]
+    *sent, looked = calls[counted + 1 : finish]
+    assert [call.split("(")[0].split()[-1] for call in sent] == expected, sent
+    assert "recvfrom(" in looked
+    assert looked.endswith(NOTHING_CAME)
