@@ -161,9 +161,11 @@ async def test_two_hundred_with_a_user_is_a_yes(setting: Setting) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_conversations_limit_the_connection(setting: Setting) -> None:
-    for listed, found in ((["456", 456, "x"], frozenset({456, "x"})), ([], frozenset()), (None, None)):
+    for listed, found in ((["456", 456, "x"], frozenset({456, "x"})), ([], frozenset())):
         setting.application.says(json.dumps({"user_id": 5, "conversations": listed}))
         assert (await setting.ask()).conversations == found
+    setting.application.says('{"user_id":5}')
+    assert (await setting.ask()).conversations is None
 
 
 @pytest_twisted.ensureDeferred
@@ -246,6 +248,7 @@ async def test_another_status_is_neither_yes_nor_no(setting: Setting, log: list[
         '{"user_id":9007199254740992}',
         '{"user_id":""}',
         '{"user_id":[5]}',
+        '{"user_id":5,"conversations":null}',
         '{"user_id":5,"conversations":456}',
         '{"user_id":5,"conversations":[true]}',
         '{"user_id":5,"conversations":{"456":1}}',

@@ -183,7 +183,7 @@ class QuestionCase(SynchronousTestCase):
             def error(text: str, **fields: str) -> None:
                 self.lines.append(text.format(**fields))
 
-        self.question = Question(self.database, "user_query", "SELECT 1", self.clock)
+        self.question = Question(self.database, "user_query", "SELECT 1", [], self.clock)
         self.question._complaints = Complaints(Log(), self.clock)  # type: ignore[arg-type]
 
     def ask(self) -> Deferred[bool]:

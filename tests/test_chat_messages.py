@@ -68,6 +68,15 @@ class ParserCase(SynchronousTestCase):
             elif field in said:
                 self.assertEqual(value, said[field])
 
+    def test_a_type_that_is_none_and_a_type_given_twice_are_told_apart(self) -> None:
+        for kind in ("nope", "pong", "ping'", "'ping'", "PING", ""):
+            refused = outcome(json.dumps({"type": kind}))
+            assert isinstance(refused, ClientError)
+            self.assertIs(refused.code, ErrorCode.UNKNOWN_TYPE)
+        refused = outcome('{"type":"ping","type":"presence"}')
+        assert isinstance(refused, ClientError)
+        self.assertEqual((refused.code, refused.message), (ErrorCode.BAD_MESSAGE, "type is given more than once"))
+
     @given(objects, st.data())
     def test_a_message_cut_anywhere_is_never_taken_for_a_whole_one(self, said: dict[str, Any], data: Any) -> None:
         text = json.dumps(said)

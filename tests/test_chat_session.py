@@ -200,6 +200,25 @@ def test_a_connection_belongs_to_one_user_but_may_show_fresh_credentials() -> No
     assert session.identity == ANA
 
 
+def test_fresh_credentials_for_fewer_conversations_end_the_other_subscriptions() -> None:
+    session = subscribed(456)
+    for conversation_id in (7, "x"):
+        [check] = say(session, {"type": "subscribe", "conversation_id": conversation_id})
+        assert isinstance(check, Check)
+        session.check_decided(check, True)
+    [asked] = say(session, {"type": "auth", "token": "narrower"})
+    assert isinstance(asked, Authenticate)
+    say(session, {"type": "typing", "conversation_id": 456})  # held
+    narrower = Identity(5, "ticket", conversations=frozenset({7, 8}))
+    *effects, refusal = session.auth_decided(asked.message, narrower)
+    assert effects == [Enter(narrower, None, True), Leave(456), Leave("x")]
+    assert codes([refusal]) == ["not_subscribed"]
+    assert session.conversations == {7}
+    [asked] = say(session, {"type": "auth", "token": "one for all"})
+    assert isinstance(asked, Authenticate)
+    assert session.auth_decided(asked.message, ANA) == [Enter(ANA, None, True)]
+
+
 def test_what_may_not_be_read_is_forbidden_and_what_cannot_be_asked_is_unavailable() -> None:
     session = entered()
     [check] = say(session, {"type": "subscribe", "conversation_id": 1})

@@ -250,7 +250,7 @@ class LimitTests(ServerCase):
         wire, _ = self.connect()
         wire.send(frame("", opcode=9) * 1100)
         found = wire.frames()
-        assert found[-1][1][:2] == (1008).to_bytes(2, "big")
+        assert found[-1][1][:2] == (4429).to_bytes(2, "big")
         assert found[:-1] == [(138, b"")] * 1000
 
     def test_garbage_after_the_failure_is_read_and_forgotten(self) -> None:

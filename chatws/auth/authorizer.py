@@ -8,7 +8,7 @@ from twisted.internet.defer import Deferred
 
 from chatws.auth.lookup import Lookup, Question
 from chatws.chat.contracts import Identity
-from chatws.database.contract import Database, check_sql
+from chatws.database.contract import Database
 from chatws.ids import Id
 
 __all__ = ["ConversationAuthorizer"]
@@ -31,9 +31,8 @@ class ConversationAuthorizer:
         self._lookup: Lookup[_Key, bool] | None = None
         self._by_user = False
         if database is not None and query:
-            placeholders = check_sql("conversation_query", query, ["user_id", "conversation_id"])
-            self._by_user = "user_id" in placeholders
-            self._question = Question(database, "conversation_query", query, clock)
+            self._question = Question(database, "conversation_query", query, ["user_id", "conversation_id"], clock)
+            self._by_user = "user_id" in self._question.placeholders
             self._lookup = Lookup(self._ask, keep=keep, timeout=timeout, clock=clock)
 
     def may_read(self, identity: Identity, conversation_id: Id) -> bool | Deferred[bool]:

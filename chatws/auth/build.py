@@ -12,7 +12,7 @@ from chatws.auth.lookup import Lookup, Question
 from chatws.auth.methods import DatabaseMethod, Method, TrustMethod
 from chatws.auth.secrets import SecretSettings, load_secrets
 from chatws.auth.ticket import TicketMethod
-from chatws.database.contract import Database, check_sql
+from chatws.database.contract import Database
 from chatws.errors import OperatorError
 from chatws.ids import Id
 
@@ -65,8 +65,7 @@ def build_authenticator(config: AuthSettings, database: Database | None, reactor
     """
     users: Lookup[Id, bool] | None = None
     if database is not None and config.user_query:
-        check_sql("user_query", config.user_query, ["user_id"])
-        question = Question(database, "user_query", config.user_query, reactor)
+        question = Question(database, "user_query", config.user_query, ["user_id"], reactor)
 
         async def ask(user_id: Id) -> bool:
             return await question.ask({"user_id": user_id})

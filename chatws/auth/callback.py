@@ -44,7 +44,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 class _Body(msgspec.Struct):
     user_id: object
-    conversations: list[object] | None = None
+    conversations: list[object] | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Odd(Exception):
@@ -153,7 +153,7 @@ def _parse(body: bytes) -> _Answer:
         said = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"), type=_Body)
         user_id = parse_id(said.user_id, "user_id")
         conversations = said.conversations
-        if conversations is None:
+        if conversations is msgspec.UNSET:
             return _Answer(user_id, None)
         return _Answer(user_id, frozenset(parse_id(one, "conversations") for one in conversations))
     except ClientError as error:

@@ -6,14 +6,14 @@ remembered: the conversation that is forbidden because its row is not committed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Hashable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Hashable, Mapping
 from typing import Any, Generic, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.database.contract import Database, QueryFailed, ValueRefused
+from chatws.database.contract import Database, QueryFailed, ValueRefused, check_sql, other_spelling
 from chatws.errors import Unavailable
 
 __all__ = ["Complaints", "Lookup", "Question"]
@@ -148,22 +148,40 @@ class Question:
     """Does one of the operator's queries return a row?
 
     :param name: the setting it comes from.
+    :param allowed: the placeholders that it may have.
+    :ivar placeholders: those that it has.
+    :raises OperatorError: it has others.
     """
 
     _log = Logger()
 
-    def __init__(self, database: Database, name: str, sql: str, clock: Any) -> None:
+    def __init__(self, database: Database, name: str, sql: str, allowed: Collection[str], clock: Any) -> None:
+        self.placeholders = check_sql(name, sql, allowed)
         self._database = database
         self._name = name
         self._sql = sql
         self._complaints = Complaints(self._log, clock)
 
     async def ask(self, values: Mapping[str, Any]) -> bool:
-        """:raises Unavailable: it cannot be asked, or is wrong: the log says what is wrong with it."""
+        """Also no where the row is another's: where an id that is a text was taken for a number or a uuid which is
+        written otherwise. Then the row is there for yet another spelling too.
+
+        :raises Unavailable: it cannot be asked, or is wrong: the log says what is wrong with it.
+        """
+        try:
+            if not await self._returns_row(values):
+                return False
+            others = [(name, other_spelling(values[name])) for name in self.placeholders]
+            for name, other in others:
+                if other is not None and await self._returns_row({**values, name: other}):
+                    return False
+            return True
+        except QueryFailed as error:
+            self._complaints.make(f"{self._name} fails, everybody it concerns is refused: {error}")
+            raise Unavailable("the database cannot answer") from None
+
+    async def _returns_row(self, values: Mapping[str, Any]) -> bool:
         try:
             return bool(await self._database.query(self._sql, values))
         except ValueRefused:
             return False
-        except QueryFailed as error:
-            self._complaints.make(f"{self._name} fails, everybody it concerns is refused: {error}")
-            raise Unavailable("the database cannot answer") from None

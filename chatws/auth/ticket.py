@@ -33,7 +33,7 @@ class _Claims(msgspec.Struct):
     nbf: int | float | None = None
     iat: int | float | None = None
     aud: str | list[str] | None = None
-    conversations: list[object] | None = None
+    conversations: list[object] | msgspec.UnsetType = msgspec.UNSET
 
 
 class TicketMethod:
@@ -120,7 +120,7 @@ class TicketMethod:
             raise AuthenticationFailed("the ticket is not valid yet; do the clocks agree?")
 
 
-def _conversations(listed: list[object] | None) -> frozenset[Id] | None:
-    if listed is None:
-        return None
+def _conversations(listed: list[object] | msgspec.UnsetType) -> frozenset[Id] | None:
+    if listed is msgspec.UNSET:
+        return None  # all. Not so for null: what the application meant to list may have failed
     return frozenset(parse_id(one, "conversations") for one in listed)

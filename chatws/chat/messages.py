@@ -154,6 +154,8 @@ def _explain(complaint: str) -> ClientError:
     if found[2]:
         return ClientError(ErrorCode.BAD_MESSAGE, f"{field} is missing")
     if field == "type" and complaint.startswith("Invalid value"):
+        if complaint.partition("'")[2].rpartition("'")[0] in _TYPES.split(", "):
+            return ClientError(ErrorCode.BAD_MESSAGE, "type is given more than once")
         return ClientError(ErrorCode.UNKNOWN_TYPE, f"type must be one of {_TYPES}")
     expected = complaint.partition(" - at ")[0].replace("`", "")
     return ClientError(ErrorCode.BAD_MESSAGE, f"{field}: {expected[0].lower()}{expected[1:]}")

@@ -33,7 +33,7 @@ from chatws.chat.effects import (
 )
 from chatws.chat.messages import Activity, Auth, Message, Ping, Presence, Subscribe, Typing, Unsubscribe
 from chatws.errors import AuthenticationFailed, ClientError, CloseCode, ErrorCode, Forbidden, Unavailable
-from chatws.ids import Id
+from chatws.ids import Id, sort_ids
 
 __all__ = ["Session", "SessionLimits", "State"]
 
@@ -123,7 +123,11 @@ class Session:
                 return [self._already(message), *self._release()]
             self.identity = answer
             self.state = State.IN
-            return [Enter(answer, message.last_event_id, entered), *self._release()]
+            effects: list[Effect] = [Enter(answer, message.last_event_id, entered)]
+            if answer.conversations is not None:  # they may be fewer than before
+                for conversation_id in sort_ids(self.conversations - answer.conversations):
+                    effects += self._leave(conversation_id)
+            return effects + self._release()
         refusal = _refusal(answer, message=message)
         if isinstance(answer, AuthenticationFailed):
             return [refusal, *self.close(CloseCode.AUTH_FAILED, answer.message)]

@@ -1,7 +1,8 @@
 """What a database is here: a few queries with named parameters, and honesty about whether it can be asked.
 
 The SQL is the operator's, in psycopg's style for every engine: `%(user_id)s` stands for a value, `%%` for a percent
-sign (PEP 249, paramstyle `pyformat`). `check_sql` says at start what would not work later.
+sign (PEP 249, paramstyle `pyformat`). `check_sql` says at start what would not work later; `other_spelling`, which
+values an engine may take for others.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import Any, Protocol, TypeAlias
 from twisted.internet.defer import Deferred
 
 from chatws.database.placeholders import check_sql
+from chatws.database.spelling import other_spelling
 from chatws.errors import ChatwsError
 
-__all__ = ["Database", "QueryFailed", "Row", "ValueRefused", "Values", "check_sql"]
+__all__ = ["Database", "QueryFailed", "Row", "ValueRefused", "Values", "check_sql", "other_spelling"]
 
 #: One row, by column name.
 Row: TypeAlias = dict[str, Any]

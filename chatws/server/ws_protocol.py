@@ -272,7 +272,7 @@ class WsProtocol(WebSocketServerProtocol):
     def _count_control_frame(self) -> None:
         self._control_frames += 1
         if self._control_frames > _MAX_CONTROL_FRAMES and self.server.ping_interval and self.state == self.STATE_OPEN:
-            self._fail_connection(1008, "too many pings")
+            self._fail_connection(CloseCode.TOO_MANY_ERRORS.value, "too many pings")
 
     # sending: all of it goes the connection's way, so that frames keep their order
 
