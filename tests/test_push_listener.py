@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from bisect import bisect_left
 from itertools import pairwise
 from typing import Any
 
@@ -254,6 +255,21 @@ class AnswerTests(Case):
         for number in (b"9" * 5000, b"1e999"):
             backend.say(b'{"event":"new_message","data":{"conversation_id":' + number + b"}}\n")
             assert backend.codes() == ["bad_message"]
+
+    def test_what_is_nested_too_deeply_is_told_so_at_whatever_depth_that_is_found(self) -> None:
+        backend = self.connect()
+        backend.say(b'{"op":"ping"}\n')
+        assert backend.codes() == [None]
+        deepest = b'{"event":"new_message","ack":true,"data":{"conversation_id":456,"a":%b%b}}\n'
+
+        def outcome(depth: int) -> str:
+            backend.say(deepest % (b"[" * depth, b"]" * depth))
+            (answer,) = backend.answers()
+            return str(answer.get("message", "published"))
+
+        too_deep = bisect_left(range(100_000), True, key=lambda depth: outcome(depth) != "published")
+        seen = {*map(outcome, range(too_deep - 20, too_deep + 20))}
+        assert seen == {"published", "the line is nested too deeply"}
 
 
 class BatchTests(Case):

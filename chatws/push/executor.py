@@ -98,7 +98,9 @@ class Executor:
             )
         except ClientError:
             raise
-        except (msgspec.DecodeError, RecursionError):  # a number past all bounds where an id should be
+        except RecursionError:  # a line that was only just shallow enough to be parsed
+            raise ClientError(ErrorCode.BAD_JSON, "the line is nested too deeply") from None
+        except msgspec.DecodeError:  # a number past all bounds where an id should be
             raise ClientError(ErrorCode.BAD_MESSAGE, f"data of {request.event} has no proper ids") from None
         except Exception as error:
             raise self.blame(error) from None
