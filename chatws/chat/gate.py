@@ -107,7 +107,8 @@ class Gate:
             answer = question()
         except ClientError as refusal:
             return decided(refusal)
-        if not isinstance(answer, Deferred):
+        # first what it mostly is: abstract classes, as that of Deferreds, take their time to say no
+        if isinstance(answer, Identity | bool) or not isinstance(answer, Deferred):
             return decided(answer)
 
         def arrived(answer: Any) -> None:

@@ -326,14 +326,14 @@ class PushConnection(protocol.Protocol):
                 self._write(executor.receipts(requests, ()))
             return
         answers = executor.publish(requests, drafts)
-        if not isinstance(answers, Deferred) and not self._pending:
+        if isinstance(answers, list) and not self._pending:
             self._write(answers)
             return
         batch = self._pending.add(sum(len(draft.data) + EVENT_WEIGHT for draft in drafts))
-        if isinstance(answers, Deferred):
-            answers.addCallback(lambda answers: self._resolved(batch, answers))
-        else:
+        if isinstance(answers, list):
             self._resolved(batch, answers)
+        else:
+            answers.addCallback(lambda answers: self._resolved(batch, answers))
 
     def _resolved(self, batch: Batch, answers: Sequence[Answer]) -> None:
         ready = self._pending.resolve(batch, encode_answers(answers))
