@@ -127,9 +127,10 @@ PAGE = """# Performance
 Processor time of the server, with everything switched on (authentication, hub, log and recovery ids, limits, budget
 for slow readers, pings), beside other servers under the same load in the same run. All servers are pinned to one core,
 their load clients (C, one epoll loop each) to another, over the loopback, with events of some 250 bytes; in each round
-they take turns in an order drawn anew, and whoever has no turn is stopped. The time is the kernel's own count for the
-server's threads, user and system, and for the kernel's thread that takes over some of the work on a core with much of
-it (ksoftirqd): {repetitions}.
+they take turns in an order drawn anew, and whoever has no turn is stopped; what has fallen due for it meanwhile, as
+pings have, it does before its turn is measured. The time is the kernel's own count for the server's threads, user and
+system, and for the kernel's thread that takes over some of the work on a core with much of it (ksoftirqd):
+{repetitions}.
 chatws and those that come nearest to it are started more often than the others: where its memory lies is a process's
 luck for its whole life, and makes a tenth.
 While messages are under way the client does not sleep: to wake it would be accounted to the server, and the browsers of

@@ -18,9 +18,14 @@ from entrants import HERE, PEERS, SERVERS, Workload
 
 SERVER_CORE = 0
 PIN_SERVER, PIN_CLIENT = ("taskset", "-c", f"{SERVER_CORE}"), ("taskset", "-c", "1")
-#: Seconds for which a server may go on with what the connecting left behind, before messages are sent: chatws tells
-#: everybody who is online now, others collect garbage.
+#: Seconds for which chatws may go on with what the connecting left behind, before messages are sent: it tells
+#: everybody who is online now. No other goes on for longer than the client waits.
 QUIET_SECONDS = 20
+#: And with what has become due while it was stopped: pings to thousands of connections, and their answers. Whoever has
+#: not done by then polls.
+CATCH_UP_SECONDS = 1
+#: Quiet is who took less than a twentieth of so many seconds. chatws's timers wait for 0.25 before they catch up.
+LOOK_SECONDS = 0.3
 
 
 class Running:
@@ -58,7 +63,7 @@ class Running:
     def turn(self) -> Iterator[None]:
         """It runs within the block, and not after it."""
         os.killpg(self.process.pid, signal.SIGCONT)
-        time.sleep(0.05)  # for the timers that have fallen due meanwhile
+        self.await_quiet(CATCH_UP_SECONDS)
         yield
         self.stop()
 
@@ -89,15 +94,13 @@ class Running:
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[11]) / os.sysconf("SC_CLK_TCK")
 
-    def await_quiet(self) -> None:
-        """Wait until it does nothing of its own accord."""
-        if not self.server.title.startswith("chatws"):
-            return  # no other goes on for longer than the client waits
-        deadline = time.monotonic() + QUIET_SECONDS
+    def await_quiet(self, seconds: float) -> None:
+        """Wait until it does next to nothing of its own accord, for up to `seconds`."""
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             start = self.cpu()
-            time.sleep(0.5)
-            if self.cpu() - start < 0.005:
+            time.sleep(LOOK_SECONDS)
+            if self.cpu() - start < LOOK_SECONDS / 20:
                 break
 
     def resident(self) -> int:
