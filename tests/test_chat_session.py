@@ -212,8 +212,9 @@ def test_fresh_credentials_for_fewer_conversations_end_the_other_subscriptions()
     narrower = Identity(5, "ticket", conversations=frozenset({7, 8}))
     *effects, refusal = session.auth_decided(asked.message, narrower)
     assert effects == [Enter(narrower, None, True), Leave(456), Leave("x")]
-    assert codes([refusal]) == ["not_subscribed"]
+    assert codes([refusal]) == ["forbidden"]
     assert session.conversations == {7}
+    assert codes(say(session, {"type": "typing", "conversation_id": 8})) == ["not_subscribed"]
     [asked] = say(session, {"type": "auth", "token": "one for all"})
     assert isinstance(asked, Authenticate)
     assert session.auth_decided(asked.message, ANA) == [Enter(ANA, None, True)]

@@ -279,9 +279,14 @@ class Session:
         return self._leave(message.conversation_id)
 
     def _typing_message(self, message: Typing) -> list[Effect]:
-        if message.conversation_id not in self.conversations:
-            return [_refusal(_not_subscribed(message.conversation_id), message=message)]
-        return [self._check(message)]
+        conversation_id = message.conversation_id
+        if conversation_id in self.conversations:
+            return [self._check(message)]
+        assert self.identity is not None
+        allowed = self.identity.conversations
+        is_forbidden = allowed is not None and conversation_id not in allowed
+        problem = _forbidden(conversation_id) if is_forbidden else _not_subscribed(conversation_id)
+        return [_refusal(problem, message=message)]
 
     def _ping(self, message: Ping) -> list[Effect]:
         effects: list[Effect] = [Reply(messages.PONG)]

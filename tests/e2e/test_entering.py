@@ -121,6 +121,7 @@ def test_a_ticket_limits_the_conversations_and_renewing_it_may_change_them(chatw
         error = ana.expect("error")["data"]
         assert (error["code"], error["request"]["conversation_id"]) == ("forbidden", 3)
         ana.auth(5, token=ticket(conversations=[3]))
+        assert [ana.expect("unsubscribed")["data"]["conversation_id"] for _ in range(2)] == [1, 2]
         ana.subscribe(3)
         ana.send({"type": "typing", "conversation_id": 1})
         assert ana.expect("error")["data"]["code"] == "forbidden"
