@@ -169,8 +169,13 @@ def pythons(results: dict[str, Any], found: Figures) -> str:
         [versions["other_python"], *[number(other[column]) for column in columns]],
         ["*second ÷ first, within a round*", *[f"{ratios[column]:.2f}" for column in columns]],
     ]
+    if max(ratios.values()) > 1.1:
+        advice = (
+            "Debian builds its with profile-guided optimization; who builds one, by `pyenv` for instance, has to ask "
+            "for it: `PYTHON_CONFIGURE_OPTS='--enable-optimizations --with-lto' pyenv install …`."
+        )
+    else:
+        advice = "The other does not stand out from it: starts of one and the same server differ by a tenth."
     return table(["Python", *[COLUMNS[column] for column in columns]], rows) + (
-        "\n\nEverything else here was measured with the first. Debian builds its with profile-guided optimization; who "
-        "builds one, by `pyenv` for instance, has to ask for it: `PYTHON_CONFIGURE_OPTS='--enable-optimizations "
-        "--with-lto' pyenv install …`."
+        f"\n\nEverything else here was measured with the first. {advice}"
     )
