@@ -36,7 +36,7 @@ class ConversationAuthorizer:
             self._lookup = Lookup(self._ask, keep=keep, timeout=timeout, clock=clock)
 
     def may_read(self, identity: Identity, conversation_id: Id) -> bool | Deferred[bool]:
-        if identity.conversations is not None and conversation_id not in identity.conversations:
+        if not identity.covers(conversation_id):
             return False
         if self._lookup is None:
             return True

@@ -41,6 +41,10 @@ class Identity(msgspec.Struct, frozen=True):
     expires_at: float | None = None
     conversations: frozenset[Id] | None = None
 
+    def covers(self, conversation_id: Id) -> bool:
+        """Whether the conversation is among them, or there is no such limit."""
+        return self.conversations is None or conversation_id in self.conversations
+
 
 class Authenticator(Protocol):
     """Says who is calling."""

@@ -78,8 +78,7 @@ class Gate:
         """Find out whether the client may read the conversation. Returns what `authenticate` does."""
         conversation_id = effect.message.conversation_id
         if self._authorizer is None:
-            allowed = effect.identity.conversations
-            return client.session.check_decided(effect, allowed is None or conversation_id in allowed)
+            return client.session.check_decided(effect, effect.identity.covers(conversation_id))
         may_read = self._authorizer.may_read
         return self._ask(
             client,

@@ -124,8 +124,8 @@ class Session:
             self.identity = answer
             self.state = State.IN
             effects: list[Effect] = [Enter(answer, message.last_event_id, entered)]
-            if answer.conversations is not None:  # they may be fewer than before
-                for conversation_id in sort_ids(self.conversations - answer.conversations):
+            if entered:  # with fresh credentials now, which may be for fewer
+                for conversation_id in sort_ids([one for one in self.conversations if not answer.covers(one)]):
                     effects += self._leave(conversation_id)
             return effects + self._release()
         refusal = _refusal(answer, message=message)
@@ -283,9 +283,7 @@ class Session:
         if conversation_id in self.conversations:
             return [self._check(message)]
         assert self.identity is not None
-        allowed = self.identity.conversations
-        is_forbidden = allowed is not None and conversation_id not in allowed
-        problem = _forbidden(conversation_id) if is_forbidden else _not_subscribed(conversation_id)
+        problem = (_not_subscribed if self.identity.covers(conversation_id) else _forbidden)(conversation_id)
         return [_refusal(problem, message=message)]
 
     def _ping(self, message: Ping) -> list[Effect]:
