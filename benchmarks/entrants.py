@@ -1,4 +1,4 @@
-"""Who is measured by benchmarks/run.py, and under which load."""
+"""The servers and workloads of benchmarks/run.py."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ PEERS = HERE / ".peers"
 BUILD = PEERS / "bin"
 PYTHON_PEERS = ("websockets", "picows", "socketify", "autobahn[twisted]")
 NODE_PEERS = ("ws", "socket.io")
-#: What people write; compresses as such.
+#: Text that compresses like people's messages.
 PAD = (
     "Good morning! I ordered the blue one in size M last Thursday, and the parcel that came today has the green one. "
     "Can I send it back for free? Order 4711-0815."
 )
-#: The people that the connections are of, as far as a server wants to know: each has some pages open.
+#: Users of the connections, for servers that authenticate. Each has some pages open.
 USERS = 900
 
 
 @dataclass(frozen=True)
 class Workload:
-    """:ivar per: connections a group, each message going to one group; 0 for one room of all.
-    :ivar messages: in one round.
+    """A load.
+
+    :ivar per: connections of a group. Each message goes to one group. 0: one room of all.
+    :ivar messages: messages of one round.
     :ivar window: messages outstanding.
-    :ivar deflate: the client offers permessage-deflate."""
+    :ivar deflate: whether the client offers permessage-deflate.
+    """
 
     title: str
     connections: int
@@ -48,7 +51,7 @@ WORKLOADS = {
     "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 3000, 16, "message"),
     "inbox9000": Workload("9,000 connections, beside the other numbers of them", 9000, 3, 3000, 16, "message"),
     "inbox19000": Workload("19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 3000, 16, "message"),
-    # nothing is sent: what it takes to connect, authenticate and subscribe
+    # no messages: the cost to connect, authenticate and subscribe
     "connect": Workload("9,000 connections come in", 9000, 3, 0, 0, "connection"),
     "plain_room": Workload("one room of 500, not compressed", 500, 0, 120, 1, "message"),
     "deflated_room": Workload("one room of 500, compressed", 500, 0, 120, 1, "message", deflate=True),
@@ -56,10 +59,10 @@ WORKLOADS = {
     "deflated_group": Workload("3 recipients a message, compressed", 900, 3, 3000, 1, "message", deflate=True),
 }
 MAIN = ("room1", "room16", "inbox")
-#: Compared with each other, so they take turns in the same rounds.
+#: Workloads that are compared with each other, so they take turns in the same rounds.
 TOGETHER = ("inbox1000", "inbox9000", "inbox19000")
 NEAREST = ("floor", "chatws", "uwebsockets", "socketify", "picows")
-#: Those that only some take part in.
+#: Workloads that only some servers take part in.
 ONLY = {
     **dict.fromkeys(TOGETHER, ("floor", "chatws")),
     "plain_room": ("chatws-deflate",),
@@ -71,8 +74,12 @@ ONLY = {
 
 @dataclass(frozen=True)
 class Server:
-    """:ivar command: with {port} and {push}. :ivar subscribe: what each connection says to be in group %g.
-    :ivar publisher: "tcp" or "ws"."""
+    """A server.
+
+    :ivar command: with {port} and {push}.
+    :ivar subscribe: the messages with which a connection enters group %g.
+    :ivar publisher: "tcp" or "ws".
+    """
 
     title: str
     command: tuple[str, ...]
@@ -83,32 +90,31 @@ class Server:
 
 
 def _beside(python: str) -> str:
-    """The twistd of a Python's environment."""
+    """The path of twistd in a Python's environment."""
     return str(Path(python).absolute().with_name("twistd")) if python else ""
 
 
 _TWISTD = (_beside(sys.executable), "-n", "--pidfile=")
-# The client opens all its connections before it says who they are: that may take longer than pages are given.
+# The client opens all connections before it authenticates them, which may exceed the default `auth_deadline`.
 _CHATWS = ("chatws", "--port={port}", "--push-port={push}", "--auth-deadline=120")
-#: chatws on other reactors than the default one.
-REACTORS = ("chatws-asyncio", "chatws-uvloop")
-#: Which of the workloads they take part in.
+#: chatws on other reactors.
+REACTORS = ("chatws-asyncio",)
+#: The workloads that these take part in.
 REACTOR_WORKLOADS = ("room1", "inbox", "connect")
-#: chatws in an environment of another Python, if there is one: CHATWS_PYTHON=path/to/bin/python.
+#: chatws on another Python, if CHATWS_PYTHON=path/to/bin/python names an environment.
 OTHER_PYTHON = "chatws-other-python"
-# the same interpreter for everybody
+# the same interpreter for all
 PEER_PYTHON = str(PEERS / f"venv-{platform.python_version()}" / "bin" / "python")
 SERVERS = {
     "floor": Server("a C loop of send()", (str(BUILD / "floor"), "{port}", "{push}")),
     "chatws": Server("chatws", (*_TWISTD, *_CHATWS), "/ws"),
     "chatws-send": Server("chatws --no-io-uring", (*_TWISTD, *_CHATWS, "--no-io-uring"), "/ws"),
     "chatws-asyncio": Server("chatws on asyncio", (*_TWISTD, "--reactor=asyncio", *_CHATWS), "/ws"),
-    "chatws-uvloop": Server("chatws on asyncio with uvloop", (*_TWISTD, "--reactor=uvloop", *_CHATWS), "/ws"),
     OTHER_PYTHON: Server(
         "chatws on another Python", (_beside(os.environ.get("CHATWS_PYTHON", "")), *_TWISTD[1:], *_CHATWS), "/ws"
     ),
     "chatws-deflate": Server("chatws --compression", (*_TWISTD, *_CHATWS, "--compression"), "/ws"),
-    # with a loop that blocks, as uWebSockets' own; and with socketify's, which polls
+    # with a loop that blocks, like that of uWebSockets, and with socketify's, which polls
     "uwebsockets": Server(
         "uWebSockets (socketify)", (PEER_PYTHON, "uwebsockets_server.py", "{port}", "{push}", "native"), publisher="ws"
     ),
@@ -126,7 +132,7 @@ SERVERS = {
         subscribe='42["subscribe",{"conversation_id":%g}]',
     ),
     "autobahn": Server("Autobahn, sendPreparedMessage", (PEER_PYTHON, "autobahn_server.py", "{port}", "{push}")),
-    # subscriptions in a property of each connection, as in the field; and where PHP finds them sooner
+    # subscriptions in a property of each connection, as in real applications, and in an SplObjectStorage
     "ratchet": Server("Ratchet", ("php", "ratchet_server.php", "{port}", "{push}")),
     "ratchet-storage": Server(
         "Ratchet (SplObjectStorage)", ("php", "ratchet_server.php", "{port}", "{push}", "storage")
@@ -135,7 +141,7 @@ SERVERS = {
 
 
 def install(names: list[str]) -> None:
-    """Bring the peers and build the C programs."""
+    """Install the peers and build the C programs."""
     BUILD.mkdir(parents=True, exist_ok=True)
     for source in (HERE / "load.c", HERE / "storm.c", HERE / "servers" / "floor.c"):
         target = BUILD / source.stem
@@ -144,37 +150,33 @@ def install(names: list[str]) -> None:
     if any(SERVERS[name].command[0] == PEER_PYTHON for name in names) and not Path(PEER_PYTHON).exists():
         subprocess.run([sys.executable, "-m", "venv", str(Path(PEER_PYTHON).parents[1])], check=True)
         subprocess.run([PEER_PYTHON, "-m", "pip", "install", "-q", *PYTHON_PEERS], check=True)
-    if "chatws-uvloop" in names and not (PEERS / "uvloop").exists():
-        subprocess.run(
-            [sys.executable, "-m", "pip", "install", "-q", "--target", PEERS / "uvloop", "uvloop"], check=True
-        )
     if any(SERVERS[name].command[0] == "node" for name in names) and not (PEERS / "node_modules").exists():
         subprocess.run(["npm", "install", "--silent", "--prefix", str(PEERS), *NODE_PEERS], check=True)
 
 
 def versions() -> dict[str, str]:
-    """What was measured."""
-    found = {"kernel": platform.release(), "machine": platform.machine()}
+    """The versions of everything that was measured."""
+    result = {"kernel": platform.release(), "machine": platform.machine()}
     code = "import importlib.metadata as m,json;print(json.dumps({n:m.version(n) for n in %r}))"
     for python, names in (
         (sys.executable, ["chatws", "Twisted", "autobahn", "msgspec"]),
         (PEER_PYTHON, ["websockets", "picows", "socketify"]),
     ):
         if Path(python).exists():
-            found |= json.loads(subprocess.check_output([python, "-c", code % (names,)]))
+            result |= json.loads(subprocess.check_output([python, "-c", code % (names,)]))
     for name in NODE_PEERS:
         package = PEERS / "node_modules" / name / "package.json"
         if package.exists():
-            found[name] = json.loads(package.read_text())["version"]
+            result[name] = json.loads(package.read_text())["version"]
     for program, arguments in (("node", ["--version"]), ("php", ["-r", "echo PHP_VERSION;"])):
         if shutil.which(program):
-            found[program] = subprocess.check_output([program, *arguments], text=True).strip()
-    found["python"] = _python(sys.executable)
+            result[program] = subprocess.check_output([program, *arguments], text=True).strip()
+    result["python"] = _python(sys.executable)
     if "CHATWS_PYTHON" in os.environ:
-        found["other_python"] = _python(os.environ["CHATWS_PYTHON"])
+        result["other_python"] = _python(os.environ["CHATWS_PYTHON"])
     if has_ratchet():
-        found |= json.loads(subprocess.check_output(["php", "-r", _RATCHET_VERSIONS]))
-    return found
+        result |= json.loads(subprocess.check_output(["php", "-r", _RATCHET_VERSIONS]))
+    return result
 
 
 _PYTHON = """
@@ -189,7 +191,7 @@ print(platform.python_version(), how)
 
 
 def _python(executable: str) -> str:
-    """Its version, and how it was built, which makes a difference (docs/performance.md)."""
+    """The version of a Python, and how it was built (docs/performance.md, Python versions)."""
     return subprocess.check_output([executable, "-c", _PYTHON], text=True).strip()
 
 
@@ -209,7 +211,7 @@ def has_ratchet() -> bool:
 
 
 def takes_part(name: str, key: str) -> bool:
-    """Whether a server is put under a workload."""
+    """Whether a server takes part in a workload."""
     if key in ONLY:
         return name in ONLY[key]
     if name == OTHER_PYTHON and "CHATWS_PYTHON" not in os.environ:

@@ -1,11 +1,11 @@
-"""What benchmarks/run.py measured, as the figures that are shown, and how figures are shown."""
+"""Figures from the results of benchmarks/run.py, and their format."""
 
 from __future__ import annotations
 
 import statistics
 from typing import Any
 
-#: Server → {column → figure}; a column is a workload, or what one of them also tells.
+#: Server → {column → figure}. A column is a workload, or another result of one.
 Figures = dict[str, dict[str, float]]
 
 COLUMNS = {
@@ -17,33 +17,33 @@ COLUMNS = {
 }
 MESSAGES = ("room1", "room16", "inbox")
 SCALING = {"inbox1000": 1_000, "inbox9000": 9_000, "inbox19000": 19_000}
-#: Rows that are not in the main table: chatws in another shape.
-VARIANTS = ("chatws-asyncio", "chatws-uvloop", "chatws-deflate", "chatws-other-python")
+#: Variants of chatws that are not in the main table.
+VARIANTS = ("chatws-asyncio", "chatws-deflate", "chatws-other-python")
 
 
 def figures(medians: dict[str, Any]) -> Figures:
-    """What the columns show, from the medians of the runs."""
-    found: Figures = {}
+    """The figures of all columns, from the medians of the runs."""
+    by_name: Figures = {}
     for key, by_server in medians.items():
-        for name, one in by_server.items():
-            found.setdefault(name, {})[key] = one["cpu_us"]
+        for name, run in by_server.items():
+            by_name.setdefault(name, {})[key] = run["cpu_us"]
             if key == "inbox":
-                found[name]["idle"] = max(0.0, one["idle_kib"])
-    return found
+                by_name[name]["idle"] = max(0.0, run["idle_kib"])
+    return by_name
 
 
 def spread(results: dict[str, Any], name: str, column: str) -> str:
-    """The quartiles of a column, where there were several rounds."""
-    one = results["medians"].get(column, {}).get(name, {})
-    if "cpu_us_low" not in one or len(results["runs"][column][name]) < 3:
+    """The quartiles of a column, if there were several rounds."""
+    median = results["medians"].get(column, {}).get(name, {})
+    if "cpu_us_low" not in median or len(results["runs"][column][name]) < 3:
         return ""
-    return f" ({number(one['cpu_us_low'])} to {number(one['cpu_us_high'])})"
+    return f" ({number(median['cpu_us_low'])} to {number(median['cpu_us_high'])})"
 
 
 def paired(results: dict[str, Any], column: str, name: str, other: str) -> tuple[float, float, float, int]:
-    """How two servers compare within each round: the median of the ratios, their quartiles, and how many there were."""
+    """The ratios of two servers within each round: median, quartiles, number of rounds."""
     runs = results["runs"][column]
-    ratios = [one["cpu_us"] / two["cpu_us"] for one, two in zip(runs[name], runs[other], strict=False)]
+    ratios = [first["cpu_us"] / second["cpu_us"] for first, second in zip(runs[name], runs[other], strict=False)]
     if len(ratios) < 2:
         return ratios[0], ratios[0], ratios[0], len(ratios)
     low, median, high = statistics.quantiles(ratios, method="inclusive")
@@ -51,7 +51,7 @@ def paired(results: dict[str, Any], column: str, name: str, other: str) -> tuple
 
 
 def best_peer(results: dict[str, Any], column: str) -> str | None:
-    """Of the servers that are neither chatws nor the floor, the one that does best beside chatws within each round.
+    """The best of the other servers, compared with chatws within each round. The floor does not count.
 
     Not the one with the least median: a machine that is slower in some rounds moves the medians, and not all alike.
     """
@@ -63,13 +63,13 @@ def best_peer(results: dict[str, Any], column: str) -> str | None:
 
 
 def number(value: float | None) -> str:
-    """Three digits that count."""
+    """A number with three significant digits."""
     if value is None:
         return ""
     return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are numbers."""
+    """A Markdown table. All columns but the first are numbers."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)

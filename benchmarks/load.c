@@ -182,7 +182,7 @@ static void feed(Conn *c) {
     c->cap = 0;
   }
 }
-/* Whether stdin has something to say. */
+/* Whether stdin has input. */
 static int pump(int ms) {
   struct epoll_event ev[512];
   int n = epoll_wait(ep, ev, 512, ms), told = 0;
@@ -214,7 +214,7 @@ static void fill(char *out, const char *t, int i, uint64_t ts) {
   }
   *out = 0;
 }
-/* Publish m messages, and tell on stdout what came of them. */
+/* Publish m messages, and print the results. */
 static void publish(int m, int pfd, const char *tmpl, double rate) {
   static char line[65536];
   int sparse = !!getenv("PER"), groups = sparse ? N / per * per : 1;

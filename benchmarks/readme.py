@@ -1,4 +1,4 @@
-"""Writes the figures that README.md shows: from benchmarks/results.json, as docs/performance.md.
+"""Writes the figures of README.md from benchmarks/results.json.
 
 python benchmarks/readme.py
 """
@@ -25,16 +25,16 @@ _MARKED = re.compile(r"(<!-- figures -->\n).*?(<!-- end -->)", re.S)
 
 def section(results: dict[str, Any]) -> str:
     """A table: each server's processor time as a multiple of chatws' within the same round (the median of all)."""
-    found, titles = figures(results["medians"]), results["titles"]["servers"]
-    ours = found["chatws"]
+    by_server, titles = figures(results["medians"]), results["titles"]["servers"]
+    ours = by_server["chatws"]
     units = {key: results["units"][key] for key in MESSAGES}
     rows = [["**chatws**", *[f"**1** ({number(ours[key])} µs a {units[key]})" for key in MESSAGES]]]
     for name, title in titles.items():
-        row = found.get(name, {})
+        row = by_server.get(name, {})
         if name.startswith("chatws") or name == "floor" or not set(MESSAGES) <= set(row):
             continue
         rows.append([title, *[number(paired(results, key, name, "chatws")[0]) for key in MESSAGES]])
-    return table(["times chatws' processor time", *HEADS.values()], rows)
+    return table(["processor time, chatws = 1", *HEADS.values()], rows)
 
 
 def fill(page: str, text: str) -> str:

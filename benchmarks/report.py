@@ -1,4 +1,4 @@
-"""Writes docs/performance.md and docs/images/performance.svg from what was measured.
+"""Write docs/performance.md and docs/images/performance.svg from the measurements.
 
     python benchmarks/report.py
 
@@ -39,10 +39,10 @@ VERSIONS = {
 }
 
 
-def main_table(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> str:
+def main_table(results: dict[str, Any], by_server: Figures, titles: dict[str, str]) -> str:
     rows = []
     for name, title in titles.items():
-        row = found.get(name)
+        row = by_server.get(name)
         if row is None or not set(MESSAGES) & set(row) or name in VARIANTS:
             continue
         cells = [number(row.get(column)) + spread(results, name, column) for column in COLUMNS]
@@ -54,16 +54,18 @@ def main_table(results: dict[str, Any], found: Figures, titles: dict[str, str]) 
         with_floor = peer is not None and "floor" in results["runs"][column]
         floors.append(number(paired(results, column, "chatws", "floor")[0]) if with_floor else "")
     for index, column in enumerate(COLUMNS):
-        others = [row[column] for name, row in found.items() if name[:6] not in ("chatws", "floor") and column in row]
-        if column == "idle" and others and column in found["chatws"]:
-            best[index] = number(found["chatws"][column] / min(others))  # there are no rounds of it
+        others = [
+            row[column] for name, row in by_server.items() if name[:6] not in ("chatws", "floor") and column in row
+        ]
+        if column == "idle" and others and column in by_server["chatws"]:
+            best[index] = number(by_server["chatws"][column] / min(others))  # it has no rounds
     rows += [["*chatws ÷ best peer, within a round*", *best], ["*chatws ÷ C loop, within a round*", *floors]]
     return table(["", *COLUMNS.values()], rows)
 
 
-def verdict(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> str:
-    """What the table says of chatws, in sentences."""
-    ours = found["chatws"]
+def verdict(results: dict[str, Any], by_server: Figures, titles: dict[str, str]) -> str:
+    """The results of chatws in sentences."""
+    ours = by_server["chatws"]
     sentences = []
     for column in MESSAGES:
         name = best_peer(results, column)
@@ -72,47 +74,47 @@ def verdict(results: dict[str, Any], found: Figures, titles: dict[str, str]) -> 
         unit = COLUMNS[column].rpartition("µs ")[2]
         ratio, low, high, rounds = paired(results, column, "chatws", name)
         sentences.append(
-            f"- {COLUMNS[column].partition(':')[0]}: {number(ours[column])} µs {unit}; the best of the others, "
-            f"{titles[name]}, {number(found[name][column])} µs. Within the same round chatws took {ratio:.2f} times as "
-            f"much (the median of {rounds} rounds; quartiles {low:.2f} and {high:.2f})."
+            f"- {COLUMNS[column].partition(':')[0]}: {number(ours[column])} µs {unit}. The best of the others, "
+            f"{titles[name]}, took {number(by_server[name][column])} µs. Within the same round chatws took {ratio:.2f} "
+            f"times as much (the median of {rounds} rounds, quartiles {low:.2f} and {high:.2f})."
         )
     for name in ("ratchet", "ratchet-storage"):
-        if name in found:
-            old = [number(paired(results, key, name, "chatws")[0]) for key in MESSAGES if key in found[name]]
+        if name in by_server:
+            old = [number(paired(results, key, name, "chatws")[0]) for key in MESSAGES if key in by_server[name]]
             sentences.append(f"- {titles[name]} costs {', '.join(old)} times as much as chatws in these columns.")
-    if "ratchet" in found:
+    if "ratchet" in by_server:
         sentences[-1] += of_ratchet(results)
     if "connect" in ours:
         beside = [
             f"{paired(results, 'connect', 'chatws', name)[0]:.2f} times {whose}"
-            for name, whose in (("picows", "what picows takes to connect"), ("floor", "the C loop's part"))
+            for name, whose in (("picows", "the cost of picows"), ("floor", "that of the C loop"))
             if name in results["runs"]["connect"]
         ]
         sentences.append(
-            f"- To connect, authenticate and subscribe: {number(ours['connect'])} µs of processor time, what is "
-            f"announced about who is online included"
-            + (f" (within a round {' and '.join(beside)})" if beside else "")
-            + f"; then {number(ours['idle'])} KiB of memory."
+            f"- To connect, authenticate and subscribe takes {number(ours['connect'])} µs of processor time, including "
+            "presence announcements."
+            + (f" That is {' and '.join(beside)}, within a round." if beside else "")
+            + f" The connection then takes {number(ours['idle'])} KiB of memory."
         )
     return "\n".join(sentences)
 
 
 def of_ratchet(results: dict[str, Any]) -> str:
-    """What Ratchet ran on, where that is known."""
+    """The event loop of Ratchet, if it is known."""
     versions = results["versions"]
     if "ratchet_loop" not in versions:
         return ""
     extension = versions["ratchet_extension"]
     text = f" It runs on React's `{versions['ratchet_loop']}`"
     if extension:
-        text += f", by the PHP extension `{extension}`"
+        text += f" with the PHP extension `{extension}`"
         if extension not in ("ev", "uv", "event"):
-            text += ": not PECL's, but a binding of the same library with what that loop calls and no more"
+            text += ". It is not PECL's, but a minimal binding of the same library for the calls of this loop"
     return text + "."
 
 
 def clients(medians: dict[str, Any]) -> str:
-    """What a frame cost the load client, beside what the delivery cost the server."""
+    """The load client's cost of a frame."""
     pairs = [(one["client_us_per_frame"], name) for name, one in medians.get("room16", {}).items() if name != "floor"]
     if not pairs:
         return ""
@@ -124,19 +126,25 @@ PAGE = """# Performance
 
 <!-- written by benchmarks/report.py: do not edit -->
 
-Processor time of the server, with everything switched on (authentication, hub, log and recovery ids, limits, budget
-for slow readers, pings), beside other servers under the same load in the same run. All servers are pinned to one core,
-their load clients (C, one epoll loop each) to another, over the loopback, with events of some 250 bytes; in each round
-they take turns in an order drawn anew, and whoever has no turn is stopped; what has fallen due for it meanwhile, as
-pings have, it does before its turn is measured. The time is the kernel's own count for the server's threads, user and
-system, and for the kernel's thread that takes over some of the work on a core with much of it (ksoftirqd):
-{repetitions}.
-chatws and those that come nearest to it are started more often than the others: where its memory lies is a process's
-luck for its whole life, and makes a tenth.
-While messages are under way the client does not sleep: to wake it would be accounted to the server, and the browsers of
-a server are on other machines.{clients}
-The first row is a loop of `send()` in C that knows no rooms and joins nothing: what a system call for each delivery
-costs.
+This page compares the processor time of chatws with other servers, under the same load in the same run. In chatws
+everything is enabled: authentication, hub, history and recovery ids, limits, send queues, pings.
+
+## Method
+
+- All servers are pinned to one core, their load clients (C, one epoll loop each) to another. They communicate over
+  the loopback, with events of some 250 bytes.
+- In each round the servers take turns in a random order. Idle servers are stopped with SIGSTOP. Overdue timers
+  (pings) run before measurement starts.
+- The time is the kernel's count for the server's threads, user and system. It includes the kernel thread that takes
+  over work on a busy core (ksoftirqd). Tables show {repetitions}.
+- Memory layout varies per process start and changes results by up to 10 %, so chatws and its close competitors are
+  restarted more often.
+- The client does not sleep while messages are under way. Waking it would be counted as the server's time, and a real
+  server's browsers run on other machines.{clients}
+- The first row of the table is a loop of `send()` in C without rooms and without batching. It shows the cost of a
+  system call for each delivery.
+
+## Results
 
 ![chatws and others: processor time per message](images/performance.svg)
 
@@ -144,75 +152,83 @@ costs.
 
 {verdict}
 
-Connecting is measured by itself, with a server started anew for each round. The 9,000 connections are of {users}
-people, each with some pages open: chatws tells everybody who comes online, which no other server here does; it is part
-of what connecting costs it, and over before messages are counted.
+Connecting is measured separately, with a server that is restarted for each round. The 9,000 connections belong to
+{users} users, each with some pages open. chatws announces each user who comes online, which no other server here
+does. That is part of its cost to connect, and it is finished before messages are counted.
 
-What each of them does, so that the figures can be compared (`benchmarks/servers/`):
+## Comparability
 
-- Every server sends every message to every recipient in a frame of its own; the client counts them, and a round with
-  a frame lost does not count. Each decodes the message's JSON and looks its room up.
-- The messages come from one backend over TCP, a line each. uWebSockets takes no other socket than a WebSocket: there
-  the backend is one more WebSocket client, which is in no room. chatws's frames are some 25 bytes longer: they carry
-  an id.
-- chatws and uWebSockets write once to each connection for all that one read has brought; the others give their
-  transport each message as it comes, and some of the transports join what waits.
-- chatws asks the kernel for the writes to many connections by one system call (io_uring). Where that is not permitted,
-  as in Docker by default, it costs what the row of `--no-io-uring` says.
-- uWebSockets is there twice: with libuv's loop, which blocks until something comes, as in C++; and as socketify's
-  documentation starts it, where asyncio polls that loop without pause while there is work and for some time after:
-  part of what it takes is waiting. socketify 0.0.31 runs the application's Python for each message in both.
-- chatws, uWebSockets, websockets, Socket.IO and Autobahn send pings, every 25 to 120 s; picows and ws do not unless
-  told to.
+`benchmarks/servers/` has the programs.
 
-## Many connections that are not addressed
+- Every server sends every message to every recipient in its own frame. The client counts the frames, and a round with
+  a lost frame is discarded. Each server decodes the message's JSON and looks up its room.
+- The messages come from one backend over TCP, one line each. For uWebSockets, the backend is one more WebSocket
+  client that is in no room, because uWebSockets has no other socket than a WebSocket. Frames of chatws are some 25
+  bytes longer, because they carry an id.
+- chatws and uWebSockets write once to each connection for all messages of one read. The others give their transport
+  each message as it comes, and some of the transports combine waiting data.
+- chatws uses io_uring to write to many connections with one system call. If the kernel forbids it, as in Docker by
+  default, the row of `--no-io-uring` applies.
+- uWebSockets is measured with two loops. One is libuv's, which blocks until something happens, as in C++. The other
+  is the default of socketify, where asyncio polls that loop continuously while there is work and for some time after.
+  Part of its time is waiting. socketify 0.0.31 runs the application's Python for each message in both.
+- chatws, uWebSockets, websockets, Socket.IO and Autobahn send pings, every 25 to 120 s. picows and ws do not by
+  default.
 
-An event for three, while others are connected.
+## Idle connections
+
+An event goes to three connections, while others are connected.
 
 {scaling}
 
-## Storms
+## Mass reconnects
 
 {storms}
 
-## Which reactor
+## Reactors
 
 {reactors}
 
-## Which Python
+## Python versions
 
 {pythons}
 
 ## Compression
 
-Off by default. With `--compression` an event is deflated once for all connections that negotiated the same window,
-which `tests/test_server_compression.py` shows, and not once for each.
+Compression is off by default. With `--compression`, an event is deflated once for all connections that negotiated the
+same window, and not once for each. `tests/test_server_compression.py` shows that.
 
 {compression}
 
-## What the tests hold
+## Regression tests
 
-Timings are left to this page. `tests/test_speed_guard.py` counts instead: one `io_uring_enter` for a batch, or one
-`send` for each of its connections; no `epoll_ctl`; one frame built for each event; and bounds on the objects made per
-delivery and the memory of an idle connection.
+No test asserts a timing. `tests/test_speed_guard.py` counts calls and objects instead:
 
-## How to repeat it
+- one `io_uring_enter` for a batch, or one `send` for each of its connections
+- no `epoll_ctl`
+- one frame built for each event
+- upper bounds for the objects created per delivery and for the memory of an idle connection
+
+## Running the benchmarks
 
     make bench
 
-takes about half an hour, needs two cores with nothing else to do, a C compiler and Node, and installs the peers into
-`benchmarks/.peers`. `make bench BENCH_ARGS=--quick` is a look, and `python benchmarks/run.py --nearest` compares the
-nearest in four minutes. `make bench PYTHON=python3.13` measures with another Python, everybody's, and
-`CHATWS_PYTHON=path/to/bin/python`, of an environment that has chatws, puts that one beside the first. Ratchet takes
-part where `php` is installed and `RATCHET_VENDOR` names a vendor directory with `cboden/ratchet`.
+This takes about half an hour and needs two idle cores, a C compiler and Node. It installs the peers into
+`benchmarks/.peers`. Variants:
+
+- `make bench BENCH_ARGS=--quick` gives a first impression.
+- `python benchmarks/run.py --nearest` compares the closest competitors in four minutes.
+- `make bench PYTHON=python3.13` measures all Python servers with another Python.
+- `CHATWS_PYTHON=path/to/bin/python` adds chatws on another Python, from an environment that has chatws.
+- Ratchet is measured if `php` is installed and `RATCHET_VENDOR` names a vendor directory with `cboden/ratchet`.
 
 Measured with {versions}.
 """
 
 
 def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
-    """docs/performance.md."""
-    found = figures(results["medians"])
+    """The text of docs/performance.md."""
+    by_server = figures(results["medians"])
     titles = results["titles"]["servers"]
     rounds = sorted(len(runs) for runs in results["runs"].get("room1", {}).values()) or [1]
     versions = results["versions"]
@@ -220,13 +236,13 @@ def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
     return PAGE.format(
         repetitions="taken once" if rounds[-1] == 1 else f"the median of {several} rounds (and their quartiles)",
         clients=clients(results["medians"]),
-        table=main_table(results, found, titles),
-        verdict=verdict(results, found, titles),
+        table=main_table(results, by_server, titles),
+        verdict=verdict(results, by_server, titles),
         users=results["users"],
-        scaling=scaling(results, found),
+        scaling=scaling(results, by_server),
         storms=storms(storm) if storm else "Not measured in this run.",
-        reactors=reactors(results, found),
-        pythons=pythons(results, found),
+        reactors=reactors(results, by_server),
+        pythons=pythons(results, by_server),
         compression=compression(results),
         versions=", ".join(f"{title} {versions[key]}" for key, title in VERSIONS.items() if key in versions),
     )
@@ -244,18 +260,18 @@ text { font: 13px system-ui, sans-serif; fill: #24292f }
 
 
 def chart(results: dict[str, Any]) -> str:
-    """Bars for the three message columns: the shorter, the better. A bar too long for the scale is cut, and says so."""
-    found, titles = figures(results["medians"]), results["titles"]["servers"]
+    """Bars for the three message columns. A bar that is too long for the scale is cut and has an arrow."""
+    by_server, titles = figures(results["medians"]), results["titles"]["servers"]
     left, width, row, y = 230, 430, 20, 10
     parts = []
     for column in MESSAGES:
-        costs = {name: line[column] for name, line in found.items() if column in line}
+        costs = {name: line[column] for name, line in by_server.items() if column in line}
         costs = {name: cost for name, cost in costs.items() if name not in VARIANTS}
         if not costs:
             continue
         ordered = sorted(costs, key=lambda name: (name != "floor", costs[name]))
         usual = sorted(costs.values())
-        # Ratchet's inbox would leave a hair's breadth to the others
+        # Ratchet's inbox would make the other bars invisible
         scale = min(usual[-1], usual[len(usual) // 2] * 4)
         y += row
         parts.append(f'<text class="head" x="10" y="{y}">{escape(COLUMNS[column])}</text>')

@@ -1,27 +1,27 @@
-"""Every server under the same load, and what it cost them.
+"""Measure the processor time of every server under the same load.
 
     make bench                                everything, storms and report
-    python benchmarks/run.py --quick          a look: three rounds
-    python benchmarks/run.py --nearest        only chatws, what comes nearest to it, and the floor
+    python benchmarks/run.py --quick          a first impression: three rounds
+    python benchmarks/run.py --nearest        only chatws, its closest competitors, and the floor
 
-For each workload every server is started, pinned to one core, and given its connections by a load client of its own
-(benchmarks/load.c), pinned to another. Then they take turns: in each round every server gets one burst of messages
-while the others are stopped (SIGSTOP: some poll). What fell due while it was stopped, as the pings to thousands of
-connections, it does before its burst: else a fifth of a second's messages would be accounted the pings of many seconds.
-What the machine does besides befalls all of them alike, and many rounds cost little. The first round warms up and is
-not counted; of the others the median is taken, and the quartiles are kept.
+For each workload every server is started, pinned to one core, and gets its connections from its own load client
+(benchmarks/load.c), pinned to another. Then they take turns. In each round every server gets one burst of messages,
+while the others are stopped (SIGSTOP), because some of them poll. Overdue timers, such as pings to thousands of
+connections, run before the burst. Otherwise the pings of many seconds would count for the messages of a fifth of a
+second. Other load of the machine affects all servers alike, and many rounds cost little. The first round warms up and
+is not counted. The result is the median of the others with their quartiles.
 
-What counts is the processor time that the server's threads used during the burst, read from the kernel's scheduler
-(/proc/PID/task/*/schedstat, ns): its own and the kernel's on its behalf. The kernel leaves some of its part to a
-thread of its own when there is much of it (ksoftirqd): that thread's time on the server's core is added. Results go to
+Measured is the processor time of the server's threads during the burst, from the kernel's scheduler
+(/proc/PID/task/*/schedstat, ns): their own and the kernel's on their behalf. On a busy core the kernel moves some of
+its work to another thread (ksoftirqd), whose time on the server's core is added. Results go to
 benchmarks/results.json, and from there into docs/performance.md and docs/images/performance.svg (benchmarks/report.py).
 
-What it takes to come in is measured with a server for each round, and the servers take turns as well.
+The cost of connecting is measured with a new server for each round, and the servers take turns as well.
 
-Peers (benchmarks/entrants.py) are installed into benchmarks/.peers by pip and npm. Ratchet takes part where `php` is
-there and RATCHET_VENDOR names a vendor directory with cboden/ratchet. PHP needs an extension then that gives React a
-loop for more than 1,024 files: ev, uv or event. CHATWS_PYTHON names the Python of another environment that has chatws,
-to compare the two.
+Peers (benchmarks/entrants.py) are installed into benchmarks/.peers by pip and npm. Ratchet takes part if `php` is
+installed and RATCHET_VENDOR names a vendor directory with cboden/ratchet. PHP then needs an extension that gives React
+a loop for more than 1,024 files: ev, uv or event. CHATWS_PYTHON names the Python of another environment that has
+chatws, to compare the two.
 """
 
 from __future__ import annotations
@@ -55,14 +55,15 @@ from entrants import (
 )
 from running import PIN_CLIENT, QUIET_SECONDS, Running
 
-#: What one server may take for its part of a round; a slower one gets fewer messages.
+#: Seconds of one server's part of a round. A slower server gets fewer messages.
 SLOW_SECONDS = 3.0
 
 
 class Contestant:
     """A server with its connections, and the client that holds them.
 
-    :ivar connect_us: processor time of the server, per connection; :ivar idle_kib: and its memory.
+    :ivar connect_us: processor time of the server per connection.
+    :ivar idle_kib: its memory per connection.
     """
 
     def __init__(self, key: str, name: str, options: list[str]) -> None:
@@ -75,7 +76,7 @@ class Contestant:
         self.messages = workload.messages
 
     def connect(self) -> None:
-        """Open the connections, and have each say who it is and what it wants to hear."""
+        """Open the connections, authenticate and subscribe."""
         workload, running = self.workload, self.running
         server = running.server
         group = server.subscribe if workload.per else server.subscribe.replace("%g", "1")
@@ -106,9 +107,9 @@ class Contestant:
         self.idle_kib = (running.resident() - resident) / workload.connections
 
     def burst(self, messages: int) -> dict[str, float]:
-        """Publish, and wait until all is received.
+        """Publish, and wait until all messages are received.
 
-        :returns: `cpu_us` per delivery or message, of it `user_us` outside of the kernel, and what the client saw.
+        :returns: `cpu_us` per delivery or message, its part `user_us` in user mode, and the client's results.
         """
         assert self.client is not None
         assert self.client.stdin is not None
@@ -130,7 +131,7 @@ class Contestant:
         }
 
     def warm_up(self) -> None:
-        """A burst that does not count, and tells how many messages take too long."""
+        """Run a burst that does not count, and reduce the number of messages of a slow server."""
         if self.name.startswith("chatws"):
             self.running.await_quiet(QUIET_SECONDS)
         first = self.burst(max(self.workload.messages // 10, self.workload.window))
@@ -150,10 +151,10 @@ class Contestant:
 def compete(
     entrants: list[tuple[str, str]], rounds: int, options: list[str], repetition: int
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """Every server gets its connections, then they take turns.
+    """Start every server with its connections, then let them take turns.
 
     :param entrants: pairs of a workload and a server.
-    :returns: by workload and server, what `burst` says of each round, with `connect_us` and `idle_kib`.
+    :returns: by workload and server, the results of `burst` in each round, with `connect_us` and `idle_kib`.
     """
     results: dict[str, dict[str, list[dict[str, float]]]] = {}
     order = random.Random(f"{entrants[0][0]} {repetition}")
@@ -163,57 +164,63 @@ def compete(
             contestants.append(Contestant(key, name, options))
             contestants[-1].running.stop()
         for step in ("connect", "warm_up", *["burst"] * rounds):
-            for one in list(contestants):
+            for contestant in list(contestants):
                 try:
-                    with one.running.turn():
+                    with contestant.running.turn():
                         if step == "burst":
-                            measured = one.burst(one.messages)
-                            fixed = {"connect_us": one.connect_us, "idle_kib": one.idle_kib}
-                            results.setdefault(one.key, {}).setdefault(one.name, []).append(measured | fixed)
+                            measured = contestant.burst(contestant.messages)
+                            fixed = {"connect_us": contestant.connect_us, "idle_kib": contestant.idle_kib}
+                            results.setdefault(contestant.key, {}).setdefault(contestant.name, []).append(
+                                measured | fixed
+                            )
                         else:
-                            getattr(one, step)()
+                            getattr(contestant, step)()
                 except (RuntimeError, json.JSONDecodeError, OSError) as error:
-                    print(f"{one.key:10} {one.name:12} failed at {step}: {error}", file=sys.stderr)
-                    one.end()
-                    contestants.remove(one)
+                    print(f"{contestant.key:10} {contestant.name:12} failed at {step}: {error}", file=sys.stderr)
+                    contestant.end()
+                    contestants.remove(contestant)
             last = contestants[-1:]
-            order.shuffle(contestants)  # nobody always follows the same one
+            order.shuffle(contestants)  # so that no server always follows the same one
             if contestants[:1] == last:
-                contestants.append(contestants.pop(0))  # nor itself, with everything still in the processor's caches
+                contestants.append(contestants.pop(0))  # nor itself, with warm processor caches
     finally:
-        for one in contestants:
-            one.end()
+        for contestant in contestants:
+            contestant.end()
     return results
 
 
 def come_in(
     names: list[str], rounds: int, options: list[str], repetition: int
 ) -> dict[str, dict[str, list[dict[str, float]]]]:
-    """The same for connecting: a fresh server each time, one after the other."""
+    """Measure connecting: a new server each time, one after the other."""
     results: dict[str, list[dict[str, float]]] = {}
     order = random.Random(f"connect {repetition}")
     for _ in range(rounds):
         order.shuffle(names)
         for name in names:
-            one = Contestant("connect", name, options)
+            contestant = Contestant("connect", name, options)
             try:
-                one.connect()
+                contestant.connect()
             except (RuntimeError, json.JSONDecodeError, OSError) as error:
                 print(f"connect {name:12} failed: {error}", file=sys.stderr)
             else:
-                measured = {"cpu_us": one.connect_us, "connect_us": one.connect_us, "idle_kib": one.idle_kib}
+                measured = {
+                    "cpu_us": contestant.connect_us,
+                    "connect_us": contestant.connect_us,
+                    "idle_kib": contestant.idle_kib,
+                }
                 results.setdefault(name, []).append(measured)
             finally:
-                one.end()
+                contestant.end()
     return {"connect": results}
 
 
 def summary(runs: list[dict[str, float]]) -> dict[str, float]:
     """The medians of some rounds; `cpu_us` with its quartiles."""
-    found = {field: statistics.median(one[field] for one in runs) for field in runs[0]}
-    costs = [one["cpu_us"] for one in runs]
+    medians = {field: statistics.median(run[field] for run in runs) for field in runs[0]}
+    costs = [run["cpu_us"] for run in runs]
     low, _, high = statistics.quantiles(costs, method="inclusive") if len(costs) > 1 else costs * 3
-    return found | {"cpu_us_low": low, "cpu_us_high": high}
+    return medians | {"cpu_us_low": low, "cpu_us_high": high}
 
 
 def repeat(
@@ -223,7 +230,7 @@ def repeat(
     arguments: argparse.Namespace,
     results: dict[str, dict[str, list[dict[str, float]]]],
 ) -> None:
-    """Start everything anew, once for each workload, and add to `results` what it cost."""
+    """Start all servers once for each workload, and add their costs to `results`."""
     rounds = 3 if arguments.quick else arguments.rounds
     competitions = [[key] for key in keys if key not in TOGETHER]
     competitions.append([key for key in keys if key in TOGETHER])
@@ -250,9 +257,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=SERVERS, default=None)
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=None)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--repeat", type=int, default=2, help="times that everything is started anew")
-    parser.add_argument("--minutes", type=float, default=16, help="begin no repetition that would take longer")
-    parser.add_argument("--again", type=int, default=4, help="times that chatws and the nearest are started once more")
+    parser.add_argument("--repeat", type=int, default=2, help="repetitions, each with a new start of everything")
+    parser.add_argument("--minutes", type=float, default=16, help="start no repetition that would take longer")
+    parser.add_argument("--again", type=int, default=4, help="additional starts of chatws and its closest competitors")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nearest", action="store_true")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
@@ -285,7 +292,7 @@ def main() -> None:
             break
         repeat(names, possible, number, arguments, results)
         number += 1
-    # a process has luck with where its memory lies, or not, for its whole life: only others even that out
+    # memory layout varies per process start, so only several starts average it out
     nearest = [name for name in names if name in NEAREST]
     close = [key for key in possible if key in (*MAIN, "connect", *TOGETHER)]
     for more in range(0 if arguments.quick else arguments.again):

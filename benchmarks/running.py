@@ -1,4 +1,4 @@
-"""A server that is measured: a process, alone on its core."""
+"""A measured server: a process, alone on its core."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ from entrants import HERE, PEERS, SERVERS, Workload
 
 SERVER_CORE = 0
 PIN_SERVER, PIN_CLIENT = ("taskset", "-c", f"{SERVER_CORE}"), ("taskset", "-c", "1")
-#: Seconds for which chatws may go on with what the connecting left behind, before messages are sent: it tells
-#: everybody who is online now. No other goes on for longer than the client waits.
+#: Seconds before messages are sent in which chatws may finish the work of connecting: it announces presence to all
+#: users. No other server works for longer than the client waits.
 QUIET_SECONDS = 20
-#: And with what has become due while it was stopped: pings to thousands of connections, and their answers. Whoever has
-#: not done by then polls.
+#: Seconds for overdue timers after a stop: pings to thousands of connections, and their answers. A server that is
+#: still busy after them polls.
 CATCH_UP_SECONDS = 1
-#: Quiet is who took less than a twentieth of so many seconds. chatws's timers wait for 0.25 before they catch up.
+#: Seconds of one look. A server is quiet if it used less than a twentieth of them. The timer wheel of chatws waits for
+#: 0.25 s before it catches up.
 LOOK_SECONDS = 0.3
 
 
@@ -37,14 +38,12 @@ class Running:
         extra = options if name.startswith("chatws") else []
         words = [word.format(port=self.port, push=self.push) for word in self.server.command] + extra
         self.directory = tempfile.TemporaryDirectory()
-        environment = dict(os.environ, NODE_PATH=str(PEERS / "node_modules"), PER=str(workload.per))
-        if name == "chatws-uvloop":
-            environment["PYTHONPATH"] = str(PEERS / "uvloop")
+        environment = dict(environment_without_settings(), NODE_PATH=str(PEERS / "node_modules"), PER=str(workload.per))
         where = self.directory.name
         if words[1].endswith((".py", ".php")):
             words[1] = str(HERE / "servers" / words[1])
         elif words[1].endswith(".mjs"):
-            # modules are looked for beside the script
+            # Node searches modules beside the script
             where = str(PEERS)
             words[1] = str(shutil.copy(HERE / "servers" / words[1], PEERS))
         if not workload.per:
@@ -61,14 +60,14 @@ class Running:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """It runs within the block, and not after it."""
+        """Run it within the block, and stop it after it."""
         os.killpg(self.process.pid, signal.SIGCONT)
         self.await_quiet(CATCH_UP_SECONDS)
         yield
         self.stop()
 
     def stop(self) -> None:
-        """Let it do nothing until its turn."""
+        """Stop it until its turn."""
         os.killpg(self.process.pid, signal.SIGSTOP)
 
     def _await(self) -> None:
@@ -90,12 +89,12 @@ class Running:
         return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def user(self) -> float:
-        """Seconds of it that were not the kernel's, as far as its clock's ticks tell: add up some."""
+        """Seconds in user mode, counted in clock ticks: add up several."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
         return int(fields[11]) / os.sysconf("SC_CLK_TCK")
 
     def await_quiet(self, seconds: float) -> None:
-        """Wait until it does next to nothing of its own accord, for up to `seconds`."""
+        """Wait until the process is nearly idle, for up to `seconds`."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             start = self.cpu()
@@ -111,7 +110,7 @@ class Running:
         raise RuntimeError("no VmRSS")
 
     def end(self) -> None:
-        """Kill it: how it ends is not measured here."""
+        """Kill it, because its end is not measured."""
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self.directory.cleanup()
@@ -119,13 +118,18 @@ class Running:
 
 @functools.cache
 def _ksoftirqd() -> list[Path]:
-    """That of the server's core; none in a container, which does not see the kernel's threads."""
+    """Find ksoftirqd of the server's core. A container does not see the kernel's threads."""
     found = []
     for comm in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):  # it has ended
             if comm.read_text() == f"ksoftirqd/{SERVER_CORE}\n":
                 found.append(comm.parent)
     return found
+
+
+def environment_without_settings() -> dict[str, str]:
+    """The environment without CHATWS_* variables, which would change the settings of the measured server."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("CHATWS_")}
 
 
 def free_ports() -> tuple[int, int]:

@@ -1,4 +1,4 @@
-"""The sections of docs/performance.md that follow the comparison with others."""
+"""The sections of docs/performance.md after the comparison with other servers."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Any
 from figures import COLUMNS, MESSAGES, SCALING, Figures, number, paired, table
 
 
-def scaling(results: dict[str, Any], found: Figures) -> str:
-    """What a message to three costs, by how many others are connected. All took turns in the same rounds."""
-    measured = [key for key in SCALING if key in found["chatws"] and key in found.get("floor", {})]
+def scaling(results: dict[str, Any], by_server: Figures) -> str:
+    """The cost of a message to three recipients, by the number of connections. All took turns in the same rounds."""
+    measured = [key for key in SCALING if key in by_server["chatws"] and key in by_server.get("floor", {})]
     if len(measured) < 2:
         return "Not measured in this run."
     rows = []
     for name, title in (("chatws", "chatws"), ("floor", "a C loop of send()")):
-        rows.append([title, *[number(found[name][key]) for key in measured]])
+        rows.append([title, *[number(by_server[name][key]) for key in measured]])
     # within each round
     costs = {
-        key: [(one["cpu_us"], one["cpu_us"] - floor["cpu_us"]) for one, floor in zip(*both, strict=False)]
+        key: [(run["cpu_us"], run["cpu_us"] - floor["cpu_us"]) for run, floor in zip(*both, strict=False)]
         for key in measured
         for both in [(results["runs"][key]["chatws"], results["runs"][key]["floor"])]
     }
     rows.append(["difference", *[number(statistics.median(own for _, own in costs[key])) for key in measured]])
     runs = {key: results["runs"][key]["chatws"] for key in measured}
-    # means, as the kernel tells it by ticks
-    owns = {key: statistics.fmean(one["user_us"] for one in runs[key]) for key in measured if "user_us" in runs[key][0]}
+    # means, because the kernel counts it in ticks
+    owns = {key: statistics.fmean(run["user_us"] for run in runs[key]) for key in measured if "user_us" in runs[key][0]}
     if owns:
         rows.append(["chatws, outside of the kernel", *[number(owns[key]) for key in measured]])
     fewest = measured[0]
@@ -37,24 +37,24 @@ def scaling(results: dict[str, Any], found: Figures) -> str:
     }
     told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in changes.items())
     text = table(["µs per message", *[f"{SCALING[key]:,} connections" for key in measured]], rows) + (
-        f"\n\nAgainst {SCALING[fewest]:,} connections, what chatws takes beyond that loop changes by {told} of a "
-        "message's whole cost (medians of what was seen within each round)."
+        f"\n\nCompared with {SCALING[fewest]:,} connections, the difference to that loop changes by {told} of a "
+        "message's whole cost (medians within each round)."
     )
     if owns:
-        whole = statistics.fmean(one["cpu_us"] for one in results["runs"][fewest]["chatws"])
+        whole = statistics.fmean(run["cpu_us"] for run in results["runs"][fewest]["chatws"])
         grown = {key: (owns[key] - owns[fewest]) / whole * 100 for key in measured[1:]}
         own_told = " and ".join(f"{change:+.0f} % at {SCALING[key]:,}" for key, change in grown.items())
         held = "within" if max(grown.values()) <= 15 else "**beyond**"
         text += (
-            f" Of chatws's own, apart from what the kernel does on its behalf, it is {own_told}, {held} the 15 % aimed "
-            "at: nothing is done for those who are not addressed, but less of what is needed lies in the processor's "
-            "caches, of chatws's own and of the kernel's sockets."
+            f" The time outside of the kernel changes by {own_told}, {held} the target of 15 %. The server does "
+            "nothing for connections that are not addressed. With more connections, however, less of the needed memory "
+            "is in the processor's caches, in chatws and in the kernel's sockets."
         )
     return text
 
 
 def compression(results: dict[str, Any]) -> str:
-    """What `--compression` costs and saves."""
+    """The cost and savings of `--compression`."""
     medians = results["medians"]
     rows = []
     for recipients, kind in (("500", "room"), ("3", "group")):
@@ -62,8 +62,8 @@ def compression(results: dict[str, Any]) -> str:
         if plain is None or deflated is None:
             continue
         cells = [recipients]
-        for one in (plain, deflated):
-            cells += [number(one["cpu_us"]), f"{one['bytes']:.0f}"]
+        for result in (plain, deflated):
+            cells += [number(result["cpu_us"]), f"{result['bytes']:.0f}"]
         more = deflated["cpu_us"] - plain["cpu_us"]
         cells += [
             ("+" if more >= 0 else "-") + number(abs(more)),
@@ -74,8 +74,8 @@ def compression(results: dict[str, Any]) -> str:
         return "Its cost was not measured in this run."
     head = ["recipients", "plain: µs per event", "bytes", "compressed: µs per event", "bytes", "µs more", "bytes saved"]
     return (
-        table(head, rows) + "\n\nOne event at a time, of plain text; bytes are those of one recipient's payload. The "
-        "difference is one `deflate` for the event, and a look at what is deflated already for each recipient."
+        table(head, rows) + "\n\nOne event at a time, of plain text. Bytes are those of one recipient's payload. The "
+        "difference is one `deflate` for the event, and a lookup of the deflated frame for each recipient."
     )
 
 
@@ -84,7 +84,7 @@ def storms(document: dict[str, Any]) -> str:
     phases = document["phases"]
     bounds = phases[0]["bounds"]
     names = {
-        "calm": "nothing happens",
+        "calm": "no disconnects",
         "disconnect": "all disconnect at once",
         "reconnect": f"all reconnect at once, each recovering {document['recover']} events",
     }
@@ -98,25 +98,25 @@ def storms(document: dict[str, Any]) -> str:
     if any(phase["histogram"][-1] for phase in phases):
         rows.append([f"over {bounds[-1]} ms", *[str(phase["histogram"][-1] or "") for phase in phases]])
     rows.append(["*median*", *[f"{phase['p50_ms']:.1f} ms" for phase in phases]])
-    rows.append(["*99 of 100 within*", *[f"{phase['p99_ms']:.0f} ms" for phase in phases]])
-    rows.append(["*longest*", *[f"{phase['max_ms']:.0f} ms" for phase in phases]])
-    rows.append(["*the bystander's own clock was late by up to*", *[f"{phase['late_ms']:.0f} ms" for phase in phases]])
+    rows.append(["*99th percentile*", *[f"{phase['p99_ms']:.0f} ms" for phase in phases]])
+    rows.append(["*maximum*", *[f"{phase['max_ms']:.0f} ms" for phase in phases]])
+    rows.append(["*maximum delay of the bystander's own clock*", *[f"{phase['late_ms']:.0f} ms" for phase in phases]])
     rows.append(["*processor time of the client's core*", *[f"{phase['client_cpu'] * 100:.0f} %" for phase in phases]])
     worst = max(phase["max_ms"] for phase in phases)
     last = phases[-1]
     held = "within" if worst <= document["limit_ms"] else "**beyond**"
     return (
-        f"{last['connections']:,} connections of {document['users']} people. The bystander is sent an event by a "
-        f"backend every 20 ms. The longest delay was {worst:.0f} ms, {held} the {document['limit_ms']} ms aimed "
-        f"at; after {last['storm_s']:.1f} s all {last['recovered']:,} were back and had all that they had missed.\n\n"
-        + table(head, rows)
+        f"{last['connections']:,} connections of {document['users']} users disconnect and reconnect at once. A backend "
+        f"sends an event to a bystander every 20 ms. The longest delay was {worst:.0f} ms, {held} the target of "
+        f"{document['limit_ms']} ms. After {last['storm_s']:.1f} s all {last['recovered']:,} were connected again and "
+        "had recovered all missed events.\n\n" + table(head, rows)
     )
 
 
-def reactors(results: dict[str, Any], found: Figures) -> str:
-    """Which reactor to take."""
-    names = {"chatws": "epoll (the default on Linux)", "chatws-asyncio": "asyncio", "chatws-uvloop": "asyncio, uvloop"}
-    measured = {name: found[name] for name in names if name in found}
+def reactors(results: dict[str, Any], by_server: Figures) -> str:
+    """The reactors compared."""
+    names = {"chatws": "epoll (the default on Linux)", "chatws-asyncio": "asyncio"}
+    measured = {name: by_server[name] for name in names if name in by_server}
     if len(measured) < 2:
         return "Not measured in this run."
     columns = [column for column in ("room1", "inbox", "connect", "idle") if column in measured["chatws"]]
@@ -136,46 +136,42 @@ def reactors(results: dict[str, Any], found: Figures) -> str:
     gains = {name: min(row[column] for column in row if column in MESSAGES) for name, row in ratios.items()}
     best = min(gains, key=gains.__getitem__)
     titles = results["titles"]["servers"]
-    commands = {
-        "chatws-asyncio": "`twistd --reactor asyncio`",
-        "chatws-uvloop": "`pip install chatws[uvloop]` and `twistd --reactor uvloop`",
-    }
+    commands = {"chatws-asyncio": "`twistd --reactor asyncio`"}
     if gains[best] < 0.9:
         advice = (
-            f"{titles[best]} saves up to {(1 - gains[best]) * 100:.0f} % of a message's cost: take it where that "
-            f"counts, with {commands[best]}. The default needs nothing installed and is what everything else "
-            "here was measured with. `select` ends at 1,024 open files; chatws warns of it."
+            f"{titles[best]} saves up to {(1 - gains[best]) * 100:.0f} % of a message's cost. Use it with "
+            f"{commands[best]} if that matters. The default needs no installation, and everything else here was "
+            "measured with it. `select` is limited to 1,024 open files, and chatws warns about it."
         )
     else:
         advice = (
-            "No other reactor saves a tenth of a message's cost: **take the default, epoll.** Most of the cost is the "
-            "kernel's `send`, which is called directly whatever the reactor. The others are for those who have asyncio "
-            f"code to run in the same process: {' or '.join(commands[name] for name in gains)}. `select` ends at "
-            "1,024 open files; chatws warns of it."
+            "No other reactor saves a tenth of a message's cost, so **use the default, epoll.** Most of it is the "
+            "kernel's `send`, which chatws calls directly with any reactor. asyncio's reactor runs asyncio code in the "
+            f"same process: {commands[best]}. `select` is limited to 1,024 open files, and chatws warns about it."
         )
     return f"{text}\n\n{advice}"
 
 
-def pythons(results: dict[str, Any], found: Figures) -> str:
-    """Which Python to take."""
+def pythons(results: dict[str, Any], by_server: Figures) -> str:
+    """Python versions compared."""
     versions = results["versions"]
-    other = found.get("chatws-other-python")
+    other = by_server.get("chatws-other-python")
     if other is None:
         return f"Everything here was measured with Python {versions['python']}. No other was measured in this run."
     columns = [column for column in ("room1", "inbox", "connect") if column in other]
     ratios = {column: paired(results, column, "chatws-other-python", "chatws")[0] for column in columns}
     rows = [
-        [versions["python"], *[number(found["chatws"][column]) for column in columns]],
+        [versions["python"], *[number(by_server["chatws"][column]) for column in columns]],
         [versions["other_python"], *[number(other[column]) for column in columns]],
         ["*second ÷ first, within a round*", *[f"{ratios[column]:.2f}" for column in columns]],
     ]
     if max(ratios.values()) > 1.1:
         advice = (
-            "Debian builds its with profile-guided optimization; who builds one, by `pyenv` for instance, has to ask "
-            "for it: `PYTHON_CONFIGURE_OPTS='--enable-optimizations --with-lto' pyenv install …`."
+            "Debian builds Python with profile-guided optimization. A build with `pyenv`, for example, needs an "
+            "option for it: `PYTHON_CONFIGURE_OPTS='--enable-optimizations --with-lto' pyenv install …`."
         )
     else:
-        advice = "The other does not stand out from it: starts of one and the same server differ by a tenth."
+        advice = "The difference to the other is not significant, because starts of the same server differ by a tenth."
     return table(["Python", *[COLUMNS[column] for column in columns]], rows) + (
         f"\n\nEverything else here was measured with the first. {advice}"
     )

@@ -1,4 +1,4 @@
-"""From how many recipients on it pays to ask the kernel for all sends at once: chatws.server.fanout.SEVERAL.
+"""Measure from how many recipients on io_uring costs less: chatws.server.fanout.IO_URING_MIN_SENDS.
 
     python benchmarks/several.py [CONNECTIONS]
 
@@ -16,29 +16,29 @@ import time
 from typing import Any
 
 from chatws.server import fanout
+from chatws.server.frame_writer import FrameWriter
 from chatws.server.io_uring import Ring
 from chatws.server.recipients import Recipients
-from chatws.server.stats import Stats
-from chatws.server.writer import Writer
+from chatws.server.server_stats import ServerStats
 
 ROUNDS = 15
 GROUPS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 48, 96)
 EVENT = b"x" * 300
 
 
-class Recipient(Writer):
-    """Only sends."""
+class Recipient(FrameWriter):
+    """A connection that only sends."""
 
     is_open = True
-    stats = Stats()
+    stats = ServerStats()
 
-    def __init__(self, direct: socket.socket) -> None:
-        self.transport = self._deflated = self._backlog = None
-        self._take(direct)
+    def __init__(self, sock: socket.socket) -> None:
+        self.transport = self._compress = self._send_queue = None
+        self._assign_socket(sock)
 
 
 def pairs(count: int) -> tuple[list[socket.socket], list[socket.socket]]:
-    """Ends to send on and ends to read from."""
+    """Make connected sockets: ends to send on, and ends to read from."""
     senders, readers = [], []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         for _ in range(count):
@@ -50,7 +50,7 @@ def pairs(count: int) -> tuple[list[socket.socket], list[socket.socket]]:
 
 
 def cost(fan_out: fanout.FanOut, runs: list[Any], readers: list[socket.socket]) -> float:
-    """Microseconds a send."""
+    """Processor time of a send in µs."""
     for reader in readers:
         try:
             while reader.recv(65536, socket.MSG_DONTWAIT):
@@ -66,8 +66,8 @@ def cost(fan_out: fanout.FanOut, runs: list[Any], readers: list[socket.socket]) 
 def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     senders, readers = pairs(int(sys.argv[1]) if len(sys.argv) > 1 else 512)
-    connections = [Recipient(one) for one in senders]
-    fanout.SEVERAL = 0
+    connections = [Recipient(sender) for sender in senders]
+    fanout.IO_URING_MIN_SENDS = 0
     ways = {"together": fanout.FanOut(Ring()), "one by one": fanout.FanOut()}
     for kind, size in (("of one audience", 0), ("of audiences of 3", 3)):
         for count in GROUPS:

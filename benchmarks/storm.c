@@ -1,4 +1,4 @@
-/* Storms, and a bystander who must not feel them.
+/* Mass disconnects and reconnects, and a bystander who must not be delayed.
 
      cc -O2 -pthread -o storm storm.c
      storm PORT PUSH_PORT N RECOVER USERS
@@ -94,7 +94,7 @@ static size_t hello(char *out, long user, long conversation, const char *id) {
   snprintf(text, sizeof text, "{\"type\":\"subscribe\",\"conversation_id\":%ld%s}", conversation, recover);
   return n + frame(out + n, text);
 }
-/* Goes through whole frames, answers pings, and returns how many bytes they have. */
+/* Handle complete frames, answer pings, and return their total bytes. */
 static size_t frames(int fd, char *data, size_t length, void (*on)(void *, char *, size_t), void *whom) {
   size_t at = 0;
   while (length - at >= 2) {

@@ -1,4 +1,4 @@
-"""Ten thousand browsers leave at once, and come back at once; what a bystander notices of it (benchmarks/storm.c).
+"""Measure the delays of a bystander while 10,000 browsers disconnect and reconnect at once (benchmarks/storm.c).
 
     python benchmarks/storms.py [--connections N]
 
@@ -17,7 +17,7 @@ from typing import Any
 from entrants import BUILD, HERE, USERS, WORKLOADS, install
 from running import Running
 
-#: What a bystander's event may be late, at most (ms).
+#: Maximum delay of a bystander's event (ms).
 LIMIT_MS = 250
 
 

@@ -1,14 +1,14 @@
-"""One process beside `--workers 2` under the same load: what each process spends, and how much more goes through.
+"""Compare one process with `--workers 2` under the same load: processor time of each process, and throughput.
 
     python benchmarks/workers.py                a minute; writes its table into docs/operations.md
-    python benchmarks/workers.py --quick        a look, which writes nothing
+    python benchmarks/workers.py --quick        a first impression, which writes nothing
 
-Nothing is bound to a core. The connections of both servers stay open, and the two take turns, so that whatever else the
-machine does meets both. The load client is benchmarks/load.c. What counts is the processor time of every process, from
-the kernel's scheduler. Deliveries per second are measured on this machine as it is, client included; what they would be
-with a core for every process is calculated from the one that spends the most. As root they are also measured on slow
-cores: every process of the servers, not the client, is given a fifth of a core and no more (the kernel's cgroups), so
-that two workers, a supervisor and the client find room on two cores.
+Nothing is pinned to a core. The connections of both servers stay open, and the two take turns, so that other load of
+the machine affects both. The load client is benchmarks/load.c. Measured is the processor time of every process, from
+the kernel's scheduler. Deliveries per second are measured on this machine as it is, client included. The rate with a
+core for every process is calculated from the busiest process. As root, the rate is also measured on slow cores: the
+kernel's cgroups limit every process of the servers, not the client, to a fifth of a core, so that two workers, a
+supervisor and the client fit on two cores.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from typing import Any
 
 from entrants import BUILD, HERE, PAD, USERS, Workload, install
 from figures import table
-from running import QUIET_SECONDS, free_ports
+from running import QUIET_SECONDS, environment_without_settings, free_ports
 
 DOCUMENT = HERE.parent / "docs" / "operations.md"
-#: The slow cores: a part of a core, and microseconds within which that counts.
+#: Slow cores: the share of a core, and the period of the limit in µs.
 SLOW = 0.2
 SLOW_PERIOD = 10_000
 MARKS = ("<!-- workers: measured -->\n", "<!-- end -->")
@@ -54,7 +54,7 @@ def _cpu(pid: int) -> float:
 class Server:
     """`twistd chatws`, and a load client with its connections.
 
-    :ivar processes: by role, their ids: "one", or "supervisor" and "worker 0" …
+    :ivar processes: ids by role: "one", or "supervisor" and "worker 0" …
     """
 
     def __init__(self, workers: int, workload: Workload) -> None:
@@ -68,8 +68,8 @@ class Server:
         log = Path(self.directory.name) / "log"
         with log.open("wb") as output:
             self.process = subprocess.Popen(
-                [*words, f"--workers={workers}"], cwd=self.directory.name, stdout=output, stderr=subprocess.STDOUT,
-                start_new_session=True,
+                [*words, f"--workers={workers}"], cwd=self.directory.name, env=environment_without_settings(),
+                stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
         self._await(log, "listening for browsers" if workers == 1 else f"{workers} workers listen")
         self.processes = {"one": self.process.pid}
@@ -105,11 +105,11 @@ class Server:
         return client
 
     def cpu(self) -> dict[str, float]:
-        """Seconds so far, by role."""
+        """Processor time in seconds, by role."""
         return {role: _cpu(pid) for role, pid in self.processes.items()}
 
     def slow_down(self) -> bool:
-        """Give each process `SLOW` of a core, and tell whether that could be done."""
+        """Limit each process to `SLOW` of a core. Returns whether that is possible."""
         try:
             for pid in self.processes.values():
                 group = _cgroup_root() / f"chatws-{pid}"
@@ -127,7 +127,7 @@ class Server:
         return True
 
     def await_quiet(self) -> None:
-        """Wait until all have subscribed, and what the connecting left behind is done."""
+        """Wait until all have subscribed and the server is idle."""
         deadline = time.monotonic() + 3 * QUIET_SECONDS
         while self._subscriptions() < self.workload.connections:
             if time.monotonic() > deadline:
@@ -145,9 +145,9 @@ class Server:
         return sum(float(value) for value in re.findall(r"^chatws_subscriptions(?:{.*?})? (.*)$", text, re.M))
 
     def burst(self, messages: int) -> dict[str, Any]:
-        """Publish, and wait until all is received.
+        """Publish, and wait until all messages are received.
 
-        :returns: `cpu_us` of each process per delivery or message; `per_s`, deliveries or messages; `client_us`.
+        :returns: `cpu_us` of each process per delivery or message, `per_s` (deliveries or messages), `client_us`.
         """
         assert self.client.stdin is not None
         assert self.client.stdout is not None
@@ -169,7 +169,7 @@ class Server:
         }
 
     def end(self) -> None:
-        """Stop both; the workers end with their supervisor."""
+        """Stop both. The workers end with their supervisor."""
         self.client.kill()
         self.client.wait()
         workers = [pid for pid in self.processes.values() if pid != self.process.pid]
@@ -184,7 +184,7 @@ class Server:
 
 
 def _cgroup_root() -> Path:
-    """Where the controller of processor time is: cgroups of version 1, or of version 2."""
+    """The directory of the CPU controller: cgroups version 1 or 2."""
     root = Path("/sys/fs/cgroup")
     return root / "cpu" if (root / "cpu" / "cgroup.procs").exists() else root
 
@@ -225,46 +225,44 @@ def measure(workload: Workload, rounds: int) -> dict[int, dict[str, Any]]:
 
 def _middle(runs: list[dict[str, Any]]) -> dict[str, Any]:
     first = runs[0]
-    found: dict[str, Any] = {key: statistics.median(one[key] for one in runs) for key in first if key != "cpu_us"}
-    found["cpu_us"] = {role: statistics.median(one["cpu_us"][role] for one in runs) for role in first["cpu_us"]}
-    return found
+    medians: dict[str, Any] = {key: statistics.median(run[key] for run in runs) for key in first if key != "cpu_us"}
+    medians["cpu_us"] = {role: statistics.median(run["cpu_us"][role] for run in runs) for role in first["cpu_us"]}
+    return medians
 
 
 def report(results: list[tuple[Workload, dict[int, dict[str, Any]]]]) -> str:
-    """The table, and what follows from it."""
+    """The table, and the ratios below it."""
     rows, ratios = [], []
-    for workload, found in results:
-        for count, one in found.items():
-            costs = one["cpu_us"]
+    for workload, by_count in results:
+        for count, result in by_count.items():
+            costs = result["cpu_us"]
             workers = [cost for role, cost in costs.items() if role != "supervisor"]
             rows.append(
                 [
                     workload.title if count == 1 else "",
                     "one process" if count == 1 else f"`--workers {count}`",
-                    f"{one['p50_ms']:.1f}",
+                    f"{result['p50_ms']:.1f}",
                     " + ".join(f"{cost:.2f}" for cost in workers),
                     f"{costs['supervisor']:.2f}" if "supervisor" in costs else "",
-                    f"{one['client_us']:.2f}",
-                    f"{one['per_s']:,.0f}",
-                    "" if one["slow_per_s"] is None else f"{one['slow_per_s']:,.0f}",
+                    f"{result['client_us']:.2f}",
+                    f"{result['per_s']:,.0f}",
+                    "" if result["slow_per_s"] is None else f"{result['slow_per_s']:,.0f}",
                     f"{1e6 / max(costs.values()):,.0f}",
                 ]
             )
-        alone, together = (found[count] for count in COUNTS)
+        alone, together = (by_count[count] for count in COUNTS)
         measured = together["per_s"] / alone["per_s"]
         possible = max(alone["cpu_us"].values()) / max(together["cpu_us"].values())
         total = sum(together["cpu_us"].values()) / sum(alone["cpu_us"].values())
         slowly = ""
         if alone["slow_per_s"] is not None:
-            slowly = (
-                f"{together['slow_per_s'] / alone['slow_per_s']:.2f} times as many on a slow core each (measured), "
-            )
+            slowly = f"{together['slow_per_s'] / alone['slow_per_s']:.2f} times on a slow core each (measured) and "
         ratios.append(
-            f"- {workload.title}: {measured:.2f} times as many a second as one process on the {_cores()} cores of the "
-            f"measurement, {slowly}{possible:.2f} times as many with a core for each (calculated); {total:.2f} times "
-            "the processor time in all."
+            f"- {workload.title}: {measured:.2f} times the rate of one process on the {_cores()} cores of the "
+            f"measurement. It is {slowly}{possible:.2f} times with a core for each (calculated). The total processor "
+            f"time is {total:.2f} times that of one process."
         )
-    head = ["µs per delivery; of the third, per message", "", "p50, ms", "workers", "supervisor", "load client"]
+    head = ["µs per delivery (third workload: per message)", "", "p50, ms", "workers", "supervisor", "load client"]
     head += ["a second, measured", f"on {SLOW:g} of a core for each process", "with a core for each process"]
     return "\n".join([table(head, rows), "", *ratios])
 
@@ -280,7 +278,7 @@ def main() -> None:
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     install([])
-    text = report([(one, measure(one, 3 if arguments.quick else arguments.rounds)) for one in WORKLOADS])
+    text = report([(workload, measure(workload, 3 if arguments.quick else arguments.rounds)) for workload in WORKLOADS])
     print(text)
     if not arguments.quick:
         document = DOCUMENT.read_text(encoding="utf-8")

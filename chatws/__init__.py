@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from chatws.chat.chat_server import ChatServer
+    from chatws.chat.server import ChatServer
     from chatws.server.component import Connection, MessageComponent
     from chatws.server.decorators import IpBlackList, OriginCheck, SessionProvider
     from chatws.server.echo import EchoServer
@@ -37,7 +37,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "App": "chatws.server.router",
-    "ChatServer": "chatws.chat.chat_server",
+    "ChatServer": "chatws.chat.server",
     "Connection": "chatws.server.component",
     "EchoServer": "chatws.server.echo",
     "HttpServer": "chatws.server.http_server",

@@ -3,7 +3,7 @@
 The tree::
 
     ChatwsError
-    ├── OperatorError        a wrong option, a port in use, a missing file: one line, exit status 1
+    ├── ConfigError        a wrong option, a port in use, a missing file: one line, exit status 1
     └── ClientError          the other side's fault (or its bad luck): answered with a code, nobody else notices
         ├── AuthenticationFailed   `auth_failed`: who it says it is could not be proved
         ├── Forbidden              `forbidden`: it is known, and may not
@@ -24,9 +24,9 @@ __all__ = [
     "ChatwsError",
     "ClientError",
     "CloseCode",
+    "ConfigError",
     "ErrorCode",
     "Forbidden",
-    "OperatorError",
     "Unavailable",
 ]
 
@@ -77,7 +77,7 @@ class ChatwsError(Exception):
     """The root of what chatws raises on purpose."""
 
 
-class OperatorError(ChatwsError):
+class ConfigError(ChatwsError):
     """The operator must change something. `str()` is one line that says what."""
 
 

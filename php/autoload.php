@@ -3,7 +3,7 @@
 declare(strict_types=1);
 
 /*
- * For applications without Composer: `require '…/php/autoload.php';` and the classes under Chatws\ are found.
+ * Loads the classes under Chatws\ for applications without Composer: `require '…/php/autoload.php';`
  */
 spl_autoload_register(static function (string $class): void {
     if (str_starts_with($class, 'Chatws\\')) {

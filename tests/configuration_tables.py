@@ -1,12 +1,12 @@
-"""The tables of docs/configuration.md, made from the code. `python -m tests.configuration_tables` writes them anew."""
+"""The tables of docs/configuration.md, made from the code. `python -m tests.configuration_tables` writes them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from chatws.config import SECTIONS, Setting, settings
-from chatws.configure import environment_name, flag_name
+from chatws.config.names import environment_name, flag_name
+from chatws.config.schema import SECTIONS, Setting, settings
 
 DOCUMENT = Path(__file__).resolve().parents[1] / "docs" / "configuration.md"
 HEAD = (
@@ -28,6 +28,8 @@ def value(setting: Setting, default: Any) -> str:
         return "text"
     if isinstance(default, tuple):
         return "list"
+    if setting.choices:
+        return ", ".join(f"`{choice}`" for choice in setting.choices)
     if setting.highest is not None:
         return f"0 … {setting.highest}"
     return setting.unit or ("number" if isinstance(default, int | float) else "text")
@@ -54,7 +56,7 @@ def row(name: str, setting: Setting, default: Any) -> str:
         f"`{environment_name(name)}`",
         value(setting, default),
         shown(default),
-        setting.zero,
+        setting.zero_meaning,
         setting.help,
     ]
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
@@ -69,7 +71,7 @@ def table(section: str) -> str:
 
 
 def renewed(text: str) -> str:
-    """The document with its tables made anew; what stands around them stays."""
+    """The document with new tables. The text around them stays."""
     for section in SECTIONS:
         begin, end = marks(section)
         before, found, rest = text.partition(begin)

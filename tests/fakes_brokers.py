@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 
 from twisted.internet.defer import Deferred, fail, succeed
 
-from chatws.brokers.contract import Bounds, Draft, Event, Leased, Listener
-from chatws.brokers.delivery import Delivery
-from chatws.brokers.keys import Keys, accept
+from chatws.brokers.event_buffer import EventBuffer
+from chatws.brokers.idempotency import IdempotencyCache, assign_offsets
+from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
 from chatws.brokers.leases import Leases
-from chatws.brokers.window import Window
+from chatws.brokers.listener_queue import ListenerQueue
 from chatws.errors import Unavailable
 from chatws.ids import Id
 
@@ -19,20 +19,20 @@ from chatws.ids import Id
 class SharedLog:
     """What the engine keeps. `now`: the clock of times, keys and leases."""
 
-    def __init__(self, now: Callable[[], float], bounds: Bounds | None = None) -> None:
+    def __init__(self, now: Callable[[], float], retention: Retention | None = None) -> None:
         self.now = now
         self.epoch = secrets.token_hex(4)
-        self.bounds = bounds or Bounds()
-        self.window = Window(self.bounds)
-        self.keys = Keys()
+        self.retention = retention or Retention()
+        self.window = EventBuffer(self.retention)
+        self.keys = IdempotencyCache()
         self.leases = Leases()
         self.nodes: list[SharedBroker] = []
 
     def start_anew(self) -> None:
         """Lose everything."""
         self.epoch = secrets.token_hex(4)
-        self.window = Window(self.bounds)
-        self.keys = Keys()
+        self.window = EventBuffer(self.retention)
+        self.keys = IdempotencyCache()
         self.leases = Leases()
         for node in self.nodes:
             node.read_on()
@@ -52,15 +52,15 @@ class SharedBroker:
     def __init__(self, log: SharedLog) -> None:
         self.log = log
         self.cut = self.lose_answers = self.behind = False
-        self._delivery = Delivery()
-        self._listener: Listener | None = None
-        self._told = 0
+        self._listener_queue = ListenerQueue()
+        self._listener: EventHandler | None = None
+        self._delivered = 0
 
-    def start(self, listener: Listener) -> Deferred[None]:
+    def start(self, listener: EventHandler) -> Deferred[None]:
         self._listener = listener
-        self._delivery.start(listener)
+        self._listener_queue.start(listener)
         self.epoch = self.log.epoch
-        self._told = self.log.window.last
+        self._delivered = self.log.window.last
         self.log.nodes.append(self)
         return succeed(None)
 
@@ -69,14 +69,14 @@ class SharedBroker:
             return Unavailable("the log cannot be reached")
         return None
 
-    def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
+    def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
         problem = self._problem()
         if problem is not None:
             return fail(problem)
         log = self.log
         for node in list(log.nodes):
             node.read_on()  # also what a node has stored without learning of it
-        batch = accept(drafts, log.window.last, log.keys, log.now())
+        batch = assign_offsets(new_events, log.window.last, log.keys, log.now())
         stored = [event for event in batch.fresh if event.offset]
         if stored:
             log.window.extend(stored, log.now())
@@ -87,15 +87,15 @@ class SharedBroker:
         ]
         for node, events in zip(list(log.nodes), copies, strict=True):
             if node is not self and not node.cut and not node.behind:
-                node._tell(events)
+                node._deliver(events)
         if self.lose_answers or self.behind:
             return fail(Unavailable("no answer in time"))
-        self._told = batch.last
-        return self._delivery.tell(batch.fresh, batch.receipts)
+        self._delivered = batch.last
+        return self._listener_queue.notify(batch.fresh, batch.receipts)
 
-    def _tell(self, events: list[Event]) -> None:
-        self._told = max([self._told, *(event.offset for event in events)])
-        self._delivery.tell(events, [])
+    def _deliver(self, events: list[Event]) -> None:
+        self._delivered = max([self._delivered, *(event.offset for event in events)])
+        self._listener_queue.notify(events, [])
 
     def heal(self) -> None:
         """The log can be reached again."""
@@ -108,29 +108,29 @@ class SharedBroker:
             return
         if self.epoch != self.log.epoch:
             self.epoch = self.log.epoch
-            self._told = 0
+            self._delivered = 0
             assert self._listener is not None
             self._listener.reset(self.epoch)
         events = [
             Event(one.offset, one.name, one.audience, one.data, one.time)
-            for one in self.log.window.read(self._told, 1_000_000)
+            for one in self.log.window.read(self._delivered, 1_000_000)
         ]
         if events:
-            self._tell(events)
+            self._deliver(events)
 
     def read(self, after: int, limit: int) -> Deferred[list[Event]]:
         problem = self._problem()
         return fail(problem) if problem is not None else succeed(self.log.window.read(after, limit))
 
-    def bounds(self) -> Deferred[tuple[int, int]]:
+    def offset_range(self) -> Deferred[tuple[int, int]]:
         problem = self._problem()
         return fail(problem) if problem is not None else succeed((self.log.window.first, self.log.window.last))
 
-    def lease(self, node: str, tabs: Mapping[Id, int | None], seconds: float) -> Deferred[Leased]:
+    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
         problem = self._problem()
         if problem is not None:
             return fail(problem)
-        return succeed(self.log.leases.lease(node, tabs, seconds, self.log.now()))
+        return succeed(self.log.leases.lease(node, connection_counts, seconds, self.log.now()))
 
     def online(self) -> Deferred[list[Id]]:
         problem = self._problem()

@@ -7,22 +7,25 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from chatws.database.contract import Row
+from chatws.database.interface import Row
 
 
 class FakeDatabase:
     """Keeps what it is asked. Each question waits for `answer` or `fail`, unless `rows` or `error` is set.
 
     :ivar asked: the questions that wait: (sql, values, Deferred).
+    :ivar queries: all questions: (sql, values).
     :ivar written: the batches of `execute_many` that were taken.
     """
 
     healthy = True
+    coerces_ids = False
 
     def __init__(self, rows: list[Row] | None = None) -> None:
         self.rows = rows
         self.error: Exception | None = None
         self.count = 0
+        self.queries: list[tuple[str, dict[str, Any]]] = []
         self.asked: list[tuple[str, dict[str, Any], Deferred[Any]]] = []
         self.written: list[tuple[str, list[dict[str, Any]]]] = []
 
@@ -34,6 +37,7 @@ class FakeDatabase:
 
     async def query(self, sql: str, values: Mapping[str, Any]) -> list[Row]:
         self.count += 1
+        self.queries.append((sql, dict(values)))
         if self.error is not None:
             raise self.error
         if self.rows is not None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from twisted.internet.defer import Deferred, succeed
 
-from chatws.brokers.contract import Draft, Event
+from chatws.brokers.interface import Event, NewEvent
 from chatws.chat.audience import AudienceTable
 from chatws.ids import Id
 
@@ -15,16 +15,16 @@ class FakeTarget:
     """Remembers what was done, in order, in `done`.
 
     :ivar failing: what every publish fails with.
-    :ivar waiting: set to a list, `publish` returns Deferreds that stand in it, with their drafts; `settle` fires them.
+    :ivar waiting: if set to a list, `publish` adds Deferreds to it, with their new events. `settle` fires them.
     :ivar delivered: how many connections each event reaches.
-    :ivar online_ids: who is online.
+    :ivar online_ids: the agents online.
     """
 
     def __init__(self) -> None:
         self.audiences = AudienceTable()
         self.done: list[object] = []
-        self.batches: list[list[Draft]] = []
-        self.waiting: list[tuple[Deferred[list[Event]], list[Draft]]] | None = None
+        self.batches: list[list[NewEvent]] = []
+        self.waiting: list[tuple[Deferred[list[Event]], list[NewEvent]]] | None = None
         self.failing: Exception | None = None
         self.delivered = 1
         self.online_ids: list[Id] = []
@@ -32,52 +32,56 @@ class FakeTarget:
         self.offset = 0
 
     @property
-    def published(self) -> list[Draft]:
-        """All drafts, in order."""
-        return [draft for batch in self.batches for draft in batch]
+    def published(self) -> list[NewEvent]:
+        """All new events, in order."""
+        return [new_event for batch in self.batches for new_event in batch]
 
-    def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
-        self.batches.append(list(drafts))
+    def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
+        self.batches.append(list(new_events))
         if self.failing is not None:
             failed: Deferred[list[Event]] = Deferred()
             failed.errback(self.failing)
             return failed
         if self.waiting is not None:
             later: Deferred[list[Event]] = Deferred()
-            self.waiting.append((later, list(drafts)))
+            self.waiting.append((later, list(new_events)))
             return later
-        return succeed(self.accept(drafts))
+        return succeed(self.accept(new_events))
 
-    def accept(self, drafts: Sequence[Draft]) -> list[Event]:
+    def accept(self, new_events: Sequence[NewEvent]) -> list[Event]:
         events = []
-        for draft in drafts:
-            duplicate = draft.key is not None and draft.key in self.keys
+        for new_event in new_events:
+            duplicate = new_event.key is not None and new_event.key in self.keys
             if duplicate:
-                offset = self.keys[draft.key]
-            elif draft.transient:
+                offset = self.keys[new_event.key]
+            elif new_event.transient:
                 offset = 0
             else:
                 self.offset += 1
                 offset = self.offset
-                if draft.key is not None:
-                    self.keys[draft.key] = offset
+                if new_event.key is not None:
+                    self.keys[new_event.key] = offset
             if not duplicate:
-                self.done.append(draft)
+                self.done.append(new_event)
             delivered = 0 if duplicate else self.delivered
-            events.append(Event(offset, draft.name, draft.audience, draft.data, 0.0, duplicate, delivered))
+            events.append(Event(offset, new_event.name, new_event.audience, new_event.data, 0.0, duplicate, delivered))
         return events
 
     def settle(self, position: int = 0) -> None:
         """Let one of the publishes in `waiting` succeed."""
-        later, drafts = self.waiting.pop(position)
-        later.callback(self.accept(drafts))
+        later, new_events = self.waiting.pop(position)
+        later.callback(self.accept(new_events))
 
-    def disconnect(self, user_id: Id, reason: str, ban: bool) -> int | Deferred[int]:
-        self.done.append(("disconnect", user_id, reason, ban))
+    def disconnect(self, user_id: Id, reason: str, ban: bool, *, is_contact: bool = False) -> int | Deferred[int]:
+        self.done.append(("disconnect_contact" if is_contact else "disconnect", user_id, reason, ban))
         return 2
 
-    def unsubscribe(self, user_id: Id, conversation_id: Id) -> int | Deferred[int]:
-        self.done.append(("unsubscribe", user_id, conversation_id))
+    def unsubscribe(self, user_id: Id, conversation_id: Id, *, is_contact: bool = False) -> int | Deferred[int]:
+        self.done.append(("unsubscribe_contact" if is_contact else "unsubscribe", user_id, conversation_id))
+        return 1
+
+    def set_groups(self, user_id: Id, groups: tuple[str, ...]) -> int | Deferred[int]:
+        self.done.append(("groups", user_id, groups))
         return 1
 
     def online(self) -> list[Id] | Deferred[list[Id]]:

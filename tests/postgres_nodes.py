@@ -11,8 +11,8 @@ import pytest_twisted
 from twisted.internet import reactor as _reactor
 from twisted.internet.task import deferLater
 
-from chatws.brokers import open_broker
-from chatws.brokers.contract import Audience, Bounds, Draft, Event
+from chatws.brokers.factory import open_broker
+from chatws.brokers.interface import Audience, Event, NewEvent, Retention
 from tests.postgres import Postgres, server_of
 
 reactor: Any = _reactor
@@ -61,11 +61,11 @@ async def until(condition: Callable[[], object], what: str) -> None:
 def give_up_after(seconds: float, *brokers: Any) -> None:
     """From now on that is how long they wait for an answer."""
     for broker in brokers:
-        broker._timeout = broker._database._timeout = broker._listen_database._timeout = seconds
+        broker._timeout = broker._database.timeout = broker._listen_database.timeout = seconds
 
 
-def draft(name: str = "e", data: bytes = b"{}", key: str | None = None, transient: bool = False) -> Draft:
-    return Draft(name, Audience(("conversation:1",)), data, key, transient)
+def new_event(name: str = "e", data: bytes = b"{}", key: str | None = None, transient: bool = False) -> NewEvent:
+    return NewEvent(name, Audience(("conversation:1",)), data, key, transient)
 
 
 class Nodes:
@@ -82,9 +82,9 @@ class Nodes:
 
     async def node(self, url: str = "", **options: Any) -> tuple[Any, Told]:
         """A broker that has been started, for which it had all the time it needed, and its listener."""
-        bounds = options.pop("bounds", Bounds())
+        retention = options.pop("retention", Retention())
         options = {"timeout": PATIENCE, **options}
-        broker = open_broker(url or self.url, bounds, reactor=reactor, **options)
+        broker = open_broker(url or self.url, retention, reactor=reactor, **options)
         self._brokers.append(broker)
         told = Told()
         give_up_after(PATIENCE, broker)

@@ -45,7 +45,7 @@ class PushServer:
         self._path = path
         self._certificate = certificate
         self._options = options
-        self._listening: Any = None
+        self._port: Any = None
         self.factory: PushFactory
 
     async def start(self, factory: Any = None) -> None:
@@ -58,16 +58,16 @@ class PushServer:
             endpoint = SSL4ServerEndpoint(reactor, self.port, options, interface="127.0.0.1")
         else:
             endpoint = TCP4ServerEndpoint(reactor, self.port, interface="127.0.0.1")
-        self._listening = await endpoint.listen(factory or self.factory)
+        self._port = await endpoint.listen(factory or self.factory)
 
     async def stop(self) -> None:
         """Stop listening, and cut every connection as a killed process would."""
-        if self._listening is not None:
-            listening, self._listening = self._listening, None
-            await listening.stopListening()
+        if self._port is not None:
+            port, self._port = self._port, None
+            await port.stopListening()
         for connection in list(self.factory.connections):
             connection.abort()
-        await until(lambda: all(connection._lost for connection in self.factory.connections))
+        await until(lambda: all(connection.is_lost for connection in self.factory.connections))
 
     @property
     def address(self) -> str:

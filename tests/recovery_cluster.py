@@ -1,5 +1,8 @@
-"""Several nodes on one log against the model: pages that move between nodes, and nodes that are cut off, lag, lose the
-answers to what they have published, and die. A state machine for hypothesis; the engine is a subclass's."""
+"""Recovery on several nodes against the model: a state machine for hypothesis, on an in-process broker.
+
+Pages move between nodes. Nodes are cut off, lag, lose the responses to their events, and die. Subclasses use
+real engines.
+"""
 
 from __future__ import annotations
 
@@ -12,13 +15,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from chatws.brokers.contract import NODES, Bounds, Broker, Draft, Event
+from chatws.brokers.interface import NODES, Broker, Event, NewEvent, Retention
+from chatws.chat.admin import RESYNC_SPREAD
 from chatws.chat.audience import conversation_channel, user_channel
-from chatws.chat.catching_up import PATIENCE
-from chatws.chat.chat_server import ChatServer
 from chatws.chat.history import History
+from chatws.chat.resume_wait import RESUME_WAIT_TIMEOUT
+from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
-from chatws.chat.steering import SPREAD
 from chatws.errors import Unavailable
 from tests.fakes import FakeConnection, send_all
 from tests.fakes_brokers import SharedBroker, SharedLog
@@ -36,7 +39,7 @@ pages = st.integers(0, len(USERS))
 
 
 class Recorder:
-    """A listener that no fault reaches: it writes the model's log."""
+    """An event handler without faults, which records the history for the model."""
 
     def __init__(self, log: Log) -> None:
         self.log = log
@@ -53,17 +56,20 @@ class Recorder:
         for event in events:
             if not event.offset:
                 continue
-            assert event.offset == self.last + 1, "the log has a gap, or its order is another"
+            assert event.offset == self.last + 1, "the history has a gap, or another order"
             self.last = event.offset
             if event.audience.channels != (NODES,):
                 number = json.loads(event.data)["n"]
-                written = self.log[self.epoch]
-                assert all(one[2] != number for one in written.values()), f"{number} is stored twice"
-                written[event.offset] = (event.audience.channels, event.audience.except_user_id, number)
+                recorded = self.log[self.epoch]
+                assert all(stored != number for _, _, stored in recorded.values()), f"{number} is stored twice"
+                recorded[event.offset] = (event.audience.channels, event.audience.except_user_id, number)
 
 
 class Node:
-    """:ivar pages: those connected to it."""
+    """A node.
+
+    :ivar pages: the pages connected to it.
+    """
 
     def __init__(self, broker: Broker, chat: ChatServer) -> None:
         self.broker = broker
@@ -72,12 +78,12 @@ class Node:
 
 
 class ClusterRecovery(RuleBasedStateMachine):
-    """The rules and the model; on an in-process log.
+    """The rules and the model.
 
-    :ivar bounds: of the log, and of what nodes remember of it.
+    :ivar bounds: the retention of the broker and of the nodes.
     """
 
-    bounds = Bounds(events=12, seconds=0, size=0)
+    bounds = Retention(events=12, seconds=0, size=0)
     knows_presence = True
 
     def __init__(self) -> None:
@@ -86,8 +92,8 @@ class ClusterRecovery(RuleBasedStateMachine):
         self.log: Log = {}
         self.recorder = Recorder(self.log)
         self.pages = [Page(user_id) for user_id in (*USERS, 1)]
-        #: published without an answer: to be published again until there is one
-        self.unanswered: list[tuple[int, Draft]] = []
+        #: events without a response, to be published again
+        self.unanswered: list[tuple[int, NewEvent]] = []
         self.acknowledged: dict[str, set[int]] = {}
         self.nodes: list[Node] = []
         self.open_engine()
@@ -115,11 +121,11 @@ class ClusterRecovery(RuleBasedStateMachine):
     def lose_answers(self, node: Node) -> None:
         node.broker.lose_answers = True  # type: ignore[attr-defined]
 
-    def mend(self, node: Node) -> None:
+    def restore(self, node: Node) -> None:
         node.broker.heal()  # type: ignore[attr-defined]
 
     def lose_data(self) -> None:
-        """Called when all is caught up."""
+        """Lose the stored events. Called when all nodes have caught up."""
         self.shared.start_anew()
 
     def wait(self, deferred: Deferred[Any]) -> Any:
@@ -129,7 +135,7 @@ class ClusterRecovery(RuleBasedStateMachine):
         self.clock.pump([0.5] * round(seconds * 2))
 
     def all_caught_up(self) -> None:
-        """Return when the recorder has been told of all that there is, and so have all nodes that are not cut off."""
+        """Return when the recorder, and all nodes that are not cut off, have read the whole history."""
 
     def close_engine(self) -> None:
         settled(self.recording.stop())
@@ -142,10 +148,10 @@ class ClusterRecovery(RuleBasedStateMachine):
         chat = ChatServer(
             broker,
             node=f"node-{number}-{self.number}",
-            history=History(self.bounds, self.clock.seconds),
-            limits=SessionLimits(rate=0),
+            history=History(self.bounds),
+            limits=SessionLimits(message_rate=0, subscription_rate=0),
             presence_grace=GRACE,
-            presence_lease=LEASE,
+            presence_ttl=LEASE,
             auth_deadline=0.0,
             reactor=self.clock,
             wall_clock=self.clock.seconds,
@@ -155,14 +161,14 @@ class ClusterRecovery(RuleBasedStateMachine):
         return Node(broker, chat)
 
     def close_node(self, node: Node) -> None:
-        for connection in tuple(node.chat._connections):
+        for connection in tuple(node.chat.connections):
             node.chat.on_close(connection)
         self.wait(Deferred.fromCoroutine(node.chat.stop()))
 
-    # What happens
+    # Steps
 
     @initialize()
-    def everybody_comes(self) -> None:
+    def connect_all_pages(self) -> None:
         for number, page in enumerate(self.pages):
             self.connect(page, number % NODE_COUNT)
 
@@ -171,47 +177,47 @@ class ClusterRecovery(RuleBasedStateMachine):
         to=st.sampled_from(
             ["*", *map(user_channel, USERS), *map(conversation_channel, CONVERSATIONS), "user:1 user:2"]
         ),
-        left_out=st.sampled_from([None, None, *USERS]),
+        excluded=st.sampled_from([None, None, *USERS]),
         count=st.integers(1, 4),
     )
-    def publish(self, node: int, to: str, left_out: int | None, count: int) -> None:
-        drafts = []
+    def publish(self, node: int, to: str, excluded: int | None, count: int) -> None:
+        new_events = []
         for _ in range(count):
             self.number += 1
-            draft = self.nodes[node].chat.audiences.draft(
-                "note", b'{"n":%d}' % self.number, to=tuple(to.split()), except_user_id=left_out, key=f"k{self.number}"
+            new_event = self.nodes[node].chat.audiences.new_event(
+                "note", b'{"n":%d}' % self.number, to=tuple(to.split()), except_user_id=excluded, key=f"k{self.number}"
             )
-            drafts.append((self.number, draft))
-        self.push(node, drafts)
+            new_events.append((self.number, new_event))
+        self.push(node, new_events)
 
     @rule(node=nodes)
     def publish_again(self, node: int) -> None:
         if not self.unanswered:
             return
-        again, self.unanswered = self.unanswered, []
-        self.push(node, again)
+        pending, self.unanswered = self.unanswered, []
+        self.push(node, pending)
 
     @rule(page=pages, conversation_id=st.sampled_from(CONVERSATIONS))
     def subscribe(self, page: int, conversation_id: int) -> None:
-        one = self.pages[page]
-        one.wanted.add(conversation_channel(conversation_id))
-        if one.connection is None:
-            one.library.channels.setdefault(conversation_id, type(one.library.channels[None])())
+        selected = self.pages[page]
+        selected.wanted.add(conversation_channel(conversation_id))
+        if selected.connection is None:
+            selected.library.channels.setdefault(conversation_id, type(selected.library.channels[None])())
         else:
-            for message in one.library.subscribe(conversation_id):
-                self.say(one, message)
+            for message in selected.library.subscribe(conversation_id):
+                self.say(selected, message)
 
     @rule(page=pages, conversation_id=st.sampled_from(CONVERSATIONS))
     def unsubscribe(self, page: int, conversation_id: int) -> None:
-        one = self.pages[page]
-        if conversation_id not in one.library.channels:
+        selected = self.pages[page]
+        if conversation_id not in selected.library.channels:
             return
-        self.read(one, None)
-        check(one, self.log, to_the_end=False)
-        message = one.library.unsubscribe(conversation_id)
-        one.since.pop(conversation_id, None)
-        if one.connection is not None:
-            self.say(one, message)
+        self.read(selected, None)
+        check(selected, self.log, to_the_end=False)
+        message = selected.library.unsubscribe(conversation_id)
+        selected.since.pop(conversation_id, None)
+        if selected.connection is not None:
+            self.say(selected, message)
 
     @rule(page=pages, count=st.integers(1, 6))
     def read_some(self, page: int, count: int) -> None:
@@ -219,7 +225,7 @@ class ClusterRecovery(RuleBasedStateMachine):
 
     @rule(page=pages, handled=st.integers(0, 8))
     def lose(self, page: int, handled: int) -> None:
-        """The connection ends when only `handled` of the messages on their way have come."""
+        """End the connection after `handled` of the pending messages."""
         self.read(self.pages[page], handled)
         self.disconnect(self.pages[page])
 
@@ -246,19 +252,19 @@ class ClusterRecovery(RuleBasedStateMachine):
 
     @rule(node=nodes)
     def heal(self, node: int) -> None:
-        self.mend(self.nodes[node])
+        self.restore(self.nodes[node])
 
-    @rule(node=nodes, handled=st.integers(0, 5), with_a_word=st.booleans())
-    def restart(self, node: int, handled: int, with_a_word: bool) -> None:
-        """As by SIGTERM, or by SIGKILL: then nobody is told anything."""
-        one = self.nodes[node]
-        if with_a_word:
-            one.chat.hold_presence(1.0)
+    @rule(node=nodes, handled=st.integers(0, 5), gracefully=st.booleans())
+    def restart(self, node: int, handled: int, gracefully: bool) -> None:
+        """Restart a node after SIGTERM (`gracefully`), or after SIGKILL."""
+        target = self.nodes[node]
+        if gracefully:
+            target.chat.freeze_presence(1.0)
         else:
-            self.cut(one)
-        for page in tuple(one.pages):
+            self.cut(target)
+        for page in tuple(target.pages):
             self.lose(self.pages.index(page), handled)
-        self.close_node(one)
+        self.close_node(target)
         self.nodes[node] = self.open_node(node)
 
     @precondition(lambda self: self.losses < 2)
@@ -268,18 +274,18 @@ class ClusterRecovery(RuleBasedStateMachine):
         self.all_caught_up()
         self.lose_data()
 
-    @rule(seconds=st.sampled_from([0.5, PATIENCE, LEASE + GRACE]))
+    @rule(seconds=st.sampled_from([0.5, RESUME_WAIT_TIMEOUT, LEASE + GRACE]))
     def time_passes(self, seconds: float) -> None:
         self.pass_time(seconds)
 
     def teardown(self) -> None:
         for node in self.nodes:
-            self.mend(node)
+            self.restore(node)
         self.all_caught_up()
         self.publish_the_rest()
         self.all_caught_up()
-        # whoever is being parted with is; then everybody comes back, once
-        self.pass_time(max(PATIENCE, SPREAD) + 1)
+        # pending forced disconnects end, and then every page connects once
+        self.pass_time(max(RESUME_WAIT_TIMEOUT, RESYNC_SPREAD) + 1)
         for number, page in enumerate(self.pages):
             self.read(page, None)
             self.connect(page, number % NODE_COUNT)
@@ -295,25 +301,25 @@ class ClusterRecovery(RuleBasedStateMachine):
             self.close_node(node)
         self.close_engine()
 
-    # How
+    # Helpers
 
-    def push(self, node: int, drafts: list[tuple[int, Draft]]) -> None:
-        one = self.nodes[node]
+    def push(self, node: int, new_events: list[tuple[int, NewEvent]]) -> None:
+        target = self.nodes[node]
         try:
-            events = self.wait(one.chat.publish([draft for _, draft in drafts]))
+            events = self.wait(target.chat.publish([new_event for _, new_event in new_events]))
         except Unavailable:
-            self.unanswered += drafts
+            self.unanswered += new_events
             return
-        assert len(events) == len(drafts)
-        self.acknowledged.setdefault(one.broker.epoch, set()).update(number for number, _ in drafts)
+        assert len(events) == len(new_events)
+        self.acknowledged.setdefault(target.broker.epoch, set()).update(number for number, _ in new_events)
 
     def publish_the_rest(self) -> None:
-        """When no node is cut off any more."""
+        """Publish the remaining events when no node is cut off."""
         self.publish_again(0)
         assert self.unanswered == []
 
     def connect(self, page: Page, node: int) -> None:
-        """A page without a connection, or with one that the server has closed, comes to this node."""
+        """Connect a page to a node, unless its connection is open."""
         if page.connection is not None:
             if page.connection.is_open:
                 return
@@ -342,11 +348,11 @@ class ClusterRecovery(RuleBasedStateMachine):
             self.node_of(page).chat.on_message(page.connection, json.dumps(message))
 
     def read(self, page: Page, count: int | None) -> None:
-        for answer in page.receive(count):
-            # `recovered:false` is said only where the log has been trimmed or begun anew since
-            before, now = answer["since"], answer["data"]["last_event_id"].rpartition(":")
+        for reply in page.receive(count):
+            # `recovered:false` is said only if the history was trimmed or reset since
+            before, now = reply["since"], reply["data"]["last_event_id"].rpartition(":")
             if before is not None and before[0] == now[0]:
-                assert max(self.log[now[0]], default=0) > self.bounds.events, answer
+                assert max(self.log[now[0]], default=0) > self.bounds.events, reply
 
     def check_at_the_end(self, page: Page) -> None:
         assert page.connection is not None

@@ -1,5 +1,7 @@
-"""The state machine of tests/recovery_cluster.py on real engines: what chat servers do by the clock they do by a
-`Clock`, and what lies between them and the engine is real, sockets and all, and may be cut."""
+"""The state machine of tests/recovery_cluster.py on real engines.
+
+The chat servers use a `Clock`. Their connections to the engine are real sockets, which pass a firewall.
+"""
 
 from __future__ import annotations
 
@@ -14,21 +16,21 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock, deferLater
 from twisted.python.failure import Failure
 
-from chatws.brokers import open_broker
-from chatws.brokers.contract import Bounds, Broker
-from chatws.errors import OperatorError, Unavailable
+from chatws.brokers.factory import open_broker
+from chatws.brokers.interface import Broker, Retention
+from chatws.errors import ConfigError, Unavailable
 from tests.postgres import ForgetfulFirewall
 from tests.recovery_cluster import ClusterRecovery, Node
 
 __all__ = ["blocking", "machine_on"]
 
 DEADLINE = 20.0
-#: What nodes wait for an answer, in seconds: many of these waits are in vain.
+#: Seconds that nodes wait for a response. It is short because many waits end with a timeout.
 TIMEOUT = 0.5
 
 
 def blocking(function: Callable[[], object]) -> Deferred[None]:
-    """Call what blocks by `block_on`, while the reactor runs: hypothesis knows no Deferreds. Fires when it returns."""
+    """Call a function that uses `block_on` while the reactor runs, as hypothesis does not support Deferreds."""
     done: Deferred[None] = Deferred()
 
     def run() -> None:
@@ -44,7 +46,7 @@ def blocking(function: Callable[[], object]) -> Deferred[None]:
 
 
 def block_on(deferred: Deferred[Any]) -> Any:
-    """The result of a Deferred, as soon as it has one. Within `blocking`."""
+    """Wait for a Deferred within `blocking`, and return its result."""
     here = getcurrent()
     results: list[Any] = []
     is_waiting = False
@@ -65,8 +67,11 @@ def block_on(deferred: Deferred[Any]) -> Any:
 
 
 class _OnEngine(ClusterRecovery):
-    """:ivar url: of a new, empty log on the engine, and :ivar port: where that listens.
-    :ivar forget: has the engine lose that log.
+    """The state machine on an engine.
+
+    :ivar url: the URL of a new, empty history.
+    :ivar port: the port of the engine.
+    :ivar forget: makes the engine lose the history.
     """
 
     knows_presence = False
@@ -88,13 +93,13 @@ class _OnEngine(ClusterRecovery):
             try:
                 self.wait(broker.start(self.recorder))
                 return broker
-            except OperatorError:  # as in `open_node`
+            except ConfigError:  # as in `open_node`
                 self.wait(broker.stop())
         raise AssertionError("the recorder cannot start")
 
     def _open(self, url: str, timeout: float) -> Broker:
-        # more than what nodes remember, so that nobody is told late that something has gone
-        return open_broker(url, Bounds(events=10_000), reactor=reactor, timeout=timeout)
+        # More than the nodes store, so that no node detects a trimmed history late.
+        return open_broker(url, Retention(events=10_000), reactor=reactor, timeout=timeout)
 
     def open_broker(self) -> Broker:
         firewall = ForgetfulFirewall(reactor, self.port)
@@ -114,7 +119,7 @@ class _OnEngine(ClusterRecovery):
 
     lag = lose_answers
 
-    def mend(self, node: Node) -> None:
+    def restore(self, node: Node) -> None:
         firewall = self.firewalls[node.broker]
         firewall.closed = False
         firewall.end_forgotten()
@@ -122,7 +127,7 @@ class _OnEngine(ClusterRecovery):
     def lose_data(self) -> None:
         before = self.recorder.epoch
         type(self).forget(self.url)
-        self.until(lambda: self.recorder.epoch != before, "the recorder to notice that the log is another")
+        self.until(lambda: self.recorder.epoch != before, "the recorder to notice the new epoch")
         self.all_caught_up()
 
     def wait(self, deferred: Deferred[Any]) -> Any:
@@ -134,43 +139,43 @@ class _OnEngine(ClusterRecovery):
     def until(self, condition: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + DEADLINE
         while not condition():
-            assert time.monotonic() < deadline, f"waited in vain for {what}"
+            assert time.monotonic() < deadline, f"timed out waiting for {what}"
             self.pause()
 
     def all_caught_up(self) -> None:
-        self.until(self._recorder_caught_up, "the recorder to know the whole log")
+        self.until(self._recorder_caught_up, "the recorder to read the whole history")
         for node in self.nodes:
             if not self.firewalls[node.broker].closed:
                 self.until(lambda node=node: self._caught_up(node), "a node to catch up")
 
     def _recorder_caught_up(self) -> bool:
         try:
-            _, last = self.wait(self.recording.bounds())
+            _, last = self.wait(self.recording.offset_range())
         except Unavailable:
             return False
         return self.recording.epoch == self.recorder.epoch and last == self.recorder.last
 
     def _caught_up(self, node: Node) -> bool:
         try:
-            self.wait(node.broker.bounds())
+            self.wait(node.broker.offset_range())
         except Unavailable:
             return False
         history = node.chat.history
         return (history.epoch, history.last) == (self.recorder.epoch, self.recorder.last)
 
     def publish_the_rest(self) -> None:
-        def try_it() -> bool:
+        def try_publish() -> bool:
             self.publish_again(0)
             return not self.unanswered
 
-        # an answer may take longer than so short a time-out
-        self.until(try_it, "a node to take what has no answer")
+        # A response may take longer than the short timeout.
+        self.until(try_publish, "a node to acknowledge all events")
 
     def open_node(self, number: int) -> Node:
         for _ in range(5):
             try:
                 return super().open_node(number)
-            except (OperatorError, Unavailable):  # no answer in so short a time; whoever has started it does so again
+            except (ConfigError, Unavailable):  # no response in the short timeout, so start the node again
                 broker = list(self.firewalls)[-1]
                 self.wait(broker.stop())
                 self.wait(Deferred.fromCoroutine(self.firewalls.pop(broker).stop()))
@@ -186,10 +191,10 @@ class _OnEngine(ClusterRecovery):
 
 
 def machine_on(port: int, new_url: Callable[[], str], forget: Callable[[str], None]) -> type[RuleBasedStateMachine]:
-    """The machine on the engine that listens there.
+    """Return the state machine on an engine.
 
-    :param new_url: makes an empty log and returns its URL.
-    :param forget: has the engine lose the log of that URL.
+    :param new_url: makes an empty history and returns its URL.
+    :param forget: makes the engine lose the history at a URL.
     """
     fields = {"port": port, "new_url": staticmethod(new_url), "forget": staticmethod(forget)}
     return type("OnEngine", (_OnEngine,), fields)

@@ -1,4 +1,4 @@
-"""What every handler must have seen, by a model that knows nothing but what was published and answered."""
+"""A model of the events that every handler must get. It uses only published events and replies."""
 
 from __future__ import annotations
 
@@ -13,35 +13,37 @@ from tests.recovering_client import RecoveringClient
 
 __all__ = ["Log", "Page", "check", "settled"]
 
-#: The model: per epoch, every event as (channels, left out, number) by offset.
+#: The model: per epoch, every event as (channels, excluded user, number) by offset.
 Log = dict[str, dict[int, tuple[tuple[str, ...], int | None, int]]]
 
 
 def settled(deferred: Deferred[Any]) -> Any:
-    """The result of a Deferred that must have fired."""
-    found: list[Any] = []
-    deferred.addBoth(found.append)
-    [result] = found
+    """Return the result of a Deferred that must have fired."""
+    results: list[Any] = []
+    deferred.addBoth(results.append)
+    [result] = results
     if hasattr(result, "raiseException"):
         result.raiseException()
     return result
 
 
 class Page:
-    """A page: its library, its connection, and what the model expects of each of its channels."""
+    """A page: its library, its connection, and the expectations of the model for each channel."""
 
     def __init__(self, user_id: int) -> None:
         self.user_id = user_id
         self.library = RecoveringClient(user_id)
         self.connection: FakeConnection | None = None
-        #: by channel (None: everyone's and the user's): the offset after which everything must be handled
+        #: by channel (None: the user's and that of all users): the offset after which every event must be handled
         self.since: dict[Any, tuple[str, int]] = {}
-        #: channels that it has ever asked for
+        #: all channels that it has ever subscribed to
         self.wanted = {"*", user_channel(user_id)}
 
     def receive(self, count: int | None) -> list[dict[str, Any]]:
-        """The library handles up to `count` (all: None) of the messages that have come. Returns those in which the
-        server says that it cannot prove completeness, before the model forgives what is missing."""
+        """Let the library handle up to `count` pending messages, or all with None.
+
+        :return: the replies with `recovered: false`, after which the model expects no older events.
+        """
         if self.connection is None:
             return []
         payloads = self.connection.payloads
@@ -55,7 +57,7 @@ class Page:
         return lost
 
     def _follow(self, message: dict[str, Any]) -> bool:
-        """The model's side of a reply: from where on the channel must be complete."""
+        """Update the offset from which a channel must be complete, and return whether its recovery failed."""
         event, data = message.get("event"), message.get("data", {})
         if event not in ("authenticated", "subscribed"):
             return False
@@ -71,25 +73,25 @@ class Page:
 
 
 def check(page: Page, log: Log, *, to_the_end: bool = True) -> None:
-    """Everything that the model says must have been handled was, once, in order, and nothing else.
+    """Check that the page has handled the events of the model once, in order, and no others.
 
-    :param to_the_end: otherwise the newest may not have come yet.
+    :param to_the_end: whether all events must have been handled; else the newest may be pending.
     """
     handled = page.library.handled
-    ids = [one[2] for one in handled]
+    ids = [position for _, _, position in handled]
     assert len(set(ids)) == len(ids), "handled twice"
     for event, data, position in handled:
         epoch, _, offset = position.rpartition(":")
-        channels, left_out, number = log[epoch][int(offset)]
+        channels, excluded, number = log[epoch][int(offset)]
         assert (event, data["n"]) == ("note", number)
-        assert left_out != page.user_id
-        assert page.wanted.intersection(channels), "somebody else's"
+        assert excluded != page.user_id
+        assert page.wanted.intersection(channels), "an event of another channel"
     for channel, (epoch, since) in page.since.items():
         mine = {"*", user_channel(page.user_id)} if channel is None else {conversation_channel(channel)}
         expected = [
             f"{epoch}:{offset}"
-            for offset, (channels, left_out, _) in sorted(log[epoch].items())
-            if offset > since and left_out != page.user_id and mine & set(channels)
+            for offset, (channels, excluded, _) in sorted(log[epoch].items())
+            if offset > since and excluded != page.user_id and mine & set(channels)
         ]
         wanted = set(expected)
         seen = [position for position in ids if position in wanted]

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 from twisted.internet.defer import Deferred
 
-from chatws.brokers.contract import Broker, Listener
-from chatws.brokers.exchange import Exchange
-from chatws.brokers.relay import RelayBroker
-from chatws.channel import Channel, take_over
+from chatws.brokers.interface import Broker, EventHandler
+from chatws.workers.broker_server import BrokerServer
+from chatws.workers.ipc import IpcConnection, adopt_socket
+from chatws.workers.ipc_broker import IpcBroker
 
 
-def connect(reactor: Any, one: Channel, other: Channel) -> None:
+def connect(reactor: Any, one: IpcConnection, other: IpcConnection) -> None:
     """Make them the two ends of a socket pair."""
     for end, channel in zip(socket.socketpair(), (one, other), strict=True):
-        take_over(reactor, channel, end.detach())
+        adopt_socket(reactor, channel, end.detach())
 
 
 class Relays:
@@ -29,14 +29,14 @@ class Relays:
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
         self.open: dict[Path, list[RelayedBroker]] = {}
-        self.exchanges: dict[Path, Exchange] = {}
+        self.exchanges: dict[Path, BrokerServer] = {}
 
     def broker(self, place: Path, make: Callable[[], Broker]) -> Broker:
         """One more node on the log of `place`, which the first one makes and the last one closes."""
         return RelayedBroker(self, place, make)
 
 
-class RelayedBroker(RelayBroker):
+class RelayedBroker(IpcBroker):
     """A worker's broker whose exchange starts with the first such one and stops with the last."""
 
     def __init__(self, relays: Relays, place: Path, make: Callable[[], Broker]) -> None:
@@ -45,17 +45,17 @@ class RelayedBroker(RelayBroker):
         self._place = place
         self._make = make
 
-    def start(self, listener: Listener) -> Deferred[None]:
+    def start(self, listener: EventHandler) -> Deferred[None]:
         self._relays.open.setdefault(self._place, []).append(self)
         if self._place in self._relays.exchanges:
             return super().start(listener)
-        exchange = Exchange(self._make(), lambda name: os.abort(), self._relays.reactor)
+        exchange = BrokerServer(self._make(), lambda name: os.abort(), self._relays.reactor)
         self._relays.exchanges[self._place] = exchange
-        return exchange.start().addCallback(lambda _: RelayBroker.start(self, listener))
+        return exchange.start().addCallback(lambda _: IpcBroker.start(self, listener))
 
     def stop(self) -> Deferred[None]:
         async def stop() -> None:
-            await RelayBroker.stop(self)
+            await IpcBroker.stop(self)
             users = self._relays.open.get(self._place, [])
             if self in users:
                 users.remove(self)

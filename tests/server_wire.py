@@ -1,4 +1,4 @@
-"""The server's layers over real sockets, without a reactor of their own accord: a test turns the wheel by hand.
+"""The server's layers over real sockets, without a running reactor: the test advances the time and serves the sockets.
 
 The server's end of a socket pair is a real Twisted transport, so what is shown is what happens on TCP: short sends,
 full buffers, resets, closes that come a turn later. Time is a `Clock`.
@@ -124,7 +124,9 @@ class HandReactor(Clock):
             readable, writable, _ = select.select(list(self.readers), list(self.writers), [], 0)
             if not readable and not writable:
                 return
-            for selectable, work in [(one, "doRead") for one in readable] + [(one, "doWrite") for one in writable]:
+            for selectable, work in [(selectable, "doRead") for selectable in readable] + [
+                (selectable, "doWrite") for selectable in writable
+            ]:
                 if hasattr(selectable, "socket"):
                     why = getattr(selectable, work)()
                     if why:
@@ -157,7 +159,7 @@ class Wire:
         protocol = http.buildProtocol(None)
         self.transport = PairServer(server_end, protocol, peer, None, 1, reactor)
         self.received = b""
-        self.ended = False
+        self.at_eof = False
         protocol.makeConnection(self.transport)
 
     def send(self, data: bytes) -> None:
@@ -176,10 +178,10 @@ class Wire:
             except BlockingIOError:
                 break
             except ConnectionResetError:
-                self.ended = True
+                self.at_eof = True
                 break
             if not chunk:
-                self.ended = True
+                self.at_eof = True
                 break
             data += chunk
             self.reactor.turn()
@@ -281,10 +283,10 @@ class ServerCase(SynchronousTestCase):
         if self.http is not None:
             self.reactor.turn()
             assert self.ws.connections == set()
-            assert self.http.visitors == set()
+            assert self.http.http_connections == set()
             assert self.ws.stats.connections_now == 0
             assert self.admission.open_now == 0
-            assert len(self.ws.wheel) == 0
+            assert len(self.ws.timer_wheel) == 0
         assert self.reactor.getDelayedCalls() == []
         assert self.reactor.readers | self.reactor.writers == set()
 

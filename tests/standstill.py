@@ -1,4 +1,4 @@
-"""How long the machine stood still: no measured time is to be blamed on the code for that."""
+"""Measure how long the machine stood still, to subtract it from measured times."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ while True:
 
 
 class Standstill:
-    """For the block, a process that wants to run every few milliseconds: one of its own, for a thread of this one
-    would wait for whoever keeps Python's lock."""
+    """Run a process for the block that wakes every few milliseconds.
+
+    It is a process, because a thread would also wait for Python's global lock.
+    """
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -35,7 +37,7 @@ class Standstill:
 
     @property
     def seconds(self) -> float:
-        """For which it could not run, so far."""
+        """Seconds for which the process could not run, so far."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write("\n")

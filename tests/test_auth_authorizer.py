@@ -9,9 +9,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.auth.authorizer import ConversationAuthorizer
-from chatws.auth.build import build_authorizer
-from chatws.chat.contracts import Identity
-from chatws.config import Config
+from chatws.auth.factory import build_authorizer
+from chatws.auth.refusals import REFUSAL_TTL, TOLERATED_REFUSALS, Refusals
+from chatws.chat.interfaces import Identity
+from chatws.config.schema import Config
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from tests.fakes_database import FakeDatabase
@@ -32,30 +33,43 @@ class AuthorizerCase(SynchronousTestCase):
         return build_authorizer(Config(**settings), self.database, self.clock)
 
     def ask(self, authorizer: ConversationAuthorizer, user_id: Id, conversation_id: Id) -> Deferred[bool]:
-        found = authorizer.may_read(Identity(user_id, "ticket"), conversation_id)
+        found = authorizer.may_read(Identity(user_id, "token"), conversation_id)
         assert isinstance(found, Deferred)
         return found
 
-    def test_without_a_database_or_a_query_everybody_may_read(self) -> None:
+    def test_without_a_database_or_a_query_every_user_may_read(self) -> None:
         without = build_authorizer(Config(), None, self.clock)
         for authorizer in (without, self.build(conversation_query="")):
             self.assertIs(authorizer.may_read(Identity(5, "trust"), 456), True)
             authorizer.forget(5)
         self.assertEqual(self.database.count, 0)
 
-    def test_the_conversations_of_a_ticket_are_a_limit_and_no_grant(self) -> None:
-        limited = Identity(5, "ticket", conversations=frozenset({456, "x"}))
+    def test_conversations_of_a_token_limit_and_do_not_grant(self) -> None:
+        limited = Identity(5, "token", conversations=frozenset({456, "x"}))
         without = build_authorizer(Config(), None, self.clock)
         self.assertIs(without.may_read(limited, 456), True)
         for other in (457, "y", "0456"):
             self.assertIs(without.may_read(limited, other), False)
             self.assertIs(self.build().may_read(limited, other), False)
-        self.assertIs(without.may_read(Identity(5, "ticket", conversations=frozenset()), 456), False)
+        self.assertIs(without.may_read(Identity(5, "token", conversations=frozenset()), 456), False)
         self.assertEqual(self.database.count, 0)
         found = self.build().may_read(limited, 456)
         assert isinstance(found, Deferred)
         self.database.answer()
         self.assertIs(self.successResultOf(found), False)
+
+    def test_a_thousand_checks_of_one_user_delay_another_user_by_one_turn(self) -> None:
+        authorizer = self.build(database_pool=2, conversation_query=BY_USER)
+        many = [self.ask(authorizer, 5, number) for number in range(1000)]
+        other = self.ask(authorizer, 6, 1)
+        self.assertEqual(self.database.count, 2)
+        for _ in range(4):
+            self.database.answer(ROW)
+        self.assertIs(self.successResultOf(other), True)
+        for _ in range(1000 - 3):
+            self.clock.advance(1.0)
+            self.database.answer(ROW)
+        self.assertEqual([self.successResultOf(one) for one in many], [True] * 1000)
 
     def test_a_row_is_a_yes(self) -> None:
         authorizer = self.build(conversation_query=BY_USER)
@@ -68,17 +82,52 @@ class AuthorizerCase(SynchronousTestCase):
         self.database.answer()
         self.assertIs(self.successResultOf(first), True)
         self.assertIs(self.successResultOf(second), False)
-        self.assertIs(authorizer.may_read(Identity(5, "ticket"), 456), True)
+        self.assertIs(authorizer.may_read(Identity(5, "token"), 456), True)
 
-    def test_where_the_query_asks_for_no_user_everybody_is_one_question(self) -> None:
+    def test_a_query_without_a_user_runs_once_for_all_users(self) -> None:
         authorizer = self.build()
         waiting = [self.ask(authorizer, user_id, 456) for user_id in range(100)]
         self.assertEqual(self.database.count, 1)
         self.database.answer(ROW)
         self.assertEqual([self.successResultOf(one) for one in waiting], [True] * 100)
-        self.assertIs(authorizer.may_read(Identity(1000, "ticket"), 456), True)
+        self.assertIs(authorizer.may_read(Identity(1000, "token"), 456), True)
 
-    def test_a_failure_to_ask_is_never_a_yes(self) -> None:
+    def test_denials_are_remembered_for_a_second_beyond_twenty(self) -> None:
+        authorizer = self.build(conversation_query=BY_USER)
+        self.database.rows = []
+        for number in range(TOLERATED_REFUSALS):
+            self.successResultOf(self.ask(authorizer, 5, number))
+        self.database.rows = [ROW]  # the row of conversation 0 is committed
+        self.assertIs(self.successResultOf(self.ask(authorizer, 5, 0)), True)
+        self.database.rows = []
+        self.successResultOf(self.ask(authorizer, 5, 100))
+        count = self.database.count
+        self.assertIs(authorizer.may_read(Identity(5, "token"), 100), False)
+        self.assertEqual(self.database.count, count, "no query")
+        self.assertIs(self.successResultOf(self.ask(authorizer, 6, 100)), False, "another user is asked about")
+        self.clock.advance(REFUSAL_TTL)
+        self.assertIs(self.successResultOf(self.ask(authorizer, 5, 100)), False)
+        self.assertEqual(self.database.count, count + 2)
+
+    def test_denials_are_forgotten_with_the_users_permissions(self) -> None:
+        authorizer = self.build(conversation_query=BY_USER)
+        self.database.rows = []
+        for number in range(2 * TOLERATED_REFUSALS):
+            self.successResultOf(self.ask(authorizer, 5, number))
+        self.assertIs(authorizer.may_read(Identity(5, "token"), 1), False)
+        authorizer.forget(5)
+        self.database.rows = [ROW]
+        self.assertIs(self.successResultOf(self.ask(authorizer, 5, 1)), True)
+
+    def test_denials_take_no_memory_once_they_have_expired(self) -> None:
+        refusals = Refusals(self.clock)
+        for number in range(1000):
+            refusals.add(number % 7, number)
+        self.clock.advance(REFUSAL_TTL)
+        self.assertNotIn((0, 0), refusals)
+        self.assertEqual((refusals._by_user, len(refusals._in_order)), ({}, 0))
+
+    def test_a_failed_lookup_grants_nothing(self) -> None:
         authorizer = self.build()
         found = self.ask(authorizer, 5, 456)
         self.database.fail(Unavailable("gone"))
@@ -87,18 +136,16 @@ class AuthorizerCase(SynchronousTestCase):
         self.clock.advance(5.0)
         self.failureResultOf(silent, Unavailable)
 
-    def test_what_is_forgotten_is_asked_anew_and_nothing_else(self) -> None:
+    def test_forget_repeats_only_the_query_of_the_entry(self) -> None:
         for query, asked_anew in ((BY_USER, {(5, 1)}), (Config().conversation_query, {(5, 1), (6, 1)})):
             authorizer = self.build(conversation_query=query)
             self.database.rows = [ROW]
             pairs = [(user_id, conversation_id) for user_id in (5, 6) for conversation_id in (1, 2)]
             for user_id, conversation_id in pairs:
-                authorizer.may_read(Identity(user_id, "ticket"), conversation_id)
+                authorizer.may_read(Identity(user_id, "token"), conversation_id)
             authorizer.forget(5, 1)
             self.database.rows = []
-            forgotten = {
-                pair for pair in pairs if authorizer.may_read(Identity(pair[0], "ticket"), pair[1]) is not True
-            }
+            forgotten = {pair for pair in pairs if authorizer.may_read(Identity(pair[0], "token"), pair[1]) is not True}
             self.assertEqual(forgotten, asked_anew)
 
     def test_all_of_a_users_conversations_can_be_forgotten(self) -> None:
@@ -106,8 +153,8 @@ class AuthorizerCase(SynchronousTestCase):
         self.database.rows = [ROW]
         for user_id in (5, 6):
             for conversation_id in (1, 2):
-                authorizer.may_read(Identity(user_id, "ticket"), conversation_id)
+                authorizer.may_read(Identity(user_id, "token"), conversation_id)
         authorizer.forget(5)
         for conversation_id in (1, 2):
-            self.assertIs(authorizer.may_read(Identity(6, "ticket"), conversation_id), True)
-            self.assertIsInstance(authorizer.may_read(Identity(5, "ticket"), conversation_id), Deferred)
+            self.assertIs(authorizer.may_read(Identity(6, "token"), conversation_id), True)
+            self.assertIsInstance(authorizer.may_read(Identity(5, "token"), conversation_id), Deferred)

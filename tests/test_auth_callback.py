@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as _reactor
+from twisted.internet import ssl
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import deferLater
@@ -18,14 +20,16 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
 from chatws.auth import callback
-from chatws.auth.build import build_authenticator
 from chatws.auth.callback import CallbackMethod
-from chatws.chat.contracts import Credentials, Identity
-from chatws.config import Config
+from chatws.auth.factory import build_authenticator
+from chatws.chat.interfaces import Credentials, Identity
+from chatws.config.schema import Config
 from chatws.errors import AuthenticationFailed, Unavailable
 from chatws.ids import Id
 from chatws.server.component import HttpRequest
+from tests.certificates import self_signed
 from tests.fakes_database import FakeDatabase
+from tests.requirements import needs
 
 reactor: Any = _reactor
 #: Seconds. No answer takes as long, however busy the machine is.
@@ -161,11 +165,102 @@ async def test_two_hundred_with_a_user_is_a_yes(setting: Setting) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_conversations_limit_the_connection(setting: Setting) -> None:
-    for listed, found in ((["456", 456, "x"], frozenset({456, "x"})), ([], frozenset())):
+    for listed, found in (
+        (["456", 456, "x"], frozenset({456, "x"})),
+        ([], frozenset()),
+        ({"0": 456}, frozenset({456})),
+        ({"1": "456", "3": 458}, frozenset({456, 458})),
+        ({}, frozenset()),
+    ):
         setting.application.says(json.dumps({"user_id": 5, "conversations": listed}))
         assert (await setting.ask()).conversations == found
     setting.application.says('{"user_id":5}')
     assert (await setting.ask()).conversations is None
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_empty_user_id_of_php_is_auth_failed(setting: Setting, log: list[str]) -> None:
+    for body in ('{"user_id":null}', '{"user_id":false}', '{"user_id":""}', '{"user_id":null,"conversations":[]}'):
+        setting.application.says(body)
+        with pytest.raises(AuthenticationFailed):
+            await setting.ask()
+    assert log == []
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_invalid_response_is_logged_with_its_field(setting: Setting, log: list[str]) -> None:
+    for conversations, sentence in (
+        ("null", "conversations must be a list of ids, such as [456,457]"),
+        ('{"456":1}', "conversations may be a list with gaps or map ids to flags; send array_values() of the ids"),
+    ):
+        setting.application.says(f'{{"user_id":5,"conversations":{conversations}}}')
+        with pytest.raises(Unavailable):
+            await setting.ask()
+        assert log.pop() == f"--auth-url: in the response, {sentence}"
+
+
+@needs("php-cli")
+@pytest.mark.parametrize(
+    ("php", "expected"),
+    [
+        ("['user_id' => 5, 'conversations' => array_filter([455, 456], fn ($id) => $id > 455)]", {456}),
+        ("['user_id' => '5', 'conversations' => array_unique(['456', '456', '457'])]", {456, 457}),
+        ("['user_id' => 5, 'conversations' => array_combine([456, 457], [456, 457])]", {456, 457}),
+        ("['user_id' => 5, 'conversations' => array_filter([])]", set()),
+        ("['user_id' => 5, 'conversations' => (object) []]", set()),
+        ("['user_id' => 5, 'conversations' => array_fill_keys([456, 457], true)]", Unavailable),
+        ("['user_id' => 5, 'conversations' => array_flip([456, 457])]", Unavailable),
+        ("['user_id' => 5, 'conversations' => null]", Unavailable),
+        ("['user_id' => $_SESSION['user_id'] ?? null]", AuthenticationFailed),
+        ("['user_id' => (string) ($_SESSION['user_id'] ?? null)]", AuthenticationFailed),
+        ("['user_id' => reset($none)]", AuthenticationFailed),
+        ("[]", Unavailable),
+        ("null", Unavailable),
+    ],
+)
+@pytest_twisted.ensureDeferred
+async def test_arrays_encoded_by_php_are_accepted_or_named_ambiguous(setting: Setting, php: str, expected: Any) -> None:
+    program = f"$_SESSION = []; $none = []; echo json_encode({php});"
+    said = subprocess.run(["php", "-r", program], capture_output=True, check=True, timeout=TIMEOUT).stdout
+    setting.application.says(said)
+    if isinstance(expected, set):
+        assert await setting.ask() == Identity(5, "callback", conversations=frozenset(expected))
+    else:
+        with pytest.raises(expected):
+            await setting.ask()
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_certificate_that_no_authority_has_signed_is_neither_yes_nor_no(log: list[str]) -> None:
+    pair = self_signed()
+    certificate = ssl.PrivateCertificate.loadPEM(pair.both)
+    port = reactor.listenSSL(0, Site(Application()), certificate.options(), interface="127.0.0.1")
+    method = CallbackMethod(f"https://127.0.0.1:{port.getHost().port}/", timeout=TIMEOUT, reactor=reactor)
+    try:
+        with pytest.raises(Unavailable):
+            await method.authenticate(Credentials(5, None, HttpRequest("GET", "/", headers={"cookie": "a=1"}), ""))
+    finally:
+        await method.stop()
+        await maybeDeferred(port.stopListening)
+    assert "certificate verify failed" in log[0]
+
+
+@pytest_twisted.ensureDeferred
+async def test_logins_leave_no_log_lines_of_twisted(setting: Setting) -> None:
+    lines: list[str] = []
+
+    def observe(event: LogEvent) -> None:
+        lines.append(formatEvent(event))
+
+    globalLogPublisher.addObserver(observe)
+    try:
+        for number in range(5):
+            setting.application.says('{"user_id":5}', connection="close")  # so that each takes a connection of its own
+            await setting.ask(cookie=f"session={number}")
+    finally:
+        globalLogPublisher.removeObserver(observe)
+    assert len(setting.application.requests) == 5
+    assert [line for line in lines if "GET /whoami" not in line] == []
 
 
 @pytest_twisted.ensureDeferred
@@ -214,7 +309,7 @@ async def test_401_and_403_are_a_no(setting: Setting, log: list[str]) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_page_must_not_name_somebody_else(setting: Setting) -> None:
+async def test_a_page_that_names_another_user_is_rejected(setting: Setting) -> None:
     assert (await setting.ask(5)).user_id == 5
     for other in (6, "five", 0):
         assert "user_id" in await refused(setting.ask(other))
@@ -228,7 +323,7 @@ async def test_another_status_is_neither_yes_nor_no(setting: Setting, log: list[
     await unavailable(setting.ask())
     assert len(setting.application.requests) == 2, "a redirect is not followed"
     (line,) = log
-    assert f"status {status} is neither a yes (200) nor a no (401, 403)" in line
+    assert f"status {status} is neither 200 (accept) nor 401 or 403 (reject)" in line
     assert ("redirect" in line) == (300 <= status < 400)
 
 
@@ -241,17 +336,20 @@ async def test_another_status_is_neither_yes_nor_no(setting: Setting, log: list[
         "5",
         "<html>please log in</html>",
         "{}",
-        '{"user_id":null}',
         '{"user_id":true}',
         '{"user_id":5.0}',
         '{"user_id":-1}',
         '{"user_id":9007199254740992}',
-        '{"user_id":""}',
         '{"user_id":[5]}',
         '{"user_id":5,"conversations":null}',
         '{"user_id":5,"conversations":456}',
         '{"user_id":5,"conversations":[true]}',
+        '{"user_id":5,"conversations":false}',
+        '{"user_id":5,"conversations":"456,457"}',
         '{"user_id":5,"conversations":{"456":1}}',
+        '{"user_id":5,"conversations":{"456":true,"457":true}}',
+        '{"user_id":5,"conversations":{"a":456}}',
+        '{"user_id":5,"conversations":[{"id":456}]}',
         '{"user_id":5} {"user_id":6}',
         '{"user_id":5',
         b'{"user_id":"\xff"}',
@@ -272,9 +370,9 @@ async def test_two_hundred_with_anything_else_is_neither_yes_nor_no(
 
 @pytest_twisted.ensureDeferred
 async def test_an_answer_that_is_too_long_is_not_read_to_its_end(setting: Setting, log: list[str]) -> None:
-    setting.application.says('{"user_id":5,"x":"' + "x" * (callback.MAX_ANSWER - 20) + '"}')
+    setting.application.says('{"user_id":5,"x":"' + "x" * (callback.MAX_RESPONSE_BYTES - 20) + '"}')
     assert (await setting.ask()).user_id == 5
-    setting.application.says('{"user_id":5,"x":"' + "x" * callback.MAX_ANSWER + '"}')
+    setting.application.says('{"user_id":5,"x":"' + "x" * callback.MAX_RESPONSE_BYTES + '"}')
     await unavailable(setting.ask())
 
     endless: list[Request] = []
@@ -290,11 +388,56 @@ async def test_an_answer_that_is_too_long_is_not_read_to_its_end(setting: Settin
     setting.application.answer = answer
     await unavailable(setting.ask())
     await until(lambda: not endless)
-    assert {line.partition(": ")[2] for line in log} == {f"the answer has more than {callback.MAX_ANSWER} bytes"}
+    assert {line.partition(": ")[2] for line in log} == {
+        f"the response has more than {callback.MAX_RESPONSE_BYTES} bytes"
+    }
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nX: ", b"", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"],
+    ids=["header", "header value", "100 Continue", "chunk extension"],
+)
+@pytest_twisted.ensureDeferred
+async def test_response_without_an_end_is_closed_after_a_bounded_number_of_bytes(log: list[str], start: bytes) -> None:
+    class Endless(Protocol):
+        sent = 0
+        part = b""
+
+        def connectionMade(self) -> None:
+            self.transport.write(start)
+            self.transport.registerProducer(self, streaming=False)
+
+        def resumeProducing(self) -> None:
+            if not start:
+                part = b"HTTP/1.1 100 Continue\r\n\r\n" * 100
+            elif start.endswith(b"X: "):
+                part = b"x" * 10_000
+            elif start.endswith(b"\r\n\r\n"):
+                part = b"1;" + b"x" * 1000 + b"\r\na\r\n"
+            else:
+                part = b"X-Header: x\r\n" * 1000
+            self.sent += len(part)
+            self.transport.write(part)
+
+        def stopProducing(self) -> None: ...
+
+        def connectionLost(self, reason: Any = None) -> None:
+            closed.callback(self.sent)
+
+    closed: Deferred[int] = Deferred()
+    port = reactor.listenTCP(0, Factory.forProtocol(Endless), interface="127.0.0.1")
+    method = CallbackMethod(f"http://127.0.0.1:{port.getHost().port}/", timeout=TIMEOUT, reactor=reactor)
+    credentials = Credentials(None, None, HttpRequest("GET", "/ws", headers={"cookie": "session=1"}), "192.0.2.1")
+    await unavailable(method.authenticate(credentials))
+    # the rest is in socket buffers
+    assert await closed < callback.MAX_WIRE_BYTES + 16 * 1024 * 1024
+    await method.stop()
+    await port.stopListening()
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_application_that_is_slow_is_given_up_and_its_connection_closed(setting: Setting) -> None:
+async def test_slow_application_times_out_and_its_connection_is_closed(setting: Setting) -> None:
     setting.application.hold()
     setting.give_up_after(1.0)
     while not setting.application.held:  # on a busy machine it may not get there in time
@@ -309,7 +452,7 @@ async def test_an_application_that_is_slow_is_given_up_and_its_connection_closed
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_answer_that_drips_is_given_up(setting: Setting) -> None:
+async def test_response_that_arrives_byte_by_byte_times_out(setting: Setting) -> None:
     setting.give_up_after(1.0)
 
     def answer(request: Request) -> int:
@@ -322,7 +465,7 @@ async def test_an_answer_that_drips_is_given_up(setting: Setting) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_application_that_is_not_there_is_neither_yes_nor_no(setting: Setting, log: list[str]) -> None:
+async def test_an_absent_application_is_unavailable(setting: Setting, log: list[str]) -> None:
     await setting.port.stopListening()
     await unavailable(setting.ask())
     await unavailable(setting.ask())
@@ -341,7 +484,7 @@ async def test_an_application_that_is_not_there_is_neither_yes_nor_no(setting: S
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_what_is_no_http_is_neither_yes_nor_no(log: list[str], bytes_sent: bytes) -> None:
+async def test_a_response_that_is_not_http_is_unavailable(log: list[str], bytes_sent: bytes) -> None:
     class Garbage(Protocol):
         def dataReceived(self, data: bytes) -> None:
             self.transport.write(bytes_sent)
@@ -357,7 +500,7 @@ async def test_what_is_no_http_is_neither_yes_nor_no(log: list[str], bytes_sent:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_same_question_is_asked_once_at_a_time(setting: Setting) -> None:
+async def test_equal_lookups_are_joined(setting: Setting) -> None:
     setting.application.hold()
     same = [setting.ask() for _ in range(50)]
     other = setting.ask(cookie="session=2")
@@ -372,7 +515,41 @@ async def test_the_same_question_is_asked_once_at_a_time(setting: Setting) -> No
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_page_that_names_somebody_else_shares_the_question_but_not_the_answer(setting: Setting) -> None:
+async def test_request_that_started_before_a_revocation_is_not_shared_by_a_later_page(setting: Setting) -> None:
+    setting.application.hold()
+    before = setting.ask()
+    await until(lambda: len(setting.application.held) == 1)
+    setting.method.forget(5)
+    after = setting.ask()
+    await until(lambda: len(setting.application.held) == 2)
+    first, second = setting.application.held
+    first.write(b'{"user_id":5}')
+    first.finish()
+    assert (await before).user_id == 5
+    second.setResponseCode(401)
+    second.finish()
+    await refused(after)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_crowd_from_one_address_does_not_delay_another_address(setting: Setting) -> None:
+    setting.application.hold()
+    crowd = [setting.ask(cookie=f"crowd={n}") for n in range(500)]
+    login = setting.ask(address="192.0.2.2", cookie="session=1")
+    await until(lambda: any(request.getCookie(b"session") for request in setting.application.held))
+    assert len(setting.application.held) <= callback.MAX_PARALLEL
+    setting.application.says(b"", 401)
+    for request in setting.application.held:
+        request.write(b'{"user_id":5}')
+        request.finish()
+    assert (await login).user_id == 5
+    for asked in crowd:
+        asked.addErrback(lambda _: None)
+    await gatherResults(crowd)
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_page_that_names_another_user_shares_the_request_and_is_rejected(setting: Setting) -> None:
     setting.application.hold()
     right, wrong = setting.ask(5), setting.ask(6)
     await until(lambda: len(setting.application.held) == 1)
@@ -383,7 +560,7 @@ async def test_a_page_that_names_somebody_else_shares_the_question_but_not_the_a
 
 
 @pytest_twisted.ensureDeferred
-async def test_only_so_many_questions_are_put_at_once(setting: Setting) -> None:
+async def test_simultaneous_callback_requests_are_limited(setting: Setting) -> None:
     most = 0
 
     def answer(request: Request) -> int:

@@ -11,10 +11,10 @@ import pytest_twisted
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
 
-from chatws.auth.build import build_activity, build_authenticator, build_authorizer
-from chatws.chat.contracts import Credentials, Identity
-from chatws.config import Config
-from chatws.database.engines import open_database
+from chatws.auth.factory import build_activity, build_authenticator, build_authorizer
+from chatws.chat.interfaces import Credentials, Identity
+from chatws.config.schema import Config
+from chatws.database.factory import open_database
 from chatws.errors import AuthenticationFailed, Unavailable
 from chatws.ids import Id
 from chatws.server.component import HttpRequest
@@ -72,7 +72,7 @@ def opened(server: Postgres) -> Iterator[Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_active_users_enter_and_read_what_they_are_assigned(opened: Any) -> None:
+async def test_active_users_authenticate_and_read_assigned_conversations(opened: Any) -> None:
     shop = opened()
     assert await shop.enter(1) == Identity(1, "database")
     for stranger in (2, 3, 0, 2**53 - 1, "abc", "a\0b", "1 OR 1=1", "9" * 100, "é" * 128):
@@ -84,7 +84,7 @@ async def test_active_users_enter_and_read_what_they_are_assigned(opened: Any) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_herd_is_one_query(opened: Any, server: Postgres) -> None:
+async def test_simultaneous_equal_lookups_are_one_query(opened: Any, server: Postgres) -> None:
     server.run(
         "CREATE TABLE asked (at timestamptz);"
         "CREATE FUNCTION note(i bigint) RETURNS bigint LANGUAGE sql AS "
@@ -100,12 +100,12 @@ async def test_a_herd_is_one_query(opened: Any, server: Postgres) -> None:
 
 @pytest.mark.parametrize("fault", ["stop", "kill", "silence"])
 @pytest_twisted.ensureDeferred
-async def test_nobody_enters_while_the_database_is_away_and_the_next_one_after_it_does(
+async def test_logins_are_unavailable_only_while_the_database_is_away(
     opened: Any, server: Postgres, fault: str
 ) -> None:
     shop = opened(auth_cache=0.0)
     await shop.enter(1)
-    patience, shop.database._timeout = shop.database._timeout, 1.0
+    patience, shop.database.timeout = shop.database.timeout, 1.0
     getattr(server, fault)()
     with Standstill() as standstill:
         began = reactor.seconds()
@@ -113,7 +113,7 @@ async def test_nobody_enters_while_the_database_is_away_and_the_next_one_after_i
             with pytest.raises(Unavailable):
                 await waiting
         assert 0.9 < reactor.seconds() - began < 3.0 + standstill.seconds
-    shop.database._timeout = patience  # what follows is not waited for in vain
+    shop.database.timeout = patience  # what follows is not waited for in vain
     if fault == "silence":
         server.resume()
     else:
@@ -123,7 +123,7 @@ async def test_nobody_enters_while_the_database_is_away_and_the_next_one_after_i
 
 
 @pytest_twisted.ensureDeferred
-async def test_terminated_connections_are_noticed_by_nobody(opened: Any, server: Postgres) -> None:
+async def test_terminated_database_connections_fail_no_request(opened: Any, server: Postgres) -> None:
     shop = opened(auth_cache=0.0)
     for _ in range(5):
         await shop.enter(1)
@@ -132,7 +132,7 @@ async def test_terminated_connections_are_noticed_by_nobody(opened: Any, server:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_wrong_query_lets_nobody_in(opened: Any) -> None:
+async def test_a_failing_query_is_unavailable(opened: Any) -> None:
     shop = opened(user_query="SELECT no_such_column FROM users WHERE id = %(user_id)s", conversation_query="SELEC 1")
     with pytest.raises(Unavailable):
         await shop.enter(1)

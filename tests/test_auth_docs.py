@@ -9,9 +9,9 @@ from pathlib import Path
 
 from twisted.internet.task import Clock
 
-from chatws.auth.callback import _parse
-from chatws.auth.ticket import TicketMethod
-from chatws.chat.contracts import Credentials
+from chatws.auth.callback import parse_response
+from chatws.auth.token import TokenMethod
+from chatws.chat.interfaces import Credentials
 from chatws.database.placeholders import check_sql
 from chatws.server.component import HttpRequest
 from tests.requirements import find_program, needs
@@ -32,16 +32,16 @@ def run_php(code: str, tmp_path: Path, session: object) -> str:
     script.write_text(before + code.replace("session_start(['read_and_close' => true]);", ""))
     php = find_program("php-cli")
     assert php is not None
-    environment = {"CHATWS_SECRET_FILE": str(secret), "PATH": "/usr/bin:/bin"}
+    environment = {"CHATWS_SECRET_FILES": str(secret), "PATH": "/usr/bin:/bin"}
     done = subprocess.run([php, script], env=environment, capture_output=True, text=True, check=True, timeout=30)
     return done.stdout
 
 
 @needs("php-cli")
-def test_the_ticket_made_in_php_is_good(tmp_path: Path) -> None:
+def test_a_token_made_by_the_php_snippet_authenticates(tmp_path: Path) -> None:
     token = run_php(snippet("php", "function chatws_ticket"), tmp_path, {"user_id": 123})
     clock = Clock()
-    method = TicketMethod([b"0123456789abcdef0123456789abcdef"], clock=clock)
+    method = TokenMethod([b"0123456789abcdef0123456789abcdef"], clock=clock)
     clock.advance(Path(tmp_path / "script.php").stat().st_mtime)
     found = method.authenticate(Credentials(123, token, HttpRequest("GET", "/ws"), ""))
     assert found.user_id == 123
@@ -50,12 +50,12 @@ def test_the_ticket_made_in_php_is_good(tmp_path: Path) -> None:
 
 
 @needs("php-cli")
-def test_the_callback_in_php_says_yes_to_a_session(tmp_path: Path) -> None:
+def test_the_php_callback_accepts_a_session(tmp_path: Path) -> None:
     code = snippet("php", "http_response_code(401)")
-    assert _parse(run_php(code, tmp_path, {"user_id": 123}).encode()).user_id == 123
+    assert parse_response(run_php(code, tmp_path, {"user_id": 123}).encode()).user_id == 123
     assert run_php(code, tmp_path, {}) == ""
 
 
-def test_the_query_by_agent_uses_what_it_is_given() -> None:
+def test_the_conversation_agents_query_uses_its_parameters() -> None:
     found = check_sql("conversation_query", snippet("sql", "conversation_agents"), ["user_id", "conversation_id"])
     assert found == {"user_id", "conversation_id"}

@@ -9,19 +9,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from chatws.brokers.contract import KEY_SECONDS, Audience, Bounds, Broker, Draft, Event
+from chatws.brokers.interface import KEY_SECONDS, Audience, Broker, Event, NewEvent, Retention
 from chatws.brokers.memory import MemoryBroker
-from chatws.brokers.sqlite import SqliteBroker
+from chatws.brokers.sqlite.broker import SqliteBroker
 from chatws.errors import Unavailable
 
-drafts = st.builds(
-    Draft,
+new_events = st.builds(
+    NewEvent,
     name=st.sampled_from(["new_message", "typing"]),
     audience=st.builds(
         Audience,
@@ -32,7 +33,7 @@ drafts = st.builds(
     key=st.none() | st.sampled_from("abc"),
     transient=st.booleans(),
 )
-batches = st.lists(drafts, max_size=6)
+batches = st.lists(new_events, max_size=6)
 
 
 def now_or_never(deferred: Deferred[list[Event]]) -> list[Event]:
@@ -47,7 +48,7 @@ def facts(event: Event) -> tuple[object, ...]:
 
 
 class BrokerAgainstModel(RuleBasedStateMachine):
-    bounds = Bounds(events=8, seconds=300.0, size=120)
+    retention = Retention(events=8, seconds=300.0, size=120)
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,7 +58,7 @@ class BrokerAgainstModel(RuleBasedStateMachine):
         self.log: list[tuple[object, ...]] = []  # all events ever, by offset - 1
         self.gone = 0  # offsets up to this one have been trimmed
         self.keys: dict[str, tuple[int, float]] = {}
-        self.replies: list[list[Draft]] = []
+        self.replies: list[list[NewEvent]] = []
         self.open()
 
     def open(self) -> None:
@@ -80,23 +81,29 @@ class BrokerAgainstModel(RuleBasedStateMachine):
         self.told += map(facts, events)
 
     def reset(self, epoch: str) -> None:
-        raise AssertionError("no engine here starts anew by itself")
+        raise AssertionError("no engine here starts again by itself")
 
     # the model
 
-    def expect(self, batch: list[Draft]) -> list[tuple[int, float, bool]]:
+    def expect(self, batch: list[NewEvent]) -> list[tuple[int, float, bool]]:
         now = self.clock.seconds()
         receipts: list[tuple[int, float, bool]] = []
-        for draft in batch:
-            known = self.keys.get(draft.key) if draft.key is not None else None
+        for new_event in batch:
+            known = self.keys.get(new_event.key) if new_event.key is not None else None
             if known is not None and now - known[1] < KEY_SECONDS:
                 receipts.append((*known, True))
                 continue
-            event = (0 if draft.transient else len(self.log) + 1, draft.name, draft.audience, draft.data, now)
-            if not draft.transient:
+            event = (
+                0 if new_event.transient else len(self.log) + 1,
+                new_event.name,
+                new_event.audience,
+                new_event.data,
+                now,
+            )
+            if not new_event.transient:
                 self.log.append(event)
-            if draft.key is not None:
-                self.keys[draft.key] = (event[0], now)
+            if new_event.key is not None:
+                self.keys[new_event.key] = (event[0], now)
             self.to_be_told.append(event)
             receipts.append((event[0], now, False))
         return receipts
@@ -105,15 +112,15 @@ class BrokerAgainstModel(RuleBasedStateMachine):
         while self.gone < last:
             kept = self.log[self.gone : last]
             if (
-                len(kept) <= self.bounds.events
-                and sum(len(event[3]) for event in kept) <= self.bounds.size  # type: ignore[arg-type]
-                and kept[0][4] >= self.clock.seconds() - self.bounds.seconds  # type: ignore[operator]
+                len(kept) <= self.retention.events
+                and sum(len(event[3]) for event in kept) <= self.retention.size  # type: ignore[arg-type]
+                and kept[0][4] >= self.clock.seconds() - self.retention.seconds  # type: ignore[operator]
             ):
                 break
             self.gone += 1
 
     @rule(batch=batches, reply=batches | st.none())
-    def publish(self, batch: list[Draft], reply: list[Draft] | None) -> None:
+    def publish(self, batch: list[NewEvent], reply: list[NewEvent] | None) -> None:
         if reply is not None:
             self.replies.append(reply)
         length = len(self.log)
@@ -137,7 +144,7 @@ class BrokerAgainstModel(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         assert self.told == self.to_be_told
-        assert now_or_never(self.broker.bounds()) == (self.gone + 1, len(self.log))  # type: ignore[arg-type]
+        assert now_or_never(self.broker.offset_range()) == (self.gone + 1, len(self.log))  # type: ignore[arg-type]
 
     def teardown(self) -> None:
         self.broker.stop()
@@ -145,7 +152,7 @@ class BrokerAgainstModel(RuleBasedStateMachine):
 
 class MemoryAgainstModel(BrokerAgainstModel):
     def make(self) -> Broker:
-        return MemoryBroker(self.bounds, self.clock.seconds)
+        return MemoryBroker(self.retention, self.clock.seconds)
 
 
 class FullDisk:
@@ -167,7 +174,7 @@ class SqliteAgainstModel(BrokerAgainstModel):
     def make(self) -> Broker:
         if not hasattr(self, "place"):
             self.place = Path(tempfile.mkdtemp())
-        return SqliteBroker(str(self.place / "log.db"), self.bounds, self.clock.seconds)
+        return SqliteBroker(str(self.place / "log.db"), self.retention, self.clock.seconds)
 
     @rule(clean=st.booleans())
     def restart(self, clean: bool) -> None:
@@ -180,8 +187,8 @@ class SqliteAgainstModel(BrokerAgainstModel):
         self.open()
         assert self.broker.epoch == epoch
 
-    @rule(batch=st.lists(drafts, min_size=1, max_size=12))
-    def publish_to_a_full_disk(self, batch: list[Draft]) -> None:
+    @rule(batch=st.lists(new_events, min_size=1, max_size=12))
+    def publish_to_a_full_disk(self, batch: list[NewEvent]) -> None:
         store = self.broker._store  # type: ignore[attr-defined]
         store._db, real = FullDisk(store._db), store._db
         log, keys, to_be_told = self.log.copy(), self.keys.copy(), self.to_be_told.copy()
@@ -202,5 +209,6 @@ class SqliteAgainstModel(BrokerAgainstModel):
 
 for machine in (MemoryAgainstModel, SqliteAgainstModel):
     machine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+    machine.TestCase.pytestmark = [pytest.mark.long]
 TestMemoryAgainstModel = MemoryAgainstModel.TestCase
 TestSqliteAgainstModel = SqliteAgainstModel.TestCase

@@ -12,17 +12,20 @@ import pytest_twisted
 from twisted.internet.defer import gatherResults
 from twisted.internet.task import deferLater
 
-from chatws.brokers import open_broker
-from chatws.brokers.contract import Audience, Bounds
+from chatws.brokers.factory import open_broker
+from chatws.brokers.interface import Audience, Retention
 from chatws.brokers.postgres.schema import migrations
 from chatws.chat.audience import DEFAULT_RULES, AudienceTable
+from chatws.chat.cluster_commands import DisconnectCommand, GroupsCommand, UnsubscribeCommand, decode_command
 from chatws.chat.messages import RESERVED_EVENTS
-from chatws.chat.nodes import Disconnect, Unsubscribe, order_of
 from chatws.database.migrations import apply, transaction
-from chatws.errors import OperatorError, Unavailable
-from tests.postgres_nodes import Nodes, Told, draft, nodes, reactor, until
+from chatws.errors import ConfigError, Unavailable
+from tests.postgres_nodes import Nodes, Told, new_event, nodes, reactor, until
+from tests.requirements import needs
 
 __all__ = ["nodes"]
+
+pytestmark = needs("postgresql")
 
 DATA = '{"conversation_id":456,"user_id":7,"b":1.0,"a":2}'
 
@@ -40,7 +43,7 @@ async def test_an_event_goes_out_when_its_transaction_commits_and_not_before(nod
     broker, told = await nodes.node()
     shop = nodes.shop()
     publish(shop.cursor(), "new_message")
-    await broker.publish([draft("meanwhile")])
+    await broker.publish([new_event("meanwhile")])
     assert told.names == ["meanwhile"]
     shop.commit()
     events = await told.until("meanwhile", "new_message")
@@ -50,7 +53,7 @@ async def test_an_event_goes_out_when_its_transaction_commits_and_not_before(nod
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_rolled_back_does_not_go_out(nodes: Nodes) -> None:
+async def test_a_rolled_back_event_is_not_delivered(nodes: Nodes) -> None:
     _, told = await nodes.node()
     shop = nodes.shop()
     cursor = shop.cursor()
@@ -67,8 +70,8 @@ async def test_what_is_rolled_back_does_not_go_out(nodes: Nodes) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_long_transaction_stalls_nobody_and_is_not_skipped(nodes: Nodes) -> None:
-    """Its row is older than what comes out before it: whoever reads on by that number would miss it."""
+async def test_a_long_transaction_delays_no_event_and_is_not_skipped(nodes: Nodes) -> None:
+    """Its row is older than what comes out before it. A reader that continues after that number would miss it."""
     broker, told = await nodes.node()
     _, other = await nodes.node()
     long, short = nodes.shop(), nodes.shop()
@@ -76,7 +79,7 @@ async def test_one_long_transaction_stalls_nobody_and_is_not_skipped(nodes: Node
     for number in range(5):
         publish(short.cursor(), f"short{number}", audience='"everyone"')
         short.commit()
-        await broker.publish([draft(f"line{number}")])
+        await broker.publish([new_event(f"line{number}")])
     expected = [f"{kind}{number}" for number in range(5) for kind in ("short", "line")]
     await told.until(*expected)
     long.commit()
@@ -86,21 +89,21 @@ async def test_one_long_transaction_stalls_nobody_and_is_not_skipped(nodes: Node
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_was_committed_before_a_line_was_pushed_comes_before_it(nodes: Nodes) -> None:
+async def test_events_committed_before_a_push_precede_it(nodes: Nodes) -> None:
     broker, told = await nodes.node()
     shop = nodes.shop()
     expected = []
     for number in range(10):
         publish(shop.cursor(), f"sql{number}", audience='"everyone"')
         shop.commit()
-        await broker.publish([draft(f"line{number}")])
+        await broker.publish([new_event(f"line{number}")])
         expected += [f"sql{number}", f"line{number}"]
     await told.until(*expected)
 
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest_twisted.ensureDeferred
-async def test_every_committed_event_is_told_once_by_every_node_whatever_overlaps(nodes: Nodes, seed: int) -> None:
+async def test_overlapping_transactions_are_delivered_once_by_every_node(nodes: Nodes, seed: int) -> None:
     choose = random.Random(seed)
     opened = [await nodes.node(), await nodes.node(poll=0.03)]
     shops = [nodes.shop() for _ in range(4)]
@@ -114,7 +117,7 @@ async def test_every_committed_event_is_told_once_by_every_node_whatever_overlap
         if number >= len(shops):
             name = f"push{step}"
             pushed[number - len(shops)].append(name)
-            pushing.append(opened[number - len(shops)][0].publish([draft(name, transient=choose.random() < 0.2)]))
+            pushing.append(opened[number - len(shops)][0].publish([new_event(name, transient=choose.random() < 0.2)]))
         elif choose.random() < 0.6:
             name = f"sql{step}"
             publish(shops[number].cursor(), name, audience='"everyone"')
@@ -144,10 +147,10 @@ async def test_every_committed_event_is_told_once_by_every_node_whatever_overlap
 
 
 @pytest_twisted.ensureDeferred
-async def test_whatever_isolation_is_the_default_offsets_have_no_gap(nodes: Nodes) -> None:
+async def test_offsets_have_no_gap_under_serializable_isolation(nodes: Nodes) -> None:
     nodes.run(f"ALTER DATABASE {nodes.name} SET default_transaction_isolation = 'serializable'")
     (one, told), (other, _) = await nodes.node(), await nodes.node()
-    await gatherResults([broker.publish([draft()]) for _ in range(30) for broker in (one, other)])
+    await gatherResults([broker.publish([new_event()]) for _ in range(30) for broker in (one, other)])
     await until(lambda: len(told.events) == 60, "all events")
     assert told.offsets == list(range(1, 61))
     leases = await gatherResults([broker.lease(name, {5: 1}, 60) for broker, name in ((one, "a"), (other, "b"))])
@@ -168,7 +171,7 @@ async def test_default_audiences_are_those_of_the_lines(nodes: Nodes) -> None:
     events = await told.until(*DEFAULT_RULES)
     table = AudienceTable()
     for event in events:
-        expected = table.draft(event.name, event.data)
+        expected = table.new_event(event.name, event.data)
         assert (event.audience, event.offset == 0) == (expected.audience, expected.transient), event.name
 
 
@@ -191,13 +194,20 @@ async def test_data_goes_out_as_it_was_written_but_for_jsonb(nodes: Nodes) -> No
 @pytest.mark.parametrize(
     ("more", "channels", "excepted"),
     [
-        ({"audience": '"everyone"'}, ("*",), None),
+        ({"audience": '"everyone"'}, ("*", "#contacts"), None),
+        ({"audience": '"agents"'}, ("*",), None),
+        ({"audience": '{"conversation_id": 456, "role": "agent"}'}, ("conversation:456", "!#contacts"), None),
+        ({"audience": '{"conversation_id": 456, "role": "contact"}'}, ("conversation-contacts:456",), None),
+        ({"audience": '{"contact_id": "7"}'}, ("contact:7",), None),
+        ({"audience": '{"contact_ids": [7, 8]}'}, ("contact:7", "contact:8"), None),
+        ({"audience": '{"group": "sales"}'}, ("group:sales",), None),
+        ({"audience": '{"groups": ["sales", "b2b"]}'}, ("group:sales", "group:b2b"), None),
         ({"audience": '{"conversation_id": "456"}'}, ("conversation:456",), None),
         ({"audience": '{"conversation_id": "0456"}'}, ("conversation:0456",), None),
         ({"audience": '{"user_id": 5, "conversation_id": null}'}, ("user:5",), None),
         ({"audience": '{"user_ids": [9, "ana", "9"]}'}, ("user:9", "user:ana"), None),
-        ({"audience": '"everyone"', "except_user_id": "7"}, ("*",), 7),
-        ({"audience": '"everyone"', "except_user_id": 'a"b\\'}, ("*",), 'a"b\\'),
+        ({"audience": '"agents"', "except_user_id": "7"}, ("*",), 7),
+        ({"audience": '"agents"', "except_user_id": 'a"b\\'}, ("*",), 'a"b\\'),
         ({"audience": '{"user_id": "9007199254740993"}'}, ("user:9007199254740993",), None),
         ({"audience": '{"user_id": 9007199254740991}'}, ("user:9007199254740991",), None),
     ],
@@ -228,16 +238,21 @@ async def test_audiences_are_those_of_the_lines(
         ("'new_message', '{}'", "data.conversation_id must be an integer or a string"),
         ("""'new_message', '{"conversation_id":1.5}'""", "data.conversation_id must be an integer from 0"),
         ("""'new_message', '{"conversation_id":""}'""", "data.conversation_id must have 1 to 128"),
-        ("""'note', '{}', '"nobody"'""", 'audience must be "everyone"'),
+        ("""'note', '{}', '"nobody"'""", 'audience must be "agents", "everyone"'),
         ("""'note', '{}', '{"user_id":1,"conversation_id":2}'""", "audience must name one"),
         ("""'note', '{}', '{"user_ids":[]}'""", "audience.user_ids must be"),
+        ("""'note', '{}', '{"contact_ids":[]}'""", "audience.contact_ids must be"),
+        ("""'note', '{}', '{"groups":[]}'""", "audience.groups must not be empty"),
+        ("""'note', '{}', '{"group":"a b"}'""", "audience.group must have names"),
+        ("""'note', '{}', '{"user_id":5,"role":"agent"}'""", "audience.role must be"),
+        ("""'note', '{}', '{"conversation_id":5,"role":"admin"}'""", "audience.role must be"),
         ("""'note', '{}', '{"user_id":true}'""", "audience.user_id must be"),
         ("""'note', '{}', '"everyone"', except_user_id => ''""", "except_user_id must have"),
         ("""'note', '{}', '"everyone"', id => ''""", "id must have 1 to 128"),
         ("""'note', '{"a":"' || repeat('x', 1048576) || '"}', '"everyone"'""", "larger than 1 MiB"),
     ],
 )
-def test_what_cannot_be_published_is_refused_in_the_transaction(nodes: Nodes, arguments: str, complaint: str) -> None:
+def test_an_invalid_event_is_rejected_in_the_transaction(nodes: Nodes, arguments: str, complaint: str) -> None:
     with pytest.raises(psycopg2.Error, match=complaint):
         nodes.run(f"SELECT chatws.publish({arguments})")
     assert nodes.run("SELECT count(*) FROM chatws.outbox") == [(0,)]
@@ -250,17 +265,17 @@ def test_the_servers_own_events_are_refused(nodes: Nodes) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_key_counts_once_whoever_gives_it(nodes: Nodes) -> None:
+async def test_a_key_is_shared_by_sql_and_push(nodes: Nodes) -> None:
     broker, told = await nodes.node()
     shop = nodes.shop()
     key = "order 77 \\ é"
     publish(shop.cursor(), "new_message", id=key)
     publish(shop.cursor(), "new_message", id=key)
     shop.commit()
-    [receipt] = await broker.publish([draft(key=key)])
+    [receipt] = await broker.publish([new_event(key=key)])
     assert (receipt.offset, receipt.duplicate) == (1, True)
-    await broker.publish([draft("other", key="nul \0")])
-    [receipt] = await broker.publish([draft("other", key="nul \0")])
+    await broker.publish([new_event("other", key="nul \0")])
+    [receipt] = await broker.publish([new_event("other", key="nul \0")])
     assert receipt.duplicate
     await told.until("new_message", "other")
 
@@ -274,7 +289,33 @@ async def test_transient_events_have_no_offset(nodes: Nodes) -> None:
     shop.commit()
     events = await told.until("typing", "new_message")
     assert [event.offset for event in events] == [0, 0]
-    assert await broker.bounds() == (1, 0)
+    assert await broker.offset_range() == (1, 0)
+
+
+@pytest_twisted.ensureDeferred
+async def test_typing_of_a_contact_excludes_that_contact(nodes: Nodes) -> None:
+    _, told = await nodes.node()
+    shop = nodes.shop()
+    publish(shop.cursor(), "typing", '{"conversation_id":456,"contact_id":7}')
+    shop.commit()
+    [event] = await told.until("typing")
+    assert event.audience == Audience(("conversation:456", "!contact:7"))
+
+
+@pytest_twisted.ensureDeferred
+async def test_set_groups_becomes_a_command_at_commit(nodes: Nodes) -> None:
+    _, told = await nodes.node()
+    shop = nodes.shop()
+    shop.cursor().execute("SELECT chatws.set_groups(5, ARRAY['sales', 'b2b', 'sales'])")
+    shop.cursor().execute("SELECT chatws.set_groups('ana', '{}')")
+    shop.commit()
+    commands = [decode_command(event) for event in await told.until("groups", "groups")]
+    assert isinstance(commands[0], GroupsCommand)
+    assert (commands[0].user_id, sorted(commands[0].groups)) == (5, ["b2b", "sales"])
+    assert commands[1] == GroupsCommand("ana", ())
+    for groups in ("NULL", "ARRAY['a b']", "ARRAY[NULL]::text[]"):
+        with pytest.raises(psycopg2.Error, match="groups must"):
+            nodes.run(f"SELECT chatws.set_groups(5, {groups})")
 
 
 # Orders
@@ -300,29 +341,29 @@ async def test_a_trigger_on_the_shops_own_table_revokes_at_commit(nodes: Nodes) 
     assert told.events == []
     shop.commit()
     [event] = await told.until("unsubscribe")
-    assert order_of(event) == Unsubscribe(5, 456)
+    assert decode_command(event) == UnsubscribeCommand(5, 456)
 
 
 @pytest.mark.parametrize(
     ("call", "order"),
     [
-        ("revoke(5, 456)", Unsubscribe(5, 456)),
-        ("revoke('5', '456')", Unsubscribe(5, 456)),
-        ("revoke('ana'::text, 456::bigint)", Unsubscribe("ana", 456)),
-        ("revoke(5::smallint, 'c\"1')", Unsubscribe(5, 'c"1')),
-        ("disconnect(5)", Disconnect(5)),
-        ("disconnect('ana', 'logged \"out\"')", Disconnect("ana", 'logged "out"')),
-        ("disconnect(5, 'fired', true)", Disconnect(5, "fired", True)),
-        ("disconnect(user_id => 5, ban => true)", Disconnect(5, "", True)),
+        ("revoke(5, 456)", UnsubscribeCommand(5, 456)),
+        ("revoke('5', '456')", UnsubscribeCommand(5, 456)),
+        ("revoke('ana'::text, 456::bigint)", UnsubscribeCommand("ana", 456)),
+        ("revoke(5::smallint, 'c\"1')", UnsubscribeCommand(5, 'c"1')),
+        ("disconnect(5)", DisconnectCommand(5)),
+        ("disconnect('ana', 'logged \"out\"')", DisconnectCommand("ana", 'logged "out"')),
+        ("disconnect(5, 'fired', true)", DisconnectCommand(5, "fired", True)),
+        ("disconnect(user_id => 5, ban => true)", DisconnectCommand(5, "", True)),
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_orders_are_written_as_nodes_understand_them(nodes: Nodes, call: str, order: object) -> None:
+async def test_sql_commands_decode_to_cluster_commands(nodes: Nodes, call: str, order: object) -> None:
     _, told = await nodes.node()
     nodes.run(f"SELECT chatws.{call}")
     await until(lambda: told.events, "the order")
     [event] = told.events
-    assert order_of(event) == order
+    assert decode_command(event) == order
     assert event.offset == 1
     assert event.audience == Audience(("#nodes",))
 
@@ -347,7 +388,7 @@ async def test_the_shops_role_needs_nothing_but_execute(nodes: Nodes) -> None:
     for forbidden in (
         "SELECT * FROM chatws.events",
         "INSERT INTO chatws.outbox (name) VALUES ('x')",
-        "SELECT chatws.start_over()",
+        "SELECT chatws.reset_history()",
         "SELECT chatws._put('unsubscribe', ARRAY['#nodes'], NULL, '{}', NULL, false)",
     ):
         with pytest.raises(psycopg2.errors.InsufficientPrivilege):
@@ -384,8 +425,8 @@ def test_a_commit_wakes_a_node_only_when_none_looks_anyway(nodes: Nodes) -> None
     listener.autocommit = True
     listener.cursor().execute("LISTEN chatws")
 
-    def heard(awake_until: str) -> list[str]:
-        nodes.run(f"UPDATE chatws.waking SET awake_until = {awake_until}")
+    def heard(polled_until: str) -> list[str]:
+        nodes.run(f"UPDATE chatws.poll_hint SET polled_until = {polled_until}")
         shop = nodes.shop()
         for _ in range(3):
             publish(shop.cursor(), "new_message")
@@ -399,9 +440,9 @@ def test_a_commit_wakes_a_node_only_when_none_looks_anyway(nodes: Nodes) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_nodes_that_find_something_say_that_they_go_on_looking(nodes: Nodes) -> None:
+async def test_a_node_that_finds_events_extends_the_poll_hint(nodes: Nodes) -> None:
     _, told = await nodes.node()
-    awake = "SELECT awake_until > '-infinity' FROM chatws.waking"
+    awake = "SELECT polled_until > '-infinity' FROM chatws.poll_hint"
     assert nodes.run(awake) == [(False,)]
     nodes.run(f"SELECT chatws.publish('new_message', '{DATA}')")
     await told.until("new_message")
@@ -412,12 +453,12 @@ async def test_nodes_that_find_something_say_that_they_go_on_looking(nodes: Node
 async def test_polling_needs_no_listen_and_no_notify(nodes: Nodes) -> None:
     one, first = await nodes.node(poll=0.02)
     _, second = await nodes.node(poll=0.02)
-    await one.publish([draft("a")])
+    await one.publish([new_event("a")])
     nodes.run(f"SELECT chatws.publish('new_message', '{DATA}')")
     await first.until("a", "new_message")
     await second.until("a", "new_message")
     assert [query for _, query in nodes.backends() if "LISTEN" in query] == []
-    awake = "SELECT awake_until > clock_timestamp() FROM chatws.waking"
+    awake = "SELECT polled_until > clock_timestamp() FROM chatws.poll_hint"
     await until(lambda: nodes.run(awake) == [(True,)], "the nodes to say that they go on looking")
 
 
@@ -426,47 +467,47 @@ async def test_polling_needs_no_listen_and_no_notify(nodes: Nodes) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_trimming_blocks_no_publisher_and_is_done_by_one(nodes: Nodes) -> None:
-    broker, told = await nodes.node(bounds=Bounds(events=2))
-    await broker.publish([draft(f"e{number}") for number in range(10)])
+    broker, told = await nodes.node(retention=Retention(events=2))
+    await broker.publish([new_event(f"e{number}") for number in range(10)])
     shop = nodes.shop()
     cursor = shop.cursor()
     cursor.execute("SELECT chatws.trim(2, 0, 0, 1000, NULL)")
     assert cursor.fetchone() == (8,)
     assert nodes.run("SELECT chatws.trim(2, 0, 0, 1000, NULL)") == [(0,)]
-    await broker.publish([draft("while it is not committed")])
+    await broker.publish([new_event("while it is not committed")])
     shop.commit()
-    assert await broker.bounds() == (9, 11)
+    assert await broker.offset_range() == (9, 11)
     await broker.trim()
-    assert await broker.bounds() == (10, 11)
+    assert await broker.offset_range() == (10, 11)
     assert len(told.events) == 11
 
 
 @pytest_twisted.ensureDeferred
 async def test_trimming_goes_in_steps_and_ends_when_all_is_done(nodes: Nodes) -> None:
-    broker, _ = await nodes.node(bounds=Bounds(events=5))
+    broker, _ = await nodes.node(retention=Retention(events=5))
     for _ in range(3):
-        await broker.publish([draft() for _ in range(900)])
+        await broker.publish([new_event() for _ in range(900)])
     await broker.trim()
-    assert await broker.bounds() == (2696, 2700)
+    assert await broker.offset_range() == (2696, 2700)
 
 
 @pytest_twisted.ensureDeferred
 async def test_transient_events_and_keys_go_when_they_are_old(nodes: Nodes) -> None:
     time = 1_800_000_000.0
     broker, _ = await nodes.node(now=lambda: time)
-    await broker.publish([draft(transient=True), draft(key="k"), draft(transient=True)])
+    await broker.publish([new_event(transient=True), new_event(key="k"), new_event(transient=True)])
     time += 601
-    await broker.publish([draft(key="young")])
+    await broker.publish([new_event(key="young")])
     await broker.trim()
-    assert nodes.run("SELECT place FROM chatws.events ORDER BY place") == [(2,), (4,)]
+    assert nodes.run("SELECT seq FROM chatws.events ORDER BY seq") == [(2,), (4,)]
     assert nodes.run("SELECT key FROM chatws.keys") == [("young",)]
 
 
 @pytest_twisted.ensureDeferred
-async def test_places_go_on_when_the_newest_event_was_trimmed(nodes: Nodes) -> None:
-    broker, told = await nodes.node(bounds=Bounds(size=1))
+async def test_offsets_continue_after_the_newest_event_was_trimmed(nodes: Nodes) -> None:
+    broker, told = await nodes.node(retention=Retention(size=1))
     for name in ("a", "b"):
-        await broker.publish([draft(name)])
+        await broker.publish([new_event(name)])
         await broker.trim()
         assert nodes.run("SELECT count(*) FROM chatws.events") == [(0,)]
     nodes.run(f"SELECT chatws.publish('new_message', '{DATA}')")
@@ -479,14 +520,15 @@ async def test_places_go_on_when_the_newest_event_was_trimmed(nodes: Nodes) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_shop_can_join_on_who_is_online(nodes: Nodes) -> None:
+async def test_sql_can_join_the_online_agents(nodes: Nodes) -> None:
     nodes.run("CREATE TABLE users (id int, name text); INSERT INTO users VALUES (5, 'Ana'), (6, 'Bia'), (7, 'Caio')")
     one, _ = await nodes.node()
     other, _ = await nodes.node()
     await one.lease("a", {5: 2, "x\\y": 1}, 60)
     await other.lease("b", {5: 1, 6: 0}, 60)
     await other.lease("dead", {7: 1}, -1)
-    assert nodes.run("SELECT name, tabs FROM users JOIN chatws.online_agents ON user_number = id ORDER BY id") == [
+    joined = "SELECT name, connection_count FROM users JOIN chatws.online_agents ON user_number = id ORDER BY id"
+    assert nodes.run(joined) == [
         ("Ana", 3),
         ("Bia", 0),
     ]
@@ -494,7 +536,7 @@ async def test_the_shop_can_join_on_who_is_online(nodes: Nodes) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_id_with_a_nul_takes_nobody_elses_presence_away(nodes: Nodes) -> None:
+async def test_an_id_with_a_nul_keeps_other_leases(nodes: Nodes) -> None:
     broker, _ = await nodes.node()
     assert len((await broker.lease("a", {"a\0b": 1, 5: 1}, 60)).changed) == 2
     assert set(await broker.online()) == {"a\0b", 5}
@@ -505,9 +547,9 @@ async def test_an_id_with_a_nul_takes_nobody_elses_presence_away(nodes: Nodes) -
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_database_without_the_schema_is_refused_with_what_to_do(nodes: Nodes) -> None:
+async def test_a_database_without_the_schema_names_the_command(nodes: Nodes) -> None:
     nodes.run("DROP SCHEMA chatws CASCADE")
-    with pytest.raises(OperatorError, match="no schema chatws yet: run `chatws db upgrade"):
+    with pytest.raises(ConfigError, match="no schema chatws yet: run `chatws db upgrade"):
         await nodes.node()
 
 
@@ -521,7 +563,7 @@ async def test_a_database_without_the_schema_is_refused_with_what_to_do(nodes: N
 @pytest_twisted.ensureDeferred
 async def test_a_schema_of_another_version_is_refused(nodes: Nodes, change: str, complaint: str) -> None:
     nodes.run(change)
-    with pytest.raises(OperatorError, match=complaint):
+    with pytest.raises(ConfigError, match=complaint):
         await nodes.node()
 
 
@@ -529,14 +571,14 @@ async def test_a_schema_of_another_version_is_refused(nodes: Nodes, change: str,
 async def test_a_later_schema_that_this_program_can_work_with_is_not_refused(nodes: Nodes) -> None:
     nodes.run("INSERT INTO chatws.migrations (number, name, needs) VALUES (9999, 'x', 1)")
     broker, _ = await nodes.node()
-    assert await broker.bounds() == (1, 0)
+    assert await broker.offset_range() == (1, 0)
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_cannot_reach_it_says_so_in_one_line_without_the_password(nodes: Nodes) -> None:
-    broker = open_broker("postgresql://u:s3cret@127.0.0.1:1/x", Bounds(), reactor=reactor, timeout=0.5)
-    with pytest.raises(OperatorError, match=r"PostgreSQL cannot be asked: Connection refused$") as caught:
+async def test_an_unreachable_server_is_one_line_without_the_password(nodes: Nodes) -> None:
+    broker = open_broker("postgresql://u:s3cret@127.0.0.1:1/x", Retention(), reactor=reactor, timeout=0.5)
+    with pytest.raises(ConfigError, match=r"PostgreSQL cannot be asked: Connection refused$") as caught:
         await broker.start(Told())
     assert "s3cret" not in str(caught.value)
     with pytest.raises(Unavailable):
-        await broker.bounds()
+        await broker.offset_range()

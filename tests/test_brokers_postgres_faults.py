@@ -12,15 +12,22 @@ import pytest_twisted
 from twisted.internet.defer import DeferredList, gatherResults
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
-from chatws.brokers.contract import Event
+from chatws.brokers.interface import Event
 from chatws.brokers.postgres.schema import migrations
 from chatws.database.migrations import apply, transaction
 from chatws.errors import Unavailable
 from tests.e2e.wire import until as poll_until
-from tests.postgres import ForgetfulFirewall, server_of
-from tests.postgres_nodes import PATIENCE, Nodes, Told, draft, give_up_after, nodes, reactor, until
+from tests.log_lines import logged_at
+from tests.postgres import ForgetfulFirewall, start_another_server
+from tests.postgres_nodes import PATIENCE, Nodes, Told, give_up_after, new_event, nodes, reactor, until
+from tests.requirements import needs
 
 __all__ = ["nodes"]
+
+pytestmark = [pytest.mark.long, needs("postgresql")]
+
+#: The start of the log line for a database that takes no writes.
+READ_ONLY = "the event history cannot be written: cannot execute"
 
 
 async def published(broker: Any, name: str) -> Event:
@@ -28,7 +35,7 @@ async def published(broker: Any, name: str) -> Event:
     end = reactor.seconds() + 30
     while True:
         try:
-            [event] = await broker.publish([draft(name, key=name)])
+            [event] = await broker.publish([new_event(name, key=name)])
         except Unavailable:
             assert reactor.seconds() < end
         else:
@@ -61,20 +68,20 @@ def freeze(nodes: Nodes) -> Callable[[], None]:
 
 @pytest.mark.parametrize("fail", [stop, kill, freeze])
 @pytest_twisted.ensureDeferred
-async def test_nothing_acknowledged_is_lost_and_nothing_is_told_twice(
+async def test_acknowledged_events_are_delivered_exactly_once(
     nodes: Nodes, fail: Callable[[Nodes], Callable[[], None]]
 ) -> None:
     (one, first), (other, second) = await nodes.node(), await nodes.node()
     for number in range(5):
-        await gatherResults([broker.publish([draft(f"before{number}")]) for broker in (one, other)])
+        await gatherResults([broker.publish([new_event(f"before{number}")]) for broker in (one, other)])
     give_up_after(2.0, one, other)
-    under_way = [one.publish([draft(f"during{n}")]) for n in range(3)]
+    under_way = [one.publish([new_event(f"during{n}")]) for n in range(3)]
     end_fault = fail(nodes)
     outcomes = await DeferredList(under_way, consumeErrors=True)
     assert all(done or failure.check(Unavailable) for done, failure in outcomes)
     for question in (
-        one.publish([draft("refused")]),
-        one.bounds(),
+        one.publish([new_event("refused")]),
+        one.offset_range(),
         other.online(),
         one.read(0, 1),
         one.lease("a", {}, 9),
@@ -96,12 +103,12 @@ async def test_nothing_acknowledged_is_lost_and_nothing_is_told_twice(
 
 
 @pytest_twisted.ensureDeferred
-async def test_all_backends_terminated_costs_at_most_what_was_under_way(nodes: Nodes) -> None:
+async def test_terminated_backends_fail_at_most_the_appends_under_way(nodes: Nodes) -> None:
     (one, first), (other, second) = await nodes.node(), await nodes.node()
     await until(lambda: any("LISTEN" in query or "SELECT 1" in query for _, query in nodes.backends()), "LISTEN")
     await published(one, "before")
     for round_ in range(3):
-        publishing = [one.publish([draft(f"{round_}.{n}")]) for n in range(3)]
+        publishing = [one.publish([new_event(f"{round_}.{n}")]) for n in range(3)]
         nodes.server.terminate_backends()
         nodes.run("SELECT chatws.publish('sql', '{}', '\"everyone\"')")
         await DeferredList(publishing, consumeErrors=True)
@@ -111,7 +118,7 @@ async def test_all_backends_terminated_costs_at_most_what_was_under_way(nodes: N
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_network_that_swallows_everything_is_noticed_and_gone_round(nodes: Nodes) -> None:
+async def test_a_silent_network_is_detected_and_replaced(nodes: Nodes) -> None:
     firewall = ForgetfulFirewall(reactor, nodes.server.port)
     try:
         url = nodes.url.replace(str(nodes.server.port), str(firewall.port))
@@ -120,7 +127,7 @@ async def test_a_network_that_swallows_everything_is_noticed_and_gone_round(node
         firewall.closed = True
         firewall.forget()
         with pytest.raises(Unavailable):
-            await one.publish([draft("refused")])
+            await one.publish([new_event("refused")])
         await published(other, "meanwhile")
         nodes.run("SELECT chatws.publish('sql', '{}', '\"everyone\"')")
         await until(lambda: second.names == ["before", "meanwhile", "sql"], "the other node's events")
@@ -135,14 +142,14 @@ async def test_a_network_that_swallows_everything_is_noticed_and_gone_round(node
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_lost_answer_comes_by_reading_on(nodes: Nodes) -> None:
+async def test_a_lost_append_response_is_replaced_by_reading(nodes: Nodes) -> None:
     """The append is committed, and its connection dies before the answer is there."""
     broker, told = await nodes.node()
-    await broker.publish([draft("before")])
+    await broker.publish([new_event("before")])
     blocker = nodes.shop()
     cursor = blocker.cursor()
     cursor.execute("SELECT pg_advisory_xact_lock(1667785076, 1)")
-    publishing = broker.publish([draft("in doubt")])
+    publishing = broker.publish([new_event("in doubt")])
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
     await until(lambda: nodes.run(waiting), "the append to wait")
     # what libpq would be told when a firewall closes the link: only this side hears of it
@@ -155,13 +162,13 @@ async def test_a_lost_answer_comes_by_reading_on(nodes: Nodes) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_one_who_holds_the_lock_costs_publishers_the_time_out_and_readers_nothing(nodes: Nodes) -> None:
+async def test_a_held_lock_delays_publishers_by_the_timeout_and_readers_not(nodes: Nodes) -> None:
     broker, told = await nodes.node(timeout=1.0)
     await published(broker, "before")
     blocker = nodes.shop()
     blocker.cursor().execute("SELECT pg_advisory_xact_lock(1667785076, 1)")
     with pytest.raises(Unavailable):
-        await broker.publish([draft("refused")])
+        await broker.publish([new_event("refused")])
     give_up_after(PATIENCE, broker)
     assert [event.name for event in await broker.read(0, 10)] == ["before"]
     blocker.rollback()
@@ -171,7 +178,7 @@ async def test_one_who_holds_the_lock_costs_publishers_the_time_out_and_readers_
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_database_that_takes_no_writes_is_not_ready_and_goes_on_being_read(nodes: Nodes) -> None:
+async def test_a_read_only_database_is_not_ready_and_is_still_read(nodes: Nodes) -> None:
     said: list[str] = []
 
     def observe(event: LogEvent) -> None:
@@ -181,14 +188,19 @@ async def test_a_database_that_takes_no_writes_is_not_ready_and_goes_on_being_re
     globalLogPublisher.addObserver(observe)
     try:
         broker, told = await nodes.node()
-        await broker.publish([draft("before")])
+        await broker.publish([new_event("before")])
         nodes.run(f"ALTER DATABASE {nodes.name} SET default_transaction_read_only = on")
         nodes.server.terminate_backends()
-        for _ in range(3):
+        end = reactor.seconds() + 20
+        while not any(READ_ONLY in line for line in said):  # until then, a publish may meet a terminated connection
+            assert reactor.seconds() < end, said
             with pytest.raises(Unavailable):
-                await broker.publish([draft("refused")])
+                await broker.publish([new_event("refused")])
+        for _ in range(2):
+            with pytest.raises(Unavailable):
+                await broker.publish([new_event("refused")])
         with pytest.raises(Unavailable):
-            await broker.bounds()
+            await broker.offset_range()
         assert len(await broker.read(0, 10)) == 1
         nodes.server.run(f"ALTER DATABASE {nodes.name} RESET default_transaction_read_only")
         nodes.server.terminate_backends()
@@ -197,14 +209,14 @@ async def test_a_database_that_takes_no_writes_is_not_ready_and_goes_on_being_re
         await agree(broker, told)
     finally:
         globalLogPublisher.removeObserver(observe)
-    assert len([line for line in said if "cannot be written: cannot execute" in line]) == 1, said
+    assert len([line for line in said if READ_ONLY in line]) == 1, said
 
 
 async def until_ready(broker: Any) -> None:
     end = reactor.seconds() + 20
     while True:
         try:
-            await broker.bounds()
+            await broker.offset_range()
             return
         except Unavailable:
             assert reactor.seconds() < end
@@ -218,12 +230,12 @@ async def test_a_listen_connection_that_ends_is_replaced(nodes: Nodes) -> None:
     before = set(nodes.run(listening))
     nodes.run(f"SELECT pg_terminate_backend(pid) FROM ({listening}) them")
     await until(lambda: len(set(nodes.run(listening)) - before) == 2, "two others to listen")
-    await one.publish([draft("a")])
+    await one.publish([new_event("a")])
     await told.until("a")
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_notifications_do_not_arrive_the_operator_is_told_and_events_come_all_the_same(
+async def test_missing_notifications_are_logged_and_events_are_polled(
     nodes: Nodes,
 ) -> None:
     said: list[str] = []
@@ -235,7 +247,7 @@ async def test_where_notifications_do_not_arrive_the_operator_is_told_and_events
     try:
         # another database of the same server hears nothing, as a pooler in transaction mode does not
         (_, told), (other, _) = await nodes.node(listen_url=nodes.server.url, timeout=1.0), await nodes.node()
-        await other.publish([draft("a")])
+        await other.publish([new_event("a")])
         await told.until("a")
         await until(lambda: any("notifications do not arrive" in line for line in said), "the warning")
     finally:
@@ -246,13 +258,13 @@ async def test_where_notifications_do_not_arrive_the_operator_is_told_and_events
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_log_made_anew_has_a_new_epoch_and_everybody_is_told_once(nodes: Nodes) -> None:
+async def test_a_recreated_history_has_a_new_epoch_reported_once(nodes: Nodes) -> None:
     (one, first), (_, second) = await nodes.node(), await nodes.node()
     before = one.epoch
-    await gatherResults([one.publish([draft()]) for _ in range(5)])
+    await gatherResults([one.publish([new_event()]) for _ in range(5)])
     nodes.run("DROP SCHEMA chatws CASCADE")
     with pytest.raises(Unavailable):
-        await one.publish([draft("nowhere")])
+        await one.publish([new_event("nowhere")])
     with transaction(nodes.url) as cursor:
         apply(cursor, "chatws", migrations())
     event = await published(one, "first")
@@ -273,18 +285,18 @@ RESTORE = """
 """
 #: What a node that knows only the backup appends.
 ANOTHER_WAY = """
-    SELECT chatws.append('[{"e":"another","c":"[\\"*\\"]","d":"{}"},{"e":"another","c":"[\\"*\\"]","d":"{}"}]',
+    SELECT chatws.append_events('[{"e":"another","c":"[\\"*\\"]","d":"{}"},{"e":"another","c":"[\\"*\\"]","d":"{}"}]',
         '', 0, 0, 0, true, false, 0, NULL);
 """
 
 
 @pytest.mark.parametrize("more", ["", ANOTHER_WAY, 2 * ANOTHER_WAY], ids=["shorter", "as long", "longer"])
 @pytest_twisted.ensureDeferred
-async def test_a_log_put_back_from_a_backup_starts_anew(nodes: Nodes, more: str) -> None:
+async def test_a_history_restored_from_a_backup_begins_a_new_epoch(nodes: Nodes, more: str) -> None:
     (one, first), (other, second) = await nodes.node(), await nodes.node()
-    await one.publish([draft("kept")])
+    await one.publish([new_event("kept")])
     nodes.run(BACKUP)
-    await one.publish([draft("lost"), draft("lost")])
+    await one.publish([new_event("lost"), new_event("lost")])
     await until(lambda: len(second.events) == 3, "three events")
     nodes.run(RESTORE + more)
     event = await published(other, "new")
@@ -292,24 +304,22 @@ async def test_a_log_put_back_from_a_backup_starts_anew(nodes: Nodes, more: str)
     await until(lambda: first.names == second.names == ["new"], "the new log's event")
     assert len(first.epochs) == len(second.epochs) == 1
     assert one.epoch == other.epoch
-    assert await one.bounds() == (1, 1)
+    assert await one.offset_range() == (1, 1)
 
 
 @pytest_twisted.ensureDeferred
-async def test_where_the_next_host_has_an_older_log_a_failover_starts_it_anew(
-    nodes: Nodes, request: pytest.FixtureRequest
-) -> None:
+async def test_a_failover_to_an_older_history_begins_a_new_epoch(nodes: Nodes, request: pytest.FixtureRequest) -> None:
     """What an asynchronous standby is, once promoted: the same log without its last events."""
-    standby = server_of(request.config, oldest=True)
+    standby = start_another_server(request)
     there = standby.new_log()
-    epoch = nodes.run("SELECT epoch FROM chatws.log")[0][0]
-    standby.run(f"UPDATE chatws.log SET epoch = '{epoch}'", there)
+    epoch = nodes.run("SELECT epoch FROM chatws.history")[0][0]
+    standby.run(f"UPDATE chatws.history SET epoch = '{epoch}'", there)
     standby.run(f"ALTER DATABASE {there.rpartition('/')[2]} RENAME TO {nodes.name}_standby")
     hosts = f"127.0.0.1:{nodes.server.port},127.0.0.1:{standby.port}"
     nodes.server.run(f"CREATE DATABASE {nodes.name}_standby TEMPLATE {nodes.name}")
     url = f"postgresql://postgres@{hosts}/{nodes.name}_standby?target_session_attrs=read-write"
     broker, told = await nodes.node(url)
-    await gatherResults([broker.publish([draft(f"e{n}")]) for n in range(3)])
+    await gatherResults([broker.publish([new_event(f"e{n}")]) for n in range(3)])
     assert told.offsets == [1, 2, 3]
     nodes.server.kill()
     assert (await published(broker, "on the other")).offset == 1
@@ -319,29 +329,35 @@ async def test_where_the_next_host_has_an_older_log_a_failover_starts_it_anew(
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_operator_can_start_it_anew(nodes: Nodes) -> None:
+async def test_reset_history_begins_a_new_epoch(nodes: Nodes) -> None:
     broker, told = await nodes.node()
-    await broker.publish([draft(key="k")])
-    nodes.run("SELECT chatws.start_over()")
-    await until(lambda: told.epochs, "the new epoch")
-    [receipt] = await broker.publish([draft(key="k")])
+    await broker.publish([new_event(key="k")])
+    epoch = broker.epoch
+    with logged_at() as warnings:
+        nodes.run("SELECT chatws.reset_history()")
+        await until(lambda: told.epochs, "the new epoch")
+    [line] = [line for line in warnings if "was reset" in line]
+    assert f"epoch {epoch} ends at offset 1, epoch {broker.epoch} begins" in line
+    [receipt] = await broker.publish([new_event(key="k")])
     assert (receipt.offset, receipt.duplicate) == (0, True), "its offset meant something in the old log"
     assert (await published(broker, "first")).offset == 1
 
 
-def test_the_lock_is_free_when_a_statement_has_ended_whatever_its_client_does(nodes: Nodes) -> None:
+def test_the_lock_is_released_when_the_client_is_frozen(nodes: Nodes) -> None:
     """A client that is frozen once it has asked holds nothing: the answer fits into the socket's buffers."""
     nodes.run("SELECT chatws.publish('e', '{\"a\":\"' || repeat('x', 900000) || '\"}', '\"everyone\"')")
     asking = psycopg2.connect(nodes.url, async_=True)
     _wait(asking)
-    epoch = nodes.run("SELECT epoch FROM chatws.log")[0][0]
-    drafts = ",".join(f'{{"e":"e{n}","c":"[\\"*\\"]","d":"{{}}","k":"k{n % 2}"}}' for n in range(1000))
-    asking.cursor().execute("SELECT chatws.append(%s, %s, 0, 0, 0, true, true, 1, NULL)", (f"[{drafts}]", epoch))
+    epoch = nodes.run("SELECT epoch FROM chatws.history")[0][0]
+    new_events = ",".join(f'{{"e":"e{n}","c":"[\\"*\\"]","d":"{{}}","k":"k{n % 2}"}}' for n in range(1000))
+    asking.cursor().execute(
+        "SELECT chatws.append_events(%s, %s, 0, 0, 0, true, true, 1, NULL)", (f"[{new_events}]", epoch)
+    )
     while asking.poll() == psycopg2.extensions.POLL_WRITE:
         select.select([], [asking.fileno()], [])
     # it reads nothing any more
     poll_until(lambda: nodes.run("SELECT count(*) FROM chatws.events") == [(3,)], "the statement to end")
-    answer = nodes.run(f"SELECT chatws.append('[]', '{epoch}', 0, 0, 0, true, true, 1, NULL)")
+    answer = nodes.run(f"SELECT chatws.append_events('[]', '{epoch}', 0, 0, 0, true, true, 1, NULL)")
     assert '"epoch"' in answer[0][0]
     asking.close()
 

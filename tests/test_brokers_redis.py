@@ -11,11 +11,12 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import globalLogPublisher
 
-from chatws.brokers import open_broker
-from chatws.brokers.contract import Bounds, Broker, Event
-from chatws.errors import OperatorError, Unavailable
-from tests.contracts.test_broker_contract import Recorder, draft
+from chatws.brokers.factory import open_broker
+from chatws.brokers.interface import Broker, Event, Retention
+from chatws.errors import ConfigError, Unavailable
+from tests.contracts.test_broker_contract import Recorder, new_event
 from tests.contracts.test_shared_broker_contract import DEADLINE, until, until_told
+from tests.log_lines import logged_at
 from tests.postgres import ForgetfulFirewall
 from tests.redis import RedisServer, redis
 from tests.requirements import needs
@@ -35,25 +36,25 @@ class Nodes:
     def __init__(self) -> None:
         self.brokers: list[Broker] = []
 
-    def make(self, url: str, bounds: Bounds | None = None, **options: Any) -> Broker:
+    def make(self, url: str, retention: Retention | None = None, **options: Any) -> Broker:
         from twisted.internet import reactor
 
         options.setdefault("timeout", PATIENCE)
-        broker = open_broker(url, bounds or Bounds(), reactor=reactor, **options)
+        broker = open_broker(url, retention or Retention(), reactor=reactor, **options)
         self.brokers.append(broker)
         return broker
 
-    async def open(self, url: str, bounds: Bounds | None = None, **options: Any) -> tuple[Broker, Recorder]:
-        """One that is started. With little time it may find no answer; whoever has started it starts it again."""
+    async def open(self, url: str, retention: Retention | None = None, **options: Any) -> tuple[Broker, Recorder]:
+        """One that is started. With little time it may find no answer, and the test starts it again."""
         from twisted.internet import reactor
 
         end = reactor.seconds() + DEADLINE
         while True:
-            broker, recorder = self.make(url, bounds, **options), Recorder()
+            broker, recorder = self.make(url, retention, **options), Recorder()
             try:
                 await broker.start(recorder)
                 return broker, recorder
-            except OperatorError:
+            except ConfigError:
                 if options.get("timeout", PATIENCE) >= PATIENCE or reactor.seconds() > end:
                     raise
 
@@ -67,7 +68,7 @@ async def nodes() -> AsyncIterator[Nodes]:
     yield nodes
     for broker in nodes.brokers:
         await broker.stop()
-    left = [call for call in reactor.getDelayedCalls() if call not in before and "redis" in str(call)]
+    left = [batch for batch in reactor.getDelayedCalls() if batch not in before and "redis" in str(batch)]
     assert left == []
 
 
@@ -106,7 +107,7 @@ async def publish_when_possible(broker: Broker, name: str, key: str | None = Non
     end = reactor.seconds() + DEADLINE
     while True:
         try:
-            [event] = await broker.publish([draft(name, key=key)])
+            [event] = await broker.publish([new_event(name, key=key)])
             return event
         except Unavailable:
             assert reactor.seconds() < end, f"waited {DEADLINE:g} s in vain for {name} to be taken"
@@ -125,30 +126,31 @@ async def unavailable(*attempts: Deferred[Any]) -> None:
 @pytest_twisted.ensureDeferred
 async def test_all_keys_are_in_one_slot_and_those_of_idempotency_expire(redis: RedisServer, nodes: Nodes) -> None:
     broker, _ = await nodes.open(f"{redis.url}?prefix=shop.1")
-    await broker.publish([draft(key="order 7"), draft(key="é")])
+    await broker.publish([new_event(key="order 7"), new_event(key="é")])
     await broker.lease("a", {1: 1}, 60)
     names = sorted(redis.run("KEYS", "*shop.1*"))
     assert names == sorted(
-        f"{{shop.1}}:{name}".encode() for name in ("head", "log", "nodes", "users", "node:a", "key:order 7", "key:é")
+        f"{{shop.1}}:2:{name}".encode()
+        for name in ("head", "history", "nodes", "users", "node:a", "key:order 7", "key:é")
     )
-    assert 590 <= redis.run("TTL", "{shop.1}:key:order 7") <= 600
+    assert 590 <= redis.run("TTL", "{shop.1}:2:key:order 7") <= 600
 
 
 @pytest_twisted.ensureDeferred
-async def test_logs_with_other_prefixes_or_databases_do_not_meet(redis: RedisServer, nodes: Nodes) -> None:
+async def test_histories_with_other_prefixes_or_databases_are_separate(redis: RedisServer, nodes: Nodes) -> None:
     logs = [await nodes.open(f"{redis.url}{rest}") for rest in ("?prefix=m1", "?prefix=m2", "/3?prefix=m3")]
     for broker, _ in logs:
-        await broker.publish([draft(key="same")])
+        await broker.publish([new_event(key="same")])
         await broker.lease("same", {1: 1}, 5)
     assert [recorder.offsets for _, recorder in logs] == [[1], [1], [1]]
-    assert redis.run("EXISTS", "{m3}:log") == 0
+    assert redis.run("EXISTS", "{m3}:2:history") == 0
 
 
 @pytest_twisted.ensureDeferred
-async def test_redis_own_clock_counts_unless_told_otherwise(redis: RedisServer, nodes: Nodes) -> None:
+async def test_event_times_are_redis_s_clock_by_default(redis: RedisServer, nodes: Nodes) -> None:
     broker, _ = await nodes.open(redis.url_for("clock"))
     before = _time(redis)
-    [event] = await broker.publish([draft()])
+    [event] = await broker.publish([new_event()])
     assert before <= event.time <= _time(redis)
     [again] = await broker.read(0, 1)
     assert again.time == event.time
@@ -160,39 +162,41 @@ def _time(redis: RedisServer) -> float:
 
 
 @pytest_twisted.ensureDeferred
-async def test_scripts_that_redis_has_forgotten_are_sent_again(redis: RedisServer, nodes: Nodes) -> None:
+async def test_flushed_scripts_are_loaded_again(redis: RedisServer, nodes: Nodes) -> None:
     broker, recorder = await nodes.open(redis.url_for("scripts"))
     for _ in range(2):
         redis.run("SCRIPT", "FLUSH")
-        await gatherResults([broker.publish([draft()]), broker.bounds(), broker.online()])
+        await gatherResults([broker.publish([new_event()]), broker.offset_range(), broker.online()])
     assert recorder.offsets == [1, 2]
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_others_say_on_the_channel_disturbs_nobody(redis: RedisServer, nodes: Nodes) -> None:
+async def test_foreign_messages_on_the_channel_are_ignored(redis: RedisServer, nodes: Nodes) -> None:
     broker, recorder = await nodes.open(f"{redis.url}?prefix=noise")
     for noise in (b"", b"hello", b'{"a":1}\n', b"\xff\n", b'["e",1]\n', b"[]"):
         redis.run("PUBLISH", "{noise}:events", noise)
-    await broker.publish([draft("heard")])
+    await broker.publish([new_event("heard")])
     other, _ = await nodes.open(f"{redis.url}?prefix=noise")
-    await other.publish([draft("also")])
+    await other.publish([new_event("also")])
     await until_told(recorder, 2)
     assert recorder.names == ["heard", "also"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_batch_whose_copy_comes_first_is_told_once(redis: RedisServer, nodes: Nodes) -> None:
+async def test_a_batch_whose_copy_precedes_the_response_is_delivered_once(redis: RedisServer, nodes: Nodes) -> None:
     broker, recorder = await nodes.open(redis.url_for("copies"))
-    follower = broker._follower  # type: ignore[attr-defined]
-    answered, arrivals = follower.answered, []
+    consumer = broker._consumer  # type: ignore[attr-defined]
+    answered, arrivals = consumer.answered, []
 
     def later(*arguments: Any) -> None:
         """Let the answer wait until the copy is here."""
         arrivals.append(Deferred.fromCoroutine(until(lambda: len(recorder.events) >= 3, "the copy")))
         arrivals[-1].addCallback(lambda _: answered(*arguments))
 
-    follower.answered = later
-    receipts = await broker.publish([draft("a", key="k"), draft("b", key="k"), draft("t", transient=True), draft("c")])
+    consumer.answered = later
+    receipts = await broker.publish(
+        [new_event("a", key="k"), new_event("b", key="k"), new_event("t", transient=True), new_event("c")]
+    )
     assert [(event.offset, event.duplicate, event.delivered) for event in receipts] == [
         (1, False, 7),
         (1, True, 0),
@@ -202,24 +206,44 @@ async def test_a_batch_whose_copy_comes_first_is_told_once(redis: RedisServer, n
     assert recorder.names == ["a", "t", "c"]
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_history_of_format_1_is_set_aside_with_a_warning(
+    server: Callable[..., RedisServer], nodes: Nodes
+) -> None:
+    one = server()
+    one.run("HSET", "{chatws}:head", "epoch", "earlier", "seq", 9, "last", 7, "tip", "b9", "size", 2, "oldest", "5.0")
+    one.run("XADD", "{chatws}:log", "7-0", "h", "5.0 2 b9", "e", b"\x94")
+    with logged_at() as warnings:
+        broker, recorder = await nodes.open(one.url)
+    assert any("history at the Redis key {chatws}:head is of an earlier version" in line for line in warnings)
+    assert broker.epoch != "earlier"
+    assert [event.offset for event in await broker.publish([new_event()])] == [1]
+    assert recorder.offsets == [1]
+    assert one.run("HGET", "{chatws}:head", "last") == b"7"
+    assert one.run("XLEN", "{chatws}:log") == 1
+    with logged_at() as warnings:
+        await nodes.open(one.url)
+    assert not any("earlier version" in line for line in warnings)
+
+
 # Trimming
 
 
 @pytest_twisted.ensureDeferred
-async def test_much_that_is_due_goes_in_portions_without_another_publish(redis: RedisServer, nodes: Nodes) -> None:
+async def test_many_expired_events_are_trimmed_in_steps_without_a_publish(redis: RedisServer, nodes: Nodes) -> None:
     url = redis.url_for("portions")
-    broker, _ = await nodes.open(url, Bounds(events=0, seconds=0, size=0))
-    await broker.publish([draft(data=b"12345") for _ in range(5000)])
-    narrow, _ = await nodes.open(url, Bounds(events=10))
-    await narrow.publish([draft(data=b"123")])
+    broker, _ = await nodes.open(url, Retention(events=0, seconds=0, size=0))
+    await broker.publish([new_event(data=b"12345") for _ in range(5000)])
+    narrow, _ = await nodes.open(url, Retention(events=10))
+    await narrow.publish([new_event(data=b"123")])
     found: list[tuple[int, int]] = []
 
     def look() -> bool:
-        narrow.bounds().addCallback(found.append)
+        narrow.offset_range().addCallback(found.append)
         return bool(found) and found[-1] == (4992, 5001)
 
     await until(look, "the rest to be trimmed")
-    head = redis.run("HGETALL", f"{{{_prefix(url)}}}:head")
+    head = redis.run("HGETALL", f"{{{_prefix(url)}}}:2:head")
     facts = dict(zip(head[::2], head[1::2], strict=True))
     assert int(facts[b"size"]) == 9 * 5 + 3
 
@@ -229,16 +253,16 @@ def _prefix(url: str) -> str:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_is_too_old_goes_a_few_at_a_time(redis: RedisServer, nodes: Nodes) -> None:
+async def test_expired_events_are_trimmed_in_small_steps(redis: RedisServer, nodes: Nodes) -> None:
     clock = Clock()
     clock.advance(1_800_000_000)
-    broker, _ = await nodes.open(redis.url_for("old"), Bounds(seconds=60.0), now=clock.seconds)
-    await broker.publish([draft() for _ in range(100)])
+    broker, _ = await nodes.open(redis.url_for("old"), Retention(seconds=60.0), now=clock.seconds)
+    await broker.publish([new_event() for _ in range(100)])
     clock.advance(61)
-    await broker.publish([draft()])
-    assert await broker.bounds() == (65, 101)
-    await broker.publish([draft()])
-    assert await broker.bounds() == (101, 102)
+    await broker.publish([new_event()])
+    assert await broker.offset_range() == (65, 101)
+    await broker.publish([new_event()])
+    assert await broker.offset_range() == (101, 102)
 
 
 # A Redis that has lost data
@@ -251,23 +275,39 @@ async def test_a_restart_without_data_begins_one_new_epoch_for_all(
     one = server()
     opened = [await nodes.open(one.url) for _ in range(2)]
     epoch = opened[0][0].epoch
-    await opened[0][0].publish([draft("before")])
+    await opened[0][0].publish([new_event("before")])
     await until_told(opened[1][1], 1)
-    one.kill()
-    one.start()
-    event = await publish_when_possible(opened[0][0], "after")
-    assert event.offset == 1
+    with logged_at() as warnings:
+        one.kill()
+        one.start()
+        event = await publish_when_possible(opened[0][0], "after")
+        assert event.offset == 1
+        for _, recorder in opened:
+            await until(lambda recorder=recorder: "after" in recorder.names, "the event")  # type: ignore[misc]
+    lost = f"Redis has lost the event history: epoch {epoch} ends at offset 1, epoch {opened[0][0].epoch} begins"
+    assert len([line for line in warnings if line.startswith(lost)]) == 2
     for broker, recorder in opened:
-        await until(lambda recorder=recorder: "after" in recorder.names, "the event")  # type: ignore[misc]
         assert recorder.names == ["before", "after"]
         assert recorder.epochs == [broker.epoch] != [epoch]
     assert opened[0][0].epoch == opened[1][0].epoch
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_log_that_was_flushed_is_noticed_though_nobody_publishes(
+async def test_a_redis_without_a_log_is_logged_by_the_node_that_begins_one(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
+    one = server()
+    with logged_at() as warnings:
+        broker, _ = await nodes.open(one.url)
+        await nodes.open(one.url)
+    assert [line for line in warnings if "holds no history" in line] == [
+        f"Redis holds no history in this format, a new one begins: epoch {broker.epoch}; if there was one before, "
+        "Redis has lost it, and pages reload"
+    ]
+
+
+@pytest_twisted.ensureDeferred
+async def test_a_flushed_history_is_noticed_without_a_publish(server: Callable[..., RedisServer], nodes: Nodes) -> None:
     one = server()
     opened = [await nodes.open(one.url, timeout=TIMEOUT) for _ in range(2)]
     await publish_when_possible(opened[0][0], "before")
@@ -285,9 +325,9 @@ async def test_a_log_that_was_flushed_takes_no_event_of_the_old_epoch(
 ) -> None:
     one = server()
     broker, recorder = await nodes.open(one.url, timeout=60)  # so that the publish is the first to notice
-    await broker.publish([draft()])
+    await broker.publish([new_event()])
     one.run("FLUSHALL")
-    await unavailable(broker.publish([draft("refused")]))
+    await unavailable(broker.publish([new_event("refused")]))
     await until(lambda: recorder.epochs, "a new epoch")
     assert (await publish_when_possible(broker, "taken")).offset == 1
     assert recorder.names == ["new_message", "taken"]
@@ -299,22 +339,20 @@ async def test_a_redis_that_went_back_in_time_begins_a_new_epoch_and_reuses_no_o
 ) -> None:
     one = server()
     broker, recorder = await nodes.open(one.url, timeout=60)
-    await broker.publish([draft("a"), draft("b")])
+    await broker.publish([new_event("a"), new_event("b")])
     past = _snapshot(one)
-    await broker.publish([draft("lost")])
+    await broker.publish([new_event("lost")])
     epoch = broker.epoch
     _restore(one, past)
-    await unavailable(broker.publish([draft("refused")]))
+    await unavailable(broker.publish([new_event("refused")]))
     await until(lambda: recorder.epochs, "a new epoch")
     assert broker.epoch != epoch
     assert (await publish_when_possible(broker, "taken")).offset == 1
-    assert await broker.bounds() == (1, 1)
+    assert await broker.offset_range() == (1, 1)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_redis_that_went_back_and_on_with_others_is_recognised(
-    server: Callable[..., RedisServer], nodes: Nodes
-) -> None:
+async def test_a_redis_restored_from_a_snapshot_is_detected(server: Callable[..., RedisServer], nodes: Nodes) -> None:
     one = server()
     broker, recorder = await nodes.open(one.url, timeout=TIMEOUT)
     for name in "ab":
@@ -322,7 +360,7 @@ async def test_a_redis_that_went_back_and_on_with_others_is_recognised(
     past = _snapshot(one)
     await publish_when_possible(broker, "lost", key="lost")
     one.silence()
-    await until(lambda: not broker._keeper.is_ready, "the node to notice")  # type: ignore[attr-defined]
+    await until(lambda: not broker._sessions.is_ready, "the node to notice")  # type: ignore[attr-defined]
     one.resume()
     # a node that knows nothing of the lost event is quicker, and its events take the lost one's place and more
     _restore(one, past)
@@ -351,9 +389,9 @@ async def test_a_key_of_an_epoch_that_is_over_is_still_a_duplicate(
 ) -> None:
     one = server()
     broker, recorder = await nodes.open(one.url, timeout=60)
-    await broker.publish([draft("a"), draft("b", key="k")])
-    one.run("DEL", "{chatws}:head")
-    await unavailable(broker.publish([draft("refused")]))
+    await broker.publish([new_event("a"), new_event("b", key="k")])
+    one.run("DEL", "{chatws}:2:head")
+    await unavailable(broker.publish([new_event("refused")]))
     await until(lambda: recorder.epochs, "a new epoch")
     again = await publish_when_possible(broker, "b", key="k")
     assert (again.offset, again.duplicate) == (0, True)
@@ -367,9 +405,9 @@ async def test_a_restart_that_keeps_its_data_is_no_new_epoch(server: Callable[..
     one = server(persistent=True)
     broker, recorder = await nodes.open(one.url)
     other, heard = await nodes.open(one.url)
-    await broker.publish([draft("a", key="k")])
+    await broker.publish([new_event("a", key="k")])
     one.kill()
-    await unavailable(broker.publish([draft("refused")]), broker.bounds(), broker.read(0, 1), broker.online())
+    await unavailable(broker.publish([new_event("refused")]), broker.offset_range(), broker.read(0, 1), broker.online())
     one.start()
     again = await publish_when_possible(other, "a", key="k")
     assert (again.offset, again.duplicate) == (1, True)
@@ -387,13 +425,13 @@ async def test_a_node_that_is_cut_off_without_a_word_notices_and_catches_up(redi
     url = redis.url_for("cut off")
     far, recorder = await nodes.open(url.replace(str(redis.port), str(firewall.port)), timeout=TIMEOUT)
     near, _ = await nodes.open(url)
-    await near.publish([draft("a")])
+    await near.publish([new_event("a")])
     await until_told(recorder, 1)
     firewall.closed = True
     firewall.forget()
-    await unavailable(far.publish([draft("unheard", key="k")]))
+    await unavailable(far.publish([new_event("unheard", key="k")]))
     for number in range(20):
-        await near.publish([draft(f"b{number}"), draft("passing", transient=True)])
+        await near.publish([new_event(f"b{number}"), new_event("passing", transient=True)])
     assert recorder.names == ["a"]
     firewall.closed = False
     await until_told(recorder, 21)
@@ -404,7 +442,7 @@ async def test_a_node_that_is_cut_off_without_a_word_notices_and_catches_up(redi
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_event_whose_answer_was_lost_is_told_once_and_its_key_is_known(
+async def test_an_event_with_a_lost_response_is_delivered_once_and_keeps_its_key(
     redis: RedisServer, nodes: Nodes
 ) -> None:
     from twisted.internet import reactor
@@ -414,7 +452,7 @@ async def test_an_event_whose_answer_was_lost_is_told_once_and_its_key_is_known(
     far, recorder = await nodes.open(url.replace(str(redis.port), str(firewall.port)), timeout=TIMEOUT)
     _, heard = await nodes.open(url, timeout=TIMEOUT)
     firewall.forget_answers()
-    await unavailable(far.publish([draft("stored", key="k")]))
+    await unavailable(far.publish([new_event("stored", key="k")]))
     await until_told(heard, 1)
     again = await publish_when_possible(far, "stored", key="k")
     assert (again.offset, again.duplicate) == (1, True)
@@ -424,15 +462,13 @@ async def test_an_event_whose_answer_was_lost_is_told_once_and_its_key_is_known(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_redis_that_stands_still_is_given_up_in_time_and_taken_up_again(
-    server: Callable[..., RedisServer], nodes: Nodes
-) -> None:
+async def test_a_frozen_redis_fails_in_time_and_is_used_again(server: Callable[..., RedisServer], nodes: Nodes) -> None:
     one = server()
     broker, recorder = await nodes.open(one.url, timeout=TIMEOUT)
     one.silence()
-    publishing = [broker.publish([draft(f"e{n}", key=f"k{n}")]) for n in range(3)]
+    publishing = [broker.publish([new_event(f"e{n}", key=f"k{n}")]) for n in range(3)]
     await unavailable(*publishing)
-    await unavailable(broker.publish([draft()]), broker.bounds())
+    await unavailable(broker.publish([new_event()]), broker.offset_range())
     one.resume()
     for number in range(3):
         await publish_when_possible(broker, f"e{number}", key=f"k{number}")
@@ -445,38 +481,38 @@ async def test_an_idle_node_notices_that_redis_stands_still(server: Callable[...
     one = server()
     broker, _ = await nodes.open(one.url, timeout=TIMEOUT)
     one.silence()
-    await until(lambda: not broker._keeper.is_ready, "the node to notice")  # type: ignore[attr-defined]
+    await until(lambda: not broker._sessions.is_ready, "the node to notice")  # type: ignore[attr-defined]
     one.resume()
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_full_redis_refuses_and_goes_on_when_there_is_room(
+async def test_a_full_redis_rejects_events_until_there_is_room(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
     one = server()
     broker, recorder = await nodes.open(one.url)
-    await broker.publish([draft("a")])
+    await broker.publish([new_event("a")])
     one.run("CONFIG", "SET", "maxmemory", "1")
-    await unavailable(broker.publish([draft("refused")]), broker.publish([draft("typing", transient=True)]))
-    assert await broker.bounds() == (1, 1)
+    await unavailable(broker.publish([new_event("refused")]), broker.publish([new_event("typing", transient=True)]))
+    assert await broker.offset_range() == (1, 1)
     assert [event.name for event in await broker.read(0, 5)] == ["a"]
     one.run("CONFIG", "SET", "maxmemory", "0")
-    await broker.publish([draft("b")])
+    await broker.publish([new_event("b")])
     assert recorder.names == ["a", "b"]
 
 
 @pytest_twisted.ensureDeferred
-async def test_in_a_full_redis_what_is_due_still_goes(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+async def test_a_full_redis_still_trims_expired_events(server: Callable[..., RedisServer], nodes: Nodes) -> None:
     one = server()
     clock = Clock()
     clock.advance(1_800_000_000)
-    broker, _ = await nodes.open(one.url, Bounds(seconds=60.0), now=clock.seconds)
-    await broker.publish([draft() for _ in range(5)])
+    broker, _ = await nodes.open(one.url, Retention(seconds=60.0), now=clock.seconds)
+    await broker.publish([new_event() for _ in range(5)])
     one.run("CONFIG", "SET", "maxmemory", "1")
     clock.advance(61)
-    await unavailable(broker.publish([draft("refused")]))
-    await until(lambda: one.run("XLEN", "{chatws}:log") == 0, "room")
-    assert await broker.bounds() == (6, 5)
+    await unavailable(broker.publish([new_event("refused")]))
+    await until(lambda: one.run("XLEN", "{chatws}:2:history") == 0, "room")
+    assert await broker.offset_range() == (6, 5)
 
 
 @pytest_twisted.ensureDeferred
@@ -486,9 +522,9 @@ async def test_a_redis_that_lacks_replicas_refuses_without_losing_anything(
     one = server()
     broker, recorder = await nodes.open(one.url)
     one.run("CONFIG", "SET", "min-replicas-to-write", "1")
-    await unavailable(broker.publish([draft("refused")]))
+    await unavailable(broker.publish([new_event("refused")]))
     one.run("CONFIG", "SET", "min-replicas-to-write", "0")
-    await broker.publish([draft("a")])
+    await broker.publish([new_event("a")])
     assert recorder.offsets == [1]
 
 
@@ -498,10 +534,10 @@ async def test_a_master_that_became_a_replica_is_left_until_it_is_one_again(
 ) -> None:
     one = server()
     broker, recorder = await nodes.open(one.url)
-    await broker.publish([draft("a")])
+    await broker.publish([new_event("a")])
     one.run("REPLICAOF", "127.0.0.1", "1")
-    await unavailable(broker.publish([draft("refused")]))
-    await until(lambda: not broker._keeper.is_ready, "the node to leave")  # type: ignore[attr-defined]
+    await unavailable(broker.publish([new_event("refused")]))
+    await until(lambda: not broker._sessions.is_ready, "the node to leave")  # type: ignore[attr-defined]
     one.run("REPLICAOF", "NO", "ONE")
     assert (await publish_when_possible(broker, "b")).offset == 2
     assert recorder.names == ["a", "b"]
@@ -512,7 +548,7 @@ async def test_a_subscriber_that_redis_dropped_misses_nothing(redis: RedisServer
     url = redis.url_for("dropped")
     broker, _ = await nodes.open(url)
     other, recorder = await nodes.open(url)
-    await broker.publish([draft("a")])
+    await broker.publish([new_event("a")])
     await until_told(recorder, 1)
     redis.run("CLIENT", "KILL", "TYPE", "pubsub")
     await publish_when_possible(broker, "b")
@@ -525,9 +561,9 @@ async def test_a_subscriber_that_redis_dropped_misses_nothing(redis: RedisServer
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_redis_that_is_not_there_is_an_operators_matter(nodes: Nodes) -> None:
+async def test_an_absent_redis_is_a_configuration_error(nodes: Nodes) -> None:
     broker = nodes.make("redis://:hunter2@127.0.0.1:1", timeout=0.3)
-    with pytest.raises(OperatorError, match=r"127\.0\.0\.1:1 cannot be used") as caught:
+    with pytest.raises(ConfigError, match=r"127\.0\.0\.1:1 cannot be used") as caught:
         await broker.start(Recorder())
     assert "hunter2" not in str(caught.value)
 
@@ -542,7 +578,7 @@ async def test_a_start_waits_a_moment_for_a_redis_that_is_starting_too(
     starting = broker.start(Recorder())
     one.start(wait=False)
     await starting
-    await broker.publish([draft()])
+    await broker.publish([new_event()])
 
 
 @pytest_twisted.ensureDeferred
@@ -550,7 +586,7 @@ async def test_a_broker_stopped_while_it_starts_leaves_nothing(nodes: Nodes) -> 
     broker = nodes.make("redis://127.0.0.1:1", timeout=30)
     starting = broker.start(Recorder())
     await broker.stop()
-    with pytest.raises(OperatorError):
+    with pytest.raises(ConfigError):
         await starting
 
 
@@ -559,7 +595,7 @@ async def test_a_broker_stops_while_redis_is_silent(server: Callable[..., RedisS
     one = server()
     broker, _ = await nodes.open(one.url, timeout=TIMEOUT)
     one.silence()
-    publishing = broker.publish([draft()])
+    publishing = broker.publish([new_event()])
     stopping = broker.stop()
     await unavailable(publishing)
     await stopping
@@ -567,16 +603,16 @@ async def test_a_broker_stops_while_redis_is_silent(server: Callable[..., RedisS
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_password_is_asked_for_and_never_told(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+async def test_a_redis_password_is_required_and_never_logged(server: Callable[..., RedisServer], nodes: Nodes) -> None:
     one = server()
     one.run("CONFIG", "SET", "requirepass", "s3cret")
     for userinfo in ("", ":wrong-pass@", "nobody:wrong-pass@"):
         broker = nodes.make(one.url.replace("//", f"//{userinfo}"))
-        with pytest.raises(OperatorError, match=r"NOAUTH|WRONGPASS") as caught:
+        with pytest.raises(ConfigError, match=r"NOAUTH|WRONGPASS") as caught:
             await broker.start(Recorder())
         assert "wrong-pass" not in str(caught.value)
     broker, _ = await nodes.open(one.url.replace("//", "//:s3cret@"))
-    await broker.publish([draft()])
+    await broker.publish([new_event()])
 
 
 #: As docs/operations.md has it.
@@ -592,14 +628,14 @@ async def test_a_user_with_the_documented_rights_can_do_everything(
 ) -> None:
     one = server()
     one.run("ACL", "SETUSER", "chat", "on", ">pw", *ACL.split())
-    broker, recorder = await nodes.open(one.url.replace("//", "//chat:pw@"), Bounds(events=2))
-    await broker.publish([draft(key="k"), draft(), draft(), draft(transient=True)])
+    broker, recorder = await nodes.open(one.url.replace("//", "//chat:pw@"), Retention(events=2))
+    await broker.publish([new_event(key="k"), new_event(), new_event(), new_event(transient=True)])
     await broker.lease("a", {1: 1}, 60)
     assert await broker.online() == [1]
     assert len(await broker.read(0, 10)) == 2
     assert recorder.offsets == [1, 2, 3, 0]
     other = nodes.make(one.url.replace("//", "//chat:pw@") + "?prefix=forbidden")
-    with pytest.raises(OperatorError, match=r"NOPERM|permission"):
+    with pytest.raises(ConfigError, match=r"NOPERM|permission"):
         await other.start(Recorder())
 
 
@@ -614,11 +650,11 @@ async def test_a_redis_that_may_evict_the_log_is_warned_of(
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_unix_socket_leads_there_too(server: Callable[..., RedisServer], nodes: Nodes) -> None:
+async def test_redis_is_reachable_by_a_unix_socket(server: Callable[..., RedisServer], nodes: Nodes) -> None:
     one = server("--unixsocket", "redis.sock")
     broker, _ = await nodes.open(f"redis+unix://{one.directory}/redis.sock?db=2&prefix=u")
-    await broker.publish([draft()])
-    assert redis_keys(one, 2) == [b"{u}:head", b"{u}:log"]
+    await broker.publish([new_event()])
+    assert redis_keys(one, 2) == [b"{u}:2:head", b"{u}:2:history"]
 
 
 def redis_keys(server: RedisServer, db: int) -> Sequence[bytes]:

@@ -10,9 +10,9 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
-from chatws.brokers.contract import Broker, Event
+from chatws.brokers.interface import Broker, Event
 from chatws.errors import Unavailable
-from tests.contracts.test_broker_contract import Recorder, draft
+from tests.contracts.test_broker_contract import Recorder, new_event
 from tests.contracts.test_shared_broker_contract import DEADLINE, until_told
 from tests.postgres import ForgetfulFirewall
 from tests.redis import RedisServer
@@ -42,7 +42,7 @@ class Chaos:
         self.publishing = PUBLISHERS
 
     async def publish(self, name: str) -> None:
-        """As a backend does: each event until somebody takes it, with the same key, at whichever node."""
+        """As a backend does: it sends each event with the same key, to any node, until one accepts it."""
         from twisted.internet import reactor
 
         end = reactor.seconds() + 6 * DEADLINE
@@ -54,8 +54,8 @@ class Chaos:
                 assert reactor.seconds() < end, f"{key} was not taken"
                 broker = self.random.choice(self.brokers)
                 try:
-                    passing = draft(f"{key}.{attempt}", transient=True)
-                    _, receipt = await broker.publish([passing, draft(key, key=key)])
+                    passing = new_event(f"{key}.{attempt}", transient=True)
+                    _, receipt = await broker.publish([passing, new_event(key, key=key)])
                     self.acknowledged[key] = receipt.offset
                 except Unavailable:
                     await deferLater(reactor, 0.02)
@@ -90,7 +90,7 @@ class Chaos:
 
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest_twisted.ensureDeferred
-async def test_whatever_happens_every_node_is_told_of_every_event_once_and_in_order(
+async def test_random_faults_keep_delivery_once_and_in_order_on_every_node(
     server: Callable[..., RedisServer], nodes: Nodes, seed: int
 ) -> None:
     from twisted.internet import reactor

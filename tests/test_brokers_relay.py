@@ -9,18 +9,18 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.brokers import relay as relay_module
-from chatws.brokers.contract import Audience, Bounds, Draft, Event
-from chatws.brokers.exchange import HIGH, STUCK, Exchange
+from chatws.brokers.interface import Audience, Event, NewEvent, Retention
 from chatws.brokers.memory import MemoryBroker
-from chatws.brokers.relay import RelayBroker
-from chatws.channel import Channel
-from chatws.errors import OperatorError, Unavailable
+from chatws.errors import ConfigError, Unavailable
+from chatws.workers import ipc_broker as relay_module
+from chatws.workers.broker_server import HIGH, STUCK, BrokerServer
+from chatws.workers.ipc import IpcConnection
+from chatws.workers.ipc_broker import IpcBroker
 from tests.fakes_channel import FakePipe
 
 
-def draft(name: str, size: int = 2, **options: Any) -> Draft:
-    return Draft(name, Audience(("conversation:1",)), b"x" * size, **options)
+def new_event(name: str, size: int = 2, **options: Any) -> NewEvent:
+    return NewEvent(name, Audience(("conversation:1",)), b"x" * size, **options)
 
 
 class Listener:
@@ -47,15 +47,15 @@ class Worker:
     :ivar reads: whether it reads what the exchange sends; otherwise the exchange's transport is full.
     """
 
-    def __init__(self, exchange: Exchange, name: str) -> None:
+    def __init__(self, exchange: BrokerServer, name: str) -> None:
         self.listener = Listener()
         self.reads = True
         self.theirs = exchange.channel(name)
         self.to_exchange, self.to_worker = FakePipe(), FakePipe()
-        self.broker = RelayBroker(self._connect)
+        self.broker = IpcBroker(self._connect)
         self.started = self.broker.start(self.listener)
 
-    def _connect(self, channel: Channel) -> None:
+    def _connect(self, channel: IpcConnection) -> None:
         self.ours = channel
         channel.makeConnection(self.to_exchange)
         self.theirs.makeConnection(self.to_worker)
@@ -94,8 +94,8 @@ class RelayTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.given_up: list[str] = []
-        self.log = MemoryBroker(Bounds(), self.clock.seconds)
-        self.exchange = Exchange(self.log, self.given_up.append, self.clock)
+        self.log = MemoryBroker(Retention(), self.clock.seconds)
+        self.exchange = BrokerServer(self.log, self.given_up.append, self.clock)
         self.successResultOf(self.exchange.start())
         self.workers: list[Worker] = []
         self.a, self.b = self.worker("a"), self.worker("b")
@@ -117,8 +117,10 @@ class RelayTestCase(SynchronousTestCase):
 
 
 class EventTests(RelayTestCase):
-    def test_what_one_publishes_all_are_told_of_in_one_order(self) -> None:
-        publishing = [(self.a, self.b)[n % 2].broker.publish([draft(f"{n}.1"), draft(f"{n}.2")]) for n in range(6)]
+    def test_all_workers_receive_events_in_one_order(self) -> None:
+        publishing = [
+            (self.a, self.b)[n % 2].broker.publish([new_event(f"{n}.1"), new_event(f"{n}.2")]) for n in range(6)
+        ]
         self.settle()
         receipts = [self.successResultOf(one) for one in publishing]
         self.assertEqual(self.a.listener.events, self.b.listener.events)
@@ -127,42 +129,42 @@ class EventTests(RelayTestCase):
             self.assertEqual([event.name for event in events], [f"{number}.1", f"{number}.2"])
             self.assertEqual([event.delivered for event in events], [3, 3])
 
-    def test_the_publisher_hears_after_its_own_listener(self) -> None:
+    def test_a_publish_is_acknowledged_after_its_worker_s_listener(self) -> None:
         order: list[str] = []
         self.a.listener.deliver = lambda events: order.append("told")  # type: ignore[method-assign]
-        self.a.broker.publish([draft("x")]).addCallback(lambda events: order.append("published"))
+        self.a.broker.publish([new_event("x")]).addCallback(lambda events: order.append("published"))
         self.settle()
         self.assertEqual(order, ["told", "published"])
 
-    def test_events_that_come_together_with_an_answer_are_told_before_it_if_they_were_sent_before(self) -> None:
+    def test_events_sent_before_a_response_are_delivered_before_it(self) -> None:
         order: list[str] = []
         self.a.listener.deliver = lambda events: order.append("told")  # type: ignore[method-assign]
-        self.b.broker.publish([draft("x")])
+        self.b.broker.publish([new_event("x")])
         self.b.pump()
-        self.a.broker.bounds().addCallback(lambda bounds: order.append(f"up to {bounds[1]}"))
+        self.a.broker.offset_range().addCallback(lambda offsets: order.append(f"up to {offsets[1]}"))
         self.a.pump()
         self.assertEqual(order, ["told", "up to 1"])
 
-    def test_one_who_has_not_begun_is_told_nothing(self) -> None:
+    def test_a_worker_that_has_not_started_receives_nothing(self) -> None:
         pipe = FakePipe()
         self.exchange.channel("early").makeConnection(pipe)
-        self.a.broker.publish([draft("x")])
+        self.a.broker.publish([new_event("x")])
         self.settle()
         self.assertEqual((self.a.listener.names, pipe.value()), (["x"], b""))
 
-    def test_what_comes_together_is_told_at_once_and_answered_one_by_one(self) -> None:
+    def test_events_of_one_read_are_one_batch_with_separate_responses(self) -> None:
         batches: list[list[str]] = []
         self.b.listener.deliver = lambda events: batches.append([event.name for event in events])  # type: ignore[method-assign]
-        publishing = [self.a.broker.publish([draft(name)]) for name in ("1", "2", "3")]
+        publishing = [self.a.broker.publish([new_event(name)]) for name in ("1", "2", "3")]
         self.settle()
         self.assertEqual(batches, [["1", "2", "3"]])
         receipts = [self.successResultOf(one) for one in publishing]
         self.assertEqual([[event.offset for event in one] for one in receipts], [[1], [2], [3]])
 
-    def test_a_key_counts_for_all_workers_and_receipts_keep_the_drafts_order(self) -> None:
-        self.a.broker.publish([draft("first", key="k")])
+    def test_key_counts_for_all_workers_and_receipts_keep_the_order(self) -> None:
+        self.a.broker.publish([new_event("first", key="k")])
         self.settle()
-        again = self.b.broker.publish([draft("second", key="k"), draft("new"), draft("third", key="k")])
+        again = self.b.broker.publish([new_event("second", key="k"), new_event("new"), new_event("third", key="k")])
         self.settle()
         self.assertEqual(
             [(event.name, event.offset, event.duplicate) for event in self.successResultOf(again)],
@@ -170,11 +172,11 @@ class EventTests(RelayTestCase):
         )
         self.assertEqual(self.a.listener.names, ["first", "new"])
 
-    def test_one_who_comes_later_is_told_of_what_follows(self) -> None:
-        self.a.broker.publish([draft("before")])
+    def test_a_worker_that_starts_late_receives_later_events(self) -> None:
+        self.a.broker.publish([new_event("before")])
         self.settle()
         late = self.worker("late")
-        self.b.broker.publish([draft("after")])
+        self.b.broker.publish([new_event("after")])
         self.settle()
         self.assertEqual(late.listener.names, ["after"])
         self.assertEqual(late.broker.epoch, self.a.broker.epoch)
@@ -182,7 +184,7 @@ class EventTests(RelayTestCase):
         self.settle()
         self.assertEqual([event.name for event in self.successResultOf(found)], ["before", "after"])
 
-    def test_a_log_that_starts_anew_does_so_for_all(self) -> None:
+    def test_a_new_epoch_reaches_all_workers(self) -> None:
         self.exchange.reset("other")
         self.settle()
         self.assertEqual((self.a.listener.epochs, self.b.listener.epochs), (["other"], ["other"]))
@@ -194,52 +196,56 @@ class ForbiddingLog(MemoryBroker):
 
     problem: Exception = Unavailable("the disk is full")
 
-    def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
+    def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
         return fail(self.problem)
 
-    def lease(self, node: str, tabs: Mapping[Any, Any], seconds: float) -> Deferred[Any]:
+    def lease(self, node: str, connection_counts: Mapping[Any, Any], seconds: float) -> Deferred[Any]:
         return fail(self.problem)
 
 
 class TroubleTests(RelayTestCase):
-    def test_a_refusal_reaches_the_one_who_asked_with_its_reason(self) -> None:
+    def test_an_error_reaches_the_requesting_worker_with_its_reason(self) -> None:
         self.exchange.broker = ForbiddingLog()
-        asked = [self.a.broker.publish([draft("x")]), self.a.broker.lease("a", {}, 1)]
+        asked = [self.a.broker.publish([new_event("x")]), self.a.broker.lease("a", {}, 1)]
         self.settle()
         for one in asked:
             self.assertEqual(self.failureResultOf(one, Unavailable).value.message, "the disk is full")
 
-    def test_a_fault_is_logged_where_the_log_is_and_told_without_details(self) -> None:
+    def test_an_unexpected_error_is_logged_by_the_supervisor_without_details_for_workers(self) -> None:
         self.exchange.broker = ForbiddingLog()
         self.exchange.broker.problem = KeyError("secret")
-        asked = self.a.broker.publish([draft("x")])
+        asked = self.a.broker.publish([new_event("x")])
         self.settle()
         self.assertEqual(self.failureResultOf(asked, Unavailable).value.message, "internal error")
         self.assertEqual(len(self.flushLoggedErrors(KeyError)), 1)
 
-    def test_when_the_holder_of_the_log_is_gone_nothing_hangs(self) -> None:
-        pending = [self.a.broker.publish([draft("x")]), self.a.broker.read(0, 1), self.a.broker.lease("a", {1: 1}, 1)]
+    def test_requests_fail_when_the_supervisor_is_gone(self) -> None:
+        pending = [
+            self.a.broker.publish([new_event("x")]),
+            self.a.broker.read(0, 1),
+            self.a.broker.lease("a", {1: 1}, 1),
+        ]
         self.a.die()
-        pending += [self.a.broker.publish([draft("x")]), self.a.broker.bounds(), self.a.broker.online()]
+        pending += [self.a.broker.publish([new_event("x")]), self.a.broker.offset_range(), self.a.broker.online()]
         for one in pending:
             self.failureResultOf(one, Unavailable)
         self.successResultOf(self.a.broker.stop())
 
-    def test_a_start_without_the_holder_of_the_log_is_the_operators_problem(self) -> None:
-        broker = RelayBroker(lambda channel: None)
-        self.failureResultOf(broker.start(Listener()), OperatorError)
+    def test_start_without_a_server_is_a_config_error(self) -> None:
+        broker = IpcBroker(lambda channel: None)
+        self.failureResultOf(broker.start(Listener()), ConfigError)
 
-    def test_a_worker_that_dies_in_the_middle_of_a_line_harms_nobody(self) -> None:
-        torn = self.a.broker.publish([draft("torn")])
+    def test_a_worker_that_dies_within_a_line_does_not_affect_others(self) -> None:
+        torn = self.a.broker.publish([new_event("torn")])
         self.a.theirs.dataReceived(self.a.to_exchange.value()[:-1])
         self.a.die()
         self.failureResultOf(torn, Unavailable)
-        self.b.broker.publish([draft("whole")])
+        self.b.broker.publish([new_event("whole")])
         self.settle()
         self.assertEqual(self.b.listener.names, ["whole"])
 
-    def test_stop_waits_for_the_answers(self) -> None:
-        publishing = self.a.broker.publish([draft("x")])
+    def test_stop_waits_for_replies(self) -> None:
+        publishing = self.a.broker.publish([new_event("x")])
         stopping = self.a.broker.stop()
         self.assertNoResult(stopping)
         self.settle()
@@ -253,16 +259,16 @@ class HoldingBackTests(RelayTestCase):
         """With `b` not reading. How many were taken."""
         self.b.stop_reading()
         for number in range(100):
-            self.a.broker.publish([draft(f"{number}", size=HIGH // 10)])
+            self.a.broker.publish([new_event(f"{number}", size=HIGH // 10)])
             self.settle()
             if self.a.held_back:
                 return number + 1
         raise AssertionError("never held back")
 
-    def test_nothing_more_is_taken_while_a_worker_does_not_read(self) -> None:
+    def test_requests_are_not_read_while_a_worker_does_not_read(self) -> None:
         taken = self.publish_until_held_back()
         self.assertLess(self.b.theirs.unsent, HIGH + HIGH // 5)
-        waiting = self.a.broker.publish([draft("waits")])
+        waiting = self.a.broker.publish([new_event("waits")])
         self.settle()
         self.assertNoResult(waiting)
         self.b.read_on()
@@ -272,9 +278,9 @@ class HoldingBackTests(RelayTestCase):
         self.assertEqual(self.b.listener.names, self.a.listener.names)
         self.assertEqual(self.given_up, [])
 
-    def test_one_that_reads_nothing_at_all_is_given_up_and_the_others_go_on(self) -> None:
+    def test_a_worker_that_stops_reading_is_dropped_and_others_continue(self) -> None:
         self.publish_until_held_back()
-        waiting = self.a.broker.publish([draft("waits")])
+        waiting = self.a.broker.publish([new_event("waits")])
         self.clock.advance(STUCK)
         self.assertEqual(self.given_up, ["b"])
         self.assertTrue(self.b.to_worker.disconnecting)
@@ -282,7 +288,7 @@ class HoldingBackTests(RelayTestCase):
         self.settle()
         self.successResultOf(waiting)
 
-    def test_one_that_reads_slowly_is_waited_for(self) -> None:
+    def test_a_slowly_reading_worker_is_not_dropped(self) -> None:
         self.publish_until_held_back()
         for _ in range(5):
             self.clock.advance(STUCK - 1)
@@ -294,11 +300,11 @@ class HoldingBackTests(RelayTestCase):
         self.settle()
         self.assertFalse(self.a.held_back)
 
-    def test_one_that_comes_meanwhile_is_held_back_too(self) -> None:
+    def test_a_worker_that_starts_during_a_hold_is_held_too(self) -> None:
         self.publish_until_held_back()
         late = self.worker("c")
         unsent = self.b.theirs.unsent
-        late.broker.publish([draft("late", size=HIGH)])
+        late.broker.publish([new_event("late", size=HIGH)])
         self.settle()
         self.assertEqual(self.b.theirs.unsent, unsent)
         self.b.read_on()
@@ -306,16 +312,16 @@ class HoldingBackTests(RelayTestCase):
         self.assertFalse(late.held_back)
         self.assertEqual(self.a.listener.names[-1], "late")
 
-    def test_a_worker_that_dies_unread_holds_back_nobody(self) -> None:
+    def test_the_death_of_a_slow_worker_ends_the_hold(self) -> None:
         self.publish_until_held_back()
         self.b.die()
         self.assertFalse(self.a.held_back)
 
-    def test_a_worker_cannot_pile_up_what_the_log_does_not_take(self) -> None:
+    def test_unsent_requests_of_a_worker_are_bounded(self) -> None:
         self.patch(relay_module, "MOST_UNSENT", 1000)
         self.a.to_exchange.room = 0
-        first = self.a.broker.publish([draft("x", size=100_000)])
-        self.failureResultOf(self.a.broker.publish([draft("y")]), Unavailable)
+        first = self.a.broker.publish([new_event("x", size=100_000)])
+        self.failureResultOf(self.a.broker.publish([new_event("y")]), Unavailable)
         self.a.to_exchange.drain()
         self.settle()
         self.successResultOf(first)

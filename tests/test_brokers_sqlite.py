@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import resource
 import signal
@@ -19,9 +20,13 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import Clock
 from twisted.logger import globalLogPublisher
 
-from chatws.brokers.contract import Audience, Bounds, Draft, Event
-from chatws.brokers.sqlite import SqliteBroker
-from chatws.errors import OperatorError, Unavailable
+from chatws.brokers.interface import Audience, Event, NewEvent, Retention
+from chatws.brokers.sqlite import space
+from chatws.brokers.sqlite.broker import SqliteBroker
+from chatws.brokers.sqlite.format import boot_id
+from chatws.brokers.sqlite.store import SqliteStore
+from chatws.errors import ConfigError, Unavailable
+from tests.log_lines import logged_at
 from tests.requirements import needs
 
 
@@ -35,8 +40,8 @@ class Recorder:
     def reset(self, epoch: str) -> None: ...
 
 
-def draft(key: str | None = None, data: bytes = b"{}") -> Draft:
-    return Draft("new_message", Audience(("conversation:1",)), data, key)
+def new_event(key: str | None = None, data: bytes = b"{}") -> NewEvent:
+    return NewEvent("new_message", Audience(("conversation:1",)), data, key)
 
 
 def outcome(deferred: Deferred[Any]) -> Any:
@@ -60,8 +65,8 @@ def open_log(path: Path) -> Iterator[Open]:
     """Opens the log at `path`; whatever is open at the end is stopped."""
     brokers: list[SqliteBroker] = []
 
-    def open_log(bounds: Bounds | None = None, **options: Any) -> tuple[SqliteBroker, Recorder]:
-        broker, recorder = SqliteBroker(str(path), bounds or Bounds(), Clock().seconds, **options), Recorder()
+    def open_log(retention: Retention | None = None, **options: Any) -> tuple[SqliteBroker, Recorder]:
+        broker, recorder = SqliteBroker(str(path), retention or Retention(), Clock().seconds, **options), Recorder()
         assert outcome(broker.start(recorder)) is None
         brokers.append(broker)
         return broker, recorder
@@ -88,29 +93,29 @@ def logged() -> Iterator[list[str]]:
 # The file
 
 
-def test_only_its_owner_can_read_the_log(path: Path, open_log: Open) -> None:
+def test_the_history_file_is_readable_by_its_owner_only(path: Path, open_log: Open) -> None:
     broker, _ = open_log()
-    outcome(broker.publish([draft()]))
+    outcome(broker.publish([new_event()]))
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
     assert modes == {"log.db": 0o600, "log.db-wal": 0o600}
 
 
 def test_a_stopped_log_is_one_file(path: Path, open_log: Open) -> None:
     broker, _ = open_log()
-    outcome(broker.publish([draft()]))
+    outcome(broker.publish([new_event()]))
     outcome(broker.stop())
     assert [file.name for file in path.parent.iterdir()] == ["log.db"]
 
 
 def test_expired_keys_and_trimmed_events_leave_the_file(path: Path, open_log: Open) -> None:
     clock = Clock()
-    broker = SqliteBroker(str(path), Bounds(events=5), clock.seconds)
+    broker = SqliteBroker(str(path), Retention(events=5), clock.seconds)
     outcome(broker.start(Recorder()))
     for n in range(20):
-        outcome(broker.publish([draft(key=f"k{n}")]))
+        outcome(broker.publish([new_event(key=f"k{n}")]))
     clock.advance(700)
     for n in range(10):
-        outcome(broker.publish([draft(key=f"n{n}")]))
+        outcome(broker.publish([new_event(key=f"n{n}")]))
     outcome(broker.stop())
     with sqlite3.connect(path) as db:
         counts = db.execute("SELECT (SELECT count(*) FROM events), (SELECT count(*) FROM keys)").fetchone()
@@ -118,18 +123,18 @@ def test_expired_keys_and_trimmed_events_leave_the_file(path: Path, open_log: Op
     assert counts == (5, 10)
 
 
-def test_a_key_given_anew_is_known_after_a_restart_although_its_old_use_has_expired(path: Path) -> None:
+def test_a_reused_key_is_known_after_a_restart(path: Path) -> None:
     clock = Clock()
-    broker = SqliteBroker(str(path), Bounds(), clock.seconds)
+    broker = SqliteBroker(str(path), Retention(), clock.seconds)
     outcome(broker.start(Recorder()))
-    outcome(broker.publish([draft(key="k")]))
+    outcome(broker.publish([new_event(key="k")]))
     clock.advance(700)
-    outcome(broker.publish([draft(key="other")]))  # the old use of k is forgotten, its row is still there
-    outcome(broker.publish([draft(key="k")]))
+    outcome(broker.publish([new_event(key="other")]))  # the old use of k is forgotten, its row is still there
+    outcome(broker.publish([new_event(key="k")]))
     outcome(broker.stop())
-    broker = SqliteBroker(str(path), Bounds(), clock.seconds)
+    broker = SqliteBroker(str(path), Retention(), clock.seconds)
     outcome(broker.start(Recorder()))
-    assert [event.duplicate for event in outcome(broker.publish([draft(key="k")]))] == [True]
+    assert [event.duplicate for event in outcome(broker.publish([new_event(key="k")]))] == [True]
     outcome(broker.stop())
 
 
@@ -137,8 +142,8 @@ def test_a_key_given_anew_is_known_after_a_restart_although_its_old_use_has_expi
 
 
 def refusal(path: Path) -> str:
-    error = outcome(SqliteBroker(str(path), Bounds(), Clock().seconds).start(Recorder()))
-    assert isinstance(error, OperatorError)
+    error = outcome(SqliteBroker(str(path), Retention(), Clock().seconds).start(Recorder()))
+    assert isinstance(error, ConfigError)
     line = str(error)
     assert line.startswith("broker: ")
     assert str(path) in line
@@ -154,14 +159,14 @@ def test_a_directory_is_no_log(tmp_path: Path) -> None:
     assert "not a file" in refusal(tmp_path)
 
 
-def test_a_text_is_no_log_and_is_left_alone(path: Path) -> None:
+def test_a_text_file_is_rejected_and_kept(path: Path) -> None:
     text = "Dear diary, " * 1000
     path.write_text(text)
     assert "damaged or no SQLite database" in refusal(path)
     assert path.read_text() == text
 
 
-def test_the_shops_own_database_is_no_log_and_is_left_alone(path: Path) -> None:
+def test_another_database_file_is_rejected_and_kept(path: Path) -> None:
     with sqlite3.connect(path) as db:
         db.execute("CREATE TABLE users (id INTEGER)")
     db.close()
@@ -170,18 +175,60 @@ def test_the_shops_own_database_is_no_log_and_is_left_alone(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-def test_a_log_of_another_version_is_left_alone(path: Path, open_log: Open) -> None:
+@pytest.mark.parametrize("number", [0, 3, 99])
+def test_a_file_of_an_unknown_format_is_rejected_and_left_alone(path: Path, open_log: Open, number: int) -> None:
     broker, _ = open_log()
     outcome(broker.stop())
     with sqlite3.connect(path) as db:
-        db.execute("PRAGMA user_version = 99")
+        db.execute(f"PRAGMA user_version = {number}")
     db.close()
-    assert "another version" in refusal(path)
+    before = path.read_bytes()
+    assert f"{path} has format {number}, and this version of chatws reads formats 1 to 2" in refusal(path)
+    assert path.read_bytes() == before
+
+
+#: The tables of format 1, as chatws made them, with one event and its key.
+FORMAT_1 = """
+    CREATE TABLE log (
+        one INTEGER PRIMARY KEY CHECK (one = 1), epoch TEXT NOT NULL, last INTEGER NOT NULL, at_risk TEXT
+    );
+    CREATE TABLE events (
+        "offset" INTEGER PRIMARY KEY, time REAL NOT NULL, name TEXT NOT NULL, audience TEXT NOT NULL, data BLOB NOT NULL
+    );
+    CREATE TABLE keys (key TEXT PRIMARY KEY, "offset" INTEGER NOT NULL, time REAL NOT NULL) WITHOUT ROWID;
+    CREATE TABLE online (user_id TEXT PRIMARY KEY) WITHOUT ROWID;
+    INSERT INTO log VALUES (1, 'earlier', 41, NULL);
+    INSERT INTO events VALUES (41, 5.0, 'new_message', '[["*"],null]', CAST('{"n":1}' AS BLOB));
+    INSERT INTO keys VALUES ('key-1', 41, 5.0);
+    INSERT INTO online VALUES ('"ana"');
+    PRAGMA application_id = 0x63687773;
+    PRAGMA user_version = 1;
+"""
+
+
+@pytest.mark.parametrize(("boot", "is_kept"), [("NULL", True), ("'another boot'", False)], ids=["closed", "power cut"])
+def test_a_file_of_format_1_is_migrated_with_a_warning(path: Path, open_log: Open, boot: str, is_kept: bool) -> None:
+    with sqlite3.connect(path) as db:
+        db.executescript(FORMAT_1 + f"UPDATE log SET at_risk = {boot}")
+    db.close()
+    SqliteStore(str(path), Retention(), sync_commits=True, boot=None).check()
+    with logged_at() as warnings:
+        broker, _ = open_log()
+    assert f"history in {path} was migrated from format 1 to 2" in warnings[-1 if is_kept else -2]
+    assert (broker.epoch == "earlier") is is_kept
+    assert [event.offset for event in outcome(broker.read(0, 10))] == ([41] if is_kept else [])
+    assert outcome(broker.online()) == ["ana"]
+    assert [event.offset for event in outcome(broker.publish([new_event()]))] == [42]
+    outcome(broker.stop())
+    with logged_at() as warnings:
+        again, _ = open_log()
+    assert not [line for line in warnings if "migrated" in line]
+    assert outcome(again.offset_range())[1] == 42
 
 
 def test_a_damaged_log_is_the_operators_matter(path: Path, open_log: Open) -> None:
     broker, _ = open_log()
-    outcome(broker.publish([draft(data=b"x" * 1000) for _ in range(100)]))
+    outcome(broker.publish([new_event(data=b"x" * 1000) for _ in range(100)]))
     outcome(broker.stop())
     with path.open("r+b") as file:
         file.seek(4096)
@@ -191,7 +238,7 @@ def test_a_damaged_log_is_the_operators_matter(path: Path, open_log: Open) -> No
 
 def test_a_log_with_a_hole_is_damaged(path: Path, open_log: Open) -> None:
     broker, _ = open_log()
-    outcome(broker.publish([draft(), draft(), draft()]))
+    outcome(broker.publish([new_event(), new_event(), new_event()]))
     outcome(broker.stop())
     with sqlite3.connect(path) as db:
         db.execute('DELETE FROM events WHERE "offset" = 2')
@@ -217,36 +264,40 @@ def test_a_file_that_may_not_be_opened_is_the_operators_matter(path: Path, open_
 def test_a_second_broker_on_the_file_is_locked_out_until_the_first_stops(path: Path, open_log: Open) -> None:
     broker, _ = open_log()
     assert "in use" in refusal(path)
-    assert [event.offset for event in outcome(broker.publish([draft()]))] == [1]
+    assert [event.offset for event in outcome(broker.publish([new_event()]))] == [1]
     outcome(broker.stop())
     second, _ = open_log()
-    assert outcome(second.bounds()) == (1, 1)
+    assert outcome(second.offset_range()) == (1, 1)
 
 
 # Full disks
 
 
-def test_a_full_disk_takes_nothing_of_a_batch_and_all_of_it_later(
-    path: Path, open_log: Open, logged: list[str]
+def no_room(descriptor: int, size: int) -> None:
+    """`chatws.brokers.sqlite.space.allocate` on a full disk."""
+    if size > os.fstat(descriptor).st_size:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_publish_on_a_full_disk_stores_nothing_and_succeeds_later(
+    open_log: Open, logged: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    broker, recorder = open_log(Bounds(events=50))
+    broker, recorder = open_log(Retention(events=50))
     for n in range(60):
-        outcome(broker.publish([draft(key=f"before{n}")]))
-    db = broker._store._db
-    pages = db.execute("PRAGMA page_count").fetchone()[0]
-    db.execute(f"PRAGMA max_page_count = {pages}")
-    batch = [draft(key="small"), draft(key="large", data=b"x" * 1_000_000)]
+        outcome(broker.publish([new_event(key=f"before{n}")]))
+    monkeypatch.setattr(space, "allocate", no_room)
+    batch = [new_event(key="small"), new_event(key="large", data=b"x" * 2_000_000)]
     for _ in range(3):
         assert isinstance(outcome(broker.publish(batch)), Unavailable)
     assert logged == ["database or disk is full"], "once, not for every event"
     assert recorder.offsets == list(range(1, 61))
-    assert outcome(broker.bounds()) == (11, 60)
+    assert outcome(broker.offset_range()) == (11, 60)
     assert [event.offset for event in outcome(broker.read(0, 100))] == list(range(11, 61))
-    db.execute("PRAGMA max_page_count = 1000000")
+    monkeypatch.undo()
     receipts = outcome(broker.publish(batch))
     assert [(event.offset, event.duplicate) for event in receipts] == [(61, False), (62, False)]
     assert recorder.offsets == list(range(1, 63))
-    assert outcome(broker.bounds()) == (13, 62)
+    assert outcome(broker.offset_range()) == (13, 62)
 
 
 @contextmanager
@@ -260,40 +311,38 @@ def room_for(size: int, path: Path) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_a_write_that_the_kernel_refuses_leaves_a_log_that_goes_on(
-    path: Path, open_log: Open, logged: list[str]
-) -> None:
-    broker, recorder = open_log(Bounds(events=2, size=21_000))
-    outcome(broker.publish([draft(key="before")]))
+def test_a_failed_write_leaves_a_usable_history(path: Path, open_log: Open, logged: list[str]) -> None:
+    broker, recorder = open_log(Retention(events=2, size=610_000))
+    outcome(broker.publish([new_event(key="before")]))
     with room_for(5000, path):
-        refused = outcome(broker.publish([draft(key="refused", data=b"x" * 20_000), draft(), draft()]))
+        refused = outcome(broker.publish([new_event(key="refused", data=b"x" * 600_000), new_event(), new_event()]))
     assert isinstance(refused, Unavailable)
     assert len(logged) == 1
-    assert outcome(broker.bounds()) == (1, 1)
-    receipts = outcome(broker.publish([draft(key="refused"), draft(key="before")]))
+    assert outcome(broker.offset_range()) == (1, 1)
+    receipts = outcome(broker.publish([new_event(key="refused"), new_event(key="before")]))
     assert [(event.offset, event.duplicate) for event in receipts] == [(2, False), (1, True)]
     assert recorder.offsets == [1, 2]
     outcome(broker.stop())
     reopened, _ = open_log()
-    assert outcome(reopened.bounds()) == (1, 2)
+    assert outcome(reopened.offset_range()) == (1, 2)
 
 
 def test_events_that_were_refused_are_not_counted_when_trimming(path: Path) -> None:
     clock = Clock()
-    broker = SqliteBroker(str(path), Bounds(seconds=60.0), clock.seconds)
+    broker = SqliteBroker(str(path), Retention(seconds=60.0), clock.seconds)
     outcome(broker.start(Recorder()))
     with room_for(5000, path):
-        assert isinstance(outcome(broker.publish([draft(data=b"x" * 20_000)])), Unavailable)
+        assert isinstance(outcome(broker.publish([new_event(data=b"x" * 600_000)])), Unavailable)
     clock.advance(100)
-    outcome(broker.publish([draft()]))
-    assert outcome(broker.bounds()) == (1, 1)
+    outcome(broker.publish([new_event()]))
+    assert outcome(broker.offset_range()) == (1, 1)
     outcome(broker.stop())
 
 
-def test_a_fault_of_ours_is_not_called_the_disks(open_log: Open) -> None:
+def test_internal_error_is_not_reported_as_a_disk_error(open_log: Open) -> None:
     broker, recorder = open_log()
-    assert isinstance(outcome(broker.publish([draft(), draft(key="\ud800")])), UnicodeEncodeError)
-    assert [event.offset for event in outcome(broker.publish([draft()]))] == [1]
+    assert isinstance(outcome(broker.publish([new_event(), new_event(key="\ud800")])), UnicodeEncodeError)
+    assert [event.offset for event in outcome(broker.publish([new_event()]))] == [1]
     assert recorder.offsets == [1]
 
 
@@ -307,46 +356,89 @@ def crash(broker: SqliteBroker) -> None:
 
 def test_a_killed_process_leaves_the_epoch_as_it_was(open_log: Open) -> None:
     broker, _ = open_log(boot=lambda: "monday")
-    outcome(broker.publish([draft()]))
+    outcome(broker.publish([new_event()]))
     crash(broker)
     again, _ = open_log(boot=lambda: "monday")
     assert again.epoch == broker.epoch
-    assert outcome(again.bounds()) == (1, 1)
+    assert outcome(again.offset_range()) == (1, 1)
 
 
 def test_a_machine_that_went_down_under_the_log_makes_it_another_one(open_log: Open) -> None:
     broker, _ = open_log(boot=lambda: "monday")
-    outcome(broker.publish([draft(), draft(key="k")]))
+    outcome(broker.publish([new_event(), new_event(key="k")]))
     crash(broker)
     again, _ = open_log(boot=lambda: "tuesday")
     assert again.epoch != broker.epoch
-    assert outcome(again.bounds()) == (3, 2), "what browsers saw of the old epoch is not served in the new"
-    receipts = outcome(again.publish([draft(key="k"), draft()]))
+    assert outcome(again.offset_range()) == (3, 2), "what browsers saw of the old epoch is not served in the new"
+    receipts = outcome(again.publish([new_event(key="k"), new_event()]))
     assert [(event.offset, event.duplicate) for event in receipts] == [(2, True), (3, False)]
     outcome(again.stop())
     third, _ = open_log(boot=lambda: "wednesday")
     assert third.epoch == again.epoch
 
 
+@pytest_twisted.ensureDeferred
+async def test_a_boot_id_that_cannot_be_read_costs_no_history_and_forces_full(path: Path) -> None:
+    for n in range(1, 3):
+        with logged_at() as warnings:
+            broker = SqliteBroker(str(path), Retention(), Clock().seconds, reactor=reactor, boot=lambda: None)
+            await broker.start(Recorder())
+        assert len(warnings) == 1
+        assert "--sqlite-synchronous full" in warnings[0]
+        assert broker._store._db.execute("PRAGMA synchronous").fetchone() == (2,)
+        await broker.publish([new_event()])
+        assert await broker.offset_range() == (1, n)
+        crash(broker)
+
+
+@pytest.mark.parametrize(
+    ("boot", "reason"), [("tuesday", "the machine restarted before"), (None, "the boot id cannot be read, so")]
+)
+def test_a_discarded_history_is_logged_with_its_reason(boot: str | None, reason: str, open_log: Open) -> None:
+    broker, _ = open_log(boot=lambda: "monday")
+    outcome(broker.publish([new_event()]))
+    crash(broker)
+    with logged_at() as warnings:
+        again, _ = open_log(boot=lambda: boot)
+    assert again.epoch != broker.epoch
+    assert f"a new epoch begins, pages reload: {reason}" in warnings[-1]
+    with logged_at() as warnings:
+        outcome(again.stop())
+        open_log(boot=lambda: "wednesday")
+    assert warnings == []
+
+
+def test_boot_id_without_the_kernels_file_is_none(tmp_path: Path) -> None:
+    assert boot_id(str(tmp_path / "boot_id")) is None
+    (tmp_path / "boot_id").write_text("\n")
+    assert boot_id(str(tmp_path / "boot_id")) is None
+    (tmp_path / "boot_id").write_text("1f0e\n")
+    assert boot_id(str(tmp_path / "boot_id")) == "1f0e"
+
+
 def test_a_machine_that_was_shut_down_in_order_leaves_the_epoch_as_it_was(open_log: Open) -> None:
     broker, _ = open_log(boot=lambda: "monday")
-    outcome(broker.publish([draft()]))
+    outcome(broker.publish([new_event()]))
     outcome(broker.stop())
     again, _ = open_log(boot=lambda: "tuesday")
     assert again.epoch == broker.epoch
-    assert outcome(again.bounds()) == (1, 1)
+    assert outcome(again.offset_range()) == (1, 1)
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_durable_log_keeps_its_epoch_through_a_power_cut(path: Path) -> None:
-    broker = SqliteBroker(str(path), Bounds(), Clock().seconds, durable=True, reactor=reactor, boot=lambda: "monday")
+    broker = SqliteBroker(
+        str(path), Retention(), Clock().seconds, sync_commits=True, reactor=reactor, boot=lambda: "monday"
+    )
     await broker.start(Recorder())
-    await broker.publish([draft()])
+    await broker.publish([new_event()])
     crash(broker)
-    again = SqliteBroker(str(path), Bounds(), Clock().seconds, durable=True, reactor=reactor, boot=lambda: "tuesday")
+    again = SqliteBroker(
+        str(path), Retention(), Clock().seconds, sync_commits=True, reactor=reactor, boot=lambda: "tuesday"
+    )
     await again.start(Recorder())
     assert again.epoch == broker.epoch
-    assert await again.bounds() == (1, 1)
+    assert await again.offset_range() == (1, 1)
     await again.stop()
 
 
@@ -355,30 +447,37 @@ async def test_a_durable_log_keeps_its_epoch_through_a_power_cut(path: Path) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_durable_publishes_that_wait_share_a_transaction(path: Path) -> None:
-    broker, recorder = SqliteBroker(str(path), Bounds(), Clock().seconds, durable=True, reactor=reactor), Recorder()
+    broker, recorder = (
+        SqliteBroker(str(path), Retention(), Clock().seconds, sync_commits=True, reactor=reactor),
+        Recorder(),
+    )
     await broker.start(recorder)
     commits: list[str] = []
     broker._store._db.set_trace_callback(lambda statement: commits.append(statement) if statement == "COMMIT" else None)
-    first = broker.publish([draft()])
+    first = broker.publish([new_event()])
     assert not first.called, "the reactor does not wait for the disk"
-    await gatherResults([first] + [broker.publish([draft(), draft()]) for _ in range(10)])
+    await gatherResults([first] + [broker.publish([new_event(), new_event()]) for _ in range(10)])
     assert recorder.offsets == list(range(1, 22))
     assert len(commits) == 2
     await broker.stop()
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_durable_publish_that_fails_says_so_and_the_next_one_works(path: Path, logged: list[str]) -> None:
-    broker, recorder = SqliteBroker(str(path), Bounds(), Clock().seconds, durable=True, reactor=reactor), Recorder()
+async def test_a_failed_durable_publish_is_an_error_and_the_next_one_succeeds(
+    path: Path, logged: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker, recorder = (
+        SqliteBroker(str(path), Retention(), Clock().seconds, sync_commits=True, reactor=reactor),
+        Recorder(),
+    )
     await broker.start(recorder)
-    db = broker._store._db
-    db.execute(f"PRAGMA max_page_count = {db.execute('PRAGMA page_count').fetchone()[0]}")
-    publishing = [broker.publish([draft(data=b"x" * 100_000)]) for _ in range(3)]
+    monkeypatch.setattr(space, "allocate", no_room)
+    publishing = [broker.publish([new_event(data=b"x" * 2_000_000)]) for _ in range(3)]
     for one in publishing:
         with pytest.raises(Unavailable):
             await one
-    db.execute("PRAGMA max_page_count = 1000000")
-    assert [event.offset for event in await broker.publish([draft()])] == [1]
+    monkeypatch.undo()
+    assert [event.offset for event in await broker.publish([new_event()])] == [1]
     assert recorder.offsets == [1]
     assert logged == ["database or disk is full"]
     await broker.stop()
@@ -388,15 +487,16 @@ async def test_a_durable_publish_that_fails_says_so_and_the_next_one_works(path:
 
 PUBLISHER = """
 import sys
-from chatws.brokers.contract import Audience, Bounds, Draft
-from chatws.brokers.sqlite import SqliteBroker
+from chatws.brokers.sqlite import space
+from chatws.brokers.interface import Audience, Retention, NewEvent
+from chatws.brokers.sqlite.broker import SqliteBroker
 
 class Nobody:
     def deliver(self, events): pass
     def reset(self, epoch): pass
 
 path, batches = sys.argv[1], int(sys.argv[2])
-broker = SqliteBroker(path, Bounds(), lambda: 1_800_000_000.0)
+broker = SqliteBroker(path, Retention(), lambda: 1_800_000_000.0)
 failures = []
 broker.start(Nobody()).addErrback(failures.append)
 if failures:
@@ -410,7 +510,8 @@ def acknowledge(events):
 audience = Audience(("conversation:1",))
 number = 0
 while batches < 0 or number < batches:
-    batch = [Draft("new_message", audience, b'{"n":%d}' % (3 * number + k), f"key{3 * number + k}") for k in range(3)]
+    batch = [NewEvent("new_message", audience, b'{"n":%d}' % (3 * number + k), f"key{3 * number + k}") for k in
+    range(3)]
     broker.publish(batch).addCallback(acknowledge)
     number += 1
 print("done", flush=True)
@@ -457,16 +558,19 @@ def test_a_publisher_killed_in_the_middle_leaves_every_acknowledged_event(
     assert process.wait(10) == -signal.SIGKILL
     whole_lines = acknowledged + rest.count("\n")  # offsets count from 1, one a line
 
-    broker, _ = open_log(bounds=Bounds(events=0, seconds=0, size=0))
+    broker, _ = open_log(retention=Retention(events=0, seconds=0, size=0))
     assert broker.epoch == epoch
-    first, last = outcome(broker.bounds())
+    first, last = outcome(broker.offset_range())
     assert first == 1
     assert last >= whole_lines
     assert last % 3 == 0, "all of a batch or none"
     events = outcome(broker.read(0, last + 1))
     assert [(event.offset, event.data) for event in events] == [(n, b'{"n":%d}' % (n - 1)) for n in range(1, last + 1)]
 
-    stored_keys = broker._store._db.execute('SELECT count(*), max("offset") FROM keys').fetchone()
+    outcome(broker.stop())
+    with sqlite3.connect(path) as db:
+        stored_keys = db.execute('SELECT count(*), max("offset") FROM keys').fetchone()
+    db.close()
     assert stored_keys == (last, last or None)
 
 
@@ -478,9 +582,9 @@ def test_the_keys_of_a_killed_publisher_still_count(
     assert [process.stdout.readline().strip() for _ in range(5)][1:] == ["1", "2", "3", "done"]
     process.kill()
     process.wait(10)
-    broker = SqliteBroker(str(path), Bounds(), lambda: 1_800_000_100.0)
+    broker = SqliteBroker(str(path), Retention(), lambda: 1_800_000_100.0)
     outcome(broker.start(Recorder()))
-    receipts = outcome(broker.publish([draft("key1"), draft("new")]))
+    receipts = outcome(broker.publish([new_event("key1"), new_event("new")]))
     assert [(event.offset, event.duplicate) for event in receipts] == [(2, True), (4, False)]
     outcome(broker.stop())
 
@@ -500,25 +604,27 @@ def test_another_process_is_locked_out_until_this_one_is_killed(
     process.kill()
     process.wait(10)
     broker, _ = open_log()
-    assert outcome(broker.bounds()) == (1, 3)
+    assert outcome(broker.offset_range()) == (1, 3)
 
 
 SYNCS = """
 import os, sys
 from twisted.internet import defer, reactor, task
-from chatws.brokers.contract import Audience, Bounds, Draft
-from chatws.brokers.sqlite import SqliteBroker
+from chatws.brokers.sqlite import space
+from chatws.brokers.interface import Audience, Retention, NewEvent
+from chatws.brokers.sqlite.broker import SqliteBroker
 
 class Nobody:
     def deliver(self, events): pass
     def reset(self, epoch): pass
 
 async def main(reactor):
-    broker = SqliteBroker(sys.argv[1], Bounds(), reactor.seconds, durable=sys.argv[2] == "durable", reactor=reactor)
+    sync_commits = sys.argv[2] == "durable"
+    broker = SqliteBroker(sys.argv[1], Retention(), reactor.seconds, sync_commits=sync_commits, reactor=reactor)
     await broker.start(Nobody())
     os.write(1, b"begin")
     for _ in range(20):
-        await broker.publish([Draft("new_message", Audience(("*",)), b"{}")] * 5)
+        await broker.publish([NewEvent("new_message", Audience(("*",)), b"{}")] * 5)
     os.write(1, b"end")
     await broker.stop()
 

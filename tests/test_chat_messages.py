@@ -1,4 +1,4 @@
-"""The browsers' messages, generated: whatever text comes, it is one of ours, whole, or a refusal that can be sent."""
+"""Generated messages of clients: every text is parsed completely, or rejected with an error that can be sent."""
 
 from __future__ import annotations
 
@@ -29,56 +29,77 @@ values = st.recursive(
 objects = st.fixed_dictionaries({"type": st.sampled_from(TYPES) | values}, optional=dict.fromkeys(FIELDS, values))
 
 
-def outcome(text: str | bytes) -> messages.Message | ClientError:
-    """What is made of a text; a refusal has to be such that it can be sent."""
+def parse(text: str | bytes) -> messages.Message | ClientError:
+    """Parse a text, and return the message or the error. The error can be encoded as a reply."""
     try:
         return messages.parse(text)
     except ClientError as error:
-        answer = json.loads(messages.error(error, text))
-        assert answer["event"] == "error"
-        assert answer["data"]["code"] in ("bad_json", "bad_message", "unknown_type")
-        assert len(answer["data"]["message"]) < 200
+        reply = json.loads(messages.error(error, text))
+        assert reply["event"] == "error"
+        assert reply["data"]["code"] in ("bad_json", "bad_message", "unknown_type")
+        assert len(reply["data"]["message"]) < 200
         return error
 
 
-class ParserCase(SynchronousTestCase):
+class ParserTests(SynchronousTestCase):
     @given(st.binary(max_size=200) | st.text(max_size=200))
-    def test_any_text_is_parsed_or_refused(self, text: str | bytes) -> None:
-        outcome(text)
+    def test_any_text_is_parsed_or_rejected(self, text: str | bytes) -> None:
+        parse(text)
 
     @given(objects, st.booleans())
-    def test_what_is_parsed_is_what_was_said(self, said: dict[str, Any], ascii_only: bool) -> None:
+    def test_parsed_fields_equal_those_of_the_json(self, fields: dict[str, Any], ascii_only: bool) -> None:
         try:
-            text = json.dumps(said, ensure_ascii=ascii_only).encode()
+            text = json.dumps(fields, ensure_ascii=ascii_only).encode()
         except UnicodeEncodeError:
-            return  # half of a surrogate pair is no text
-        found = outcome(text)
-        if isinstance(found, ClientError):
-            # well-formed JSON: whatever else is wrong with it
-            self.assertNotEqual(found.code, ErrorCode.BAD_JSON)
+            return  # half of a surrogate pair is not valid text
+        result = parse(text)
+        if isinstance(result, ClientError):
+            # The text is valid JSON, so only its content can be invalid.
+            self.assertNotEqual(result.code, ErrorCode.BAD_JSON)
             return
-        self.assertEqual(found.__struct_config__.tag, said["type"])
-        for field in found.__struct_fields__:
-            value = getattr(found, field)
+        self.assertEqual(result.__struct_config__.tag, fields["type"])
+        for field in result.__struct_fields__:
+            value = getattr(result, field)
             if field in ("user_id", "conversation_id"):
-                # equal ids are spelt alike; only a string of digits becomes a number, and only as that number
-                self.assertEqual(str(value), str(said.get(field)))
-                self.assertIsNot(type(said.get(field)), bool)
-                self.assertIsNot(type(said.get(field)), float)
-            elif field in said:
-                self.assertEqual(value, said[field])
+                # Only a string of digits becomes an integer, and has the same text.
+                self.assertEqual(str(value), str(fields.get(field)))
+                self.assertIsNot(type(fields.get(field)), bool)
+                self.assertIsNot(type(fields.get(field)), float)
+            elif field == "last_event_id" and len(fields.get(field) or "") > messages.MAX_POSITION_LENGTH:
+                self.assertEqual(messages.Position.parse(value), messages.Position.parse(fields[field]))
+            elif field in fields:
+                self.assertEqual(value, fields[field])
 
-    def test_a_type_that_is_none_and_a_type_given_twice_are_told_apart(self) -> None:
-        for kind in ("nope", "pong", "ping'", "'ping'", "PING", ""):
-            refused = outcome(json.dumps({"type": kind}))
-            assert isinstance(refused, ClientError)
-            self.assertIs(refused.code, ErrorCode.UNKNOWN_TYPE)
-        refused = outcome('{"type":"ping","type":"presence"}')
-        assert isinstance(refused, ClientError)
-        self.assertEqual((refused.code, refused.message), (ErrorCode.BAD_MESSAGE, "type is given more than once"))
+    def test_unknown_type_and_repeated_type_get_different_codes(self) -> None:
+        for message_type in ("nope", "pong", "ping'", "'ping'", "PING", ""):
+            error = parse(json.dumps({"type": message_type}))
+            assert isinstance(error, ClientError)
+            self.assertIs(error.code, ErrorCode.UNKNOWN_TYPE)
+        error = parse('{"type":"ping","type":"presence"}')
+        assert isinstance(error, ClientError)
+        self.assertEqual((error.code, error.message), (ErrorCode.BAD_MESSAGE, "type is given more than once"))
 
     @given(objects, st.data())
-    def test_a_message_cut_anywhere_is_never_taken_for_a_whole_one(self, said: dict[str, Any], data: Any) -> None:
-        text = json.dumps(said)
+    def test_truncated_message_is_rejected(self, fields: dict[str, Any], data: Any) -> None:
+        text = json.dumps(fields)
         end = data.draw(st.integers(0, len(text) - 1))
-        self.assertIsInstance(outcome(text[:end]), ClientError)
+        error = parse(text[:end])
+        assert isinstance(error, ClientError)
+        self.assertIs(error.code, ErrorCode.BAD_JSON)
+
+    def test_invalid_json_at_any_position_is_bad_json(self) -> None:
+        for text in (
+            "[1",
+            '{"type":"nope"',
+            '{"type":"auth","user_id":[]',
+            '{"type":5}}',
+            '"auth',
+            '{"type":"subscribe"} x',
+        ):
+            error = parse(text)
+            assert isinstance(error, ClientError)
+            self.assertIs(error.code, ErrorCode.BAD_JSON, text)
+        for text in ("[1]", "5", '"auth"', "null", '{"type":"auth","user_id":[]}'):
+            error = parse(text)
+            assert isinstance(error, ClientError)
+            self.assertIs(error.code, ErrorCode.BAD_MESSAGE, text)

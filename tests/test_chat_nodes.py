@@ -1,4 +1,4 @@
-"""Several chat servers on one log, over fake connections: what one node does for the others' browsers."""
+"""Several chat servers on one broker, over fake connections."""
 
 from __future__ import annotations
 
@@ -10,33 +10,35 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.brokers.contract import NODES, Audience, Bounds, Draft, Event
-from chatws.chat import nodes
-from chatws.chat.catching_up import PATIENCE
-from chatws.chat.chat_server import ChatServer
-from chatws.chat.steering import SPREAD
+from chatws.brokers.interface import NODES, Audience, Event, NewEvent, Retention
+from chatws.chat import cluster_commands
+from chatws.chat.admin import RESYNC_SPREAD
+from chatws.chat.interfaces import Identity
+from chatws.chat.resume_wait import RESUME_WAIT_TIMEOUT
+from chatws.chat.server import ChatServer
 from chatws.errors import CloseCode, Unavailable
 from chatws.ids import Id
-from tests.fakes import FakeConnection, send_all
+from tests.fakes import FakeConnection, PendingChecks, send_all
 from tests.fakes_brokers import SharedBroker, SharedLog
 
 LEASE, GRACE = 15.0, 3.0
 
 
 class Node:
-    """One chat server, with its way to the log."""
+    """A chat server and its connection to the broker."""
 
-    def __init__(self, log: SharedLog, clock: Clock, name: str, bounds: Bounds | None = None) -> None:
+    def __init__(self, log: SharedLog, clock: Clock, name: str, bounds: Retention | None = None) -> None:
         self.clock = clock
+        self.send_all = send_all
         self.broker = SharedBroker(log)
         self.chat = ChatServer(
             self.broker,
             node=name,
             reactor=clock,
             wall_clock=clock.seconds,
-            send_all=send_all,
+            send_all=lambda runs: self.send_all(runs),
             presence_grace=GRACE,
-            presence_lease=LEASE,
+            presence_ttl=LEASE,
         )
         self.started = Deferred.fromCoroutine(self.chat.start())
 
@@ -58,30 +60,30 @@ class Node:
 
     def push(self, number: int, conversation_id: Id = 1, **options: Any) -> Deferred[list[Event]]:
         data = json.dumps({"conversation_id": conversation_id, "n": number}).encode()
-        return self.chat.publish([self.chat.audiences.draft("new_message", data, **options)])
+        return self.chat.publish([self.chat.audiences.new_event("new_message", data, **options)])
 
     def end(self) -> None:
-        for connection in tuple(self.chat._connections):
+        for connection in tuple(self.chat.connections):
             self.chat.on_close(connection)
         Deferred.fromCoroutine(self.chat.stop())
 
     def die(self) -> None:
-        """As by kill -9: no word to anybody."""
+        """Die as by kill -9: without a report to the broker."""
         self.broker.cut = True
         self.end()
 
 
 def numbers(connection: FakeConnection) -> list[int]:
-    return [one["data"]["n"] for one in connection.take() if one.get("event") == "new_message"]
+    return [event["data"]["n"] for event in connection.take() if event.get("event") == "new_message"]
 
 
 def statuses(connection: FakeConnection) -> list[tuple[Id, str]]:
-    events = [one for one in connection.take() if one.get("event") == "agent_status"]
-    return sorted([(one["data"]["agent_id"], one["data"]["status"]) for one in events], key=str)
+    events = [event for event in connection.take() if event.get("event") == "agent_status"]
+    return sorted([(event["data"]["agent_id"], event["data"]["status"]) for event in events], key=str)
 
 
 class NodesTestCase(SynchronousTestCase):
-    bounds: Bounds | None = None
+    bounds: Retention | None = None
 
     def setUp(self) -> None:
         self.clock = Clock()
@@ -103,27 +105,27 @@ class NodesTestCase(SynchronousTestCase):
 
 
 class EventTests(NodesTestCase):
-    def test_a_push_to_one_node_reaches_the_browsers_of_all_in_order(self) -> None:
+    def test_event_published_on_one_node_reaches_the_clients_of_all_in_order(self) -> None:
         here, there = self.a.connect(1, 1), self.b.connect(2, 1)
         for number in range(4):
             self.successResultOf((self.a, self.b)[number % 2].push(number))
         self.assertEqual((numbers(here), numbers(there)), ([0, 1, 2, 3], [0, 1, 2, 3]))
 
-    def test_a_key_counts_on_all_nodes(self) -> None:
+    def test_idempotency_key_counts_on_all_nodes(self) -> None:
         [first] = self.successResultOf(self.a.push(1, key="k"))
         [second] = self.successResultOf(self.b.push(1, key="k"))
         self.assertEqual((second.offset, second.duplicate), (first.offset, True))
 
-    def test_typing_reaches_the_other_nodes_browsers(self) -> None:
+    def test_typing_reaches_the_other_nodes_clients(self) -> None:
         here, there = self.a.connect(1, 1), self.b.connect(2, 1)
         there.take()
         self.a.say(here, type="typing", conversation_id=1)
         self.assertEqual(
-            [one["data"]["is_typing"] for one in there.take() if one.get("event") == "typing"],
+            [event["data"]["is_typing"] for event in there.take() if event.get("event") == "typing"],
             [True],
         )
 
-    def test_who_comes_from_another_node_recovers_here(self) -> None:
+    def test_client_from_another_node_recovers(self) -> None:
         there = self.b.connect(2, 1)
         self.successResultOf(self.a.push(1))
         last = there.take()[-1]["id"]
@@ -131,12 +133,12 @@ class EventTests(NodesTestCase):
         self.successResultOf(self.b.push(2))
         back = self.a.connect(2, 1, last=last)
         replies = back.take()
-        self.assertEqual([one["data"].get("recovered") for one in replies[:2]], [True, True])
-        self.assertEqual([one["data"]["n"] for one in replies[2:]], [2])
+        self.assertEqual([reply["data"].get("recovered") for reply in replies[:2]], [True, True])
+        self.assertEqual([reply["data"]["n"] for reply in replies[2:]], [2])
 
 
-class CatchingUpTests(NodesTestCase):
-    def test_one_who_has_seen_more_than_this_node_waits_until_it_has_caught_up(self) -> None:
+class ResumeWaitTests(NodesTestCase):
+    def test_client_ahead_of_the_node_waits_until_the_node_has_caught_up(self) -> None:
         self.b.broker.behind = True
         self.successResultOf(self.a.push(1))
         self.successResultOf(self.a.push(2))
@@ -145,11 +147,11 @@ class CatchingUpTests(NodesTestCase):
         self.assertEqual(back.payloads, [])
         self.b.broker.heal()
         replies = back.take()
-        self.assertEqual([one["event"] for one in replies], ["authenticated", "subscribed", "new_message"])
-        self.assertEqual([one["data"]["recovered"] for one in replies[:2]], [True, True])
+        self.assertEqual([event["event"] for event in replies], ["authenticated", "subscribed", "new_message"])
+        self.assertEqual([reply["data"]["recovered"] for reply in replies[:2]], [True, True])
         self.assertEqual(replies[2]["data"]["n"], 2)
 
-    def test_a_subscribe_waits_as_well_and_what_is_behind_it_keeps_its_place(self) -> None:
+    def test_subscribe_waits_and_later_messages_keep_their_order(self) -> None:
         back = self.b.connect(2)
         back.take()
         self.b.broker.behind = True
@@ -158,62 +160,106 @@ class CatchingUpTests(NodesTestCase):
         self.b.say(back, type="unsubscribe", conversation_id=1)
         self.assertEqual(back.payloads, [])
         self.b.broker.heal()
-        self.assertEqual([one["event"] for one in back.take()], ["subscribed", "unsubscribed"])
+        self.assertEqual([event["event"] for event in back.take()], ["subscribed", "unsubscribed"])
 
-    def test_a_node_that_stays_behind_sends_them_away_to_try_elsewhere(self) -> None:
+    def test_node_that_stays_behind_closes_with_4503(self) -> None:
         self.b.broker.behind = True
         self.successResultOf(self.a.push(1))
         back = self.b.connect(2, last=f"{self.log.epoch}:1")
-        self.clock.advance(PATIENCE)
+        self.clock.advance(RESUME_WAIT_TIMEOUT)
         self.assertEqual((back.closed or (0, ""))[0], 4503)
         self.b.broker.heal()
         self.assertEqual(back.payloads, [])
 
-    def test_it_waits_until_the_node_has_read_as_far_as_they_have(self) -> None:
+    def test_client_waits_until_its_own_position_is_reached(self) -> None:
         self.b.broker.behind = True
         first, second = (self.successResultOf(self.a.push(number))[0] for number in (1, 2))
         back = self.b.connect(2, last=f"{self.log.epoch}:{second.offset}")
-        self.b.broker._tell([first])
+        self.b.broker._deliver([first])
         self.assertEqual(back.payloads, [])
         self.b.broker.heal()
-        self.assertEqual([one["event"] for one in back.take()], ["authenticated"])
+        self.assertEqual([event["event"] for event in back.take()], ["authenticated"])
 
-    def test_one_who_is_sent_away_while_waiting_does_not_get_in(self) -> None:
+    def test_client_disconnected_while_waiting_is_not_admitted(self) -> None:
         self.b.broker.behind = True
         self.successResultOf(self.a.push(1))
         back = self.b.connect(2, last=f"{self.log.epoch}:1")
-        self.b.chat.send_away(CloseCode.RESTARTING, "")
+        self.b.chat.disconnect_all(CloseCode.RESTARTING, "")
         self.b.broker.heal()
         self.assertEqual((back.payloads, self.b.chat.online()), ([], []))
         self.b.leave(back)
 
-    def test_one_who_leaves_while_waiting_is_forgotten(self) -> None:
+    def test_client_that_leaves_while_waiting_is_removed(self) -> None:
         self.b.broker.behind = True
         self.successResultOf(self.a.push(1))
         self.b.leave(self.b.connect(2, last=f"{self.log.epoch}:1"))
         self.b.broker.heal()
         self.assertEqual(self.b.chat.online(), [])
 
-    def test_a_position_of_another_log_waits_for_nothing(self) -> None:
+    def test_auth_beyond_the_brokers_last_event_is_not_recovered(self) -> None:
+        self.successResultOf(self.a.push(1))
+        back = self.b.connect(2, last=f"{self.log.epoch}:2")
+        [reply] = back.take()
+        self.assertIs(reply["data"]["recovered"], False)
+        self.assertIsNone(back.closed)
+
+    def test_subscribe_beyond_the_brokers_last_event_is_not_recovered(self) -> None:
+        back = self.b.connect(2)
+        back.take()
+        self.b.say(back, type="subscribe", conversation_id=1, last_event_id=f"{self.log.epoch}:99")
+        self.assertEqual([reply["data"].get("recovered") for reply in back.take()], [False])
+
+    def test_position_beyond_the_broker_stays_invalid_when_events_overtake_it_during_the_check(self) -> None:
+        checks = PendingChecks()
+        self.patch(self.b.chat._auth_flow, "_authenticator", checks)
+        back = self.b.connect(2, last=f"{self.log.epoch}:2")
+        for number in (1, 2, 3):
+            self.successResultOf(self.a.push(number))
+        checks.pending[0][1].callback(Identity(2, "token"))
+        self.assertIs(back.take()[0]["data"]["recovered"], False)
+
+    def test_client_ahead_of_the_node_waits_while_one_beyond_the_broker_does_not(self) -> None:
+        self.b.broker.behind = True
+        self.successResultOf(self.a.push(1))
+        ahead, beyond = (self.b.connect(2, last=f"{self.log.epoch}:{offset}") for offset in (1, 2))
+        self.assertEqual((ahead.payloads, beyond.take()[0]["data"]["recovered"]), ([], False))
+
+    def test_clients_that_arrive_during_a_query_share_the_next_one(self) -> None:
+        queries: list[Deferred[tuple[int, int]]] = []
+
+        def offset_range() -> Deferred[tuple[int, int]]:
+            queries.append(Deferred())
+            return queries[-1]
+
+        self.patch(self.b.broker, "offset_range", offset_range)
+        clients = [self.b.connect(user_id, last=f"{self.log.epoch}:9") for user_id in (2, 3, 4)]
+        self.assertEqual(len(queries), 1)
+        queries[0].callback((1, 0))
+        self.assertEqual([len(client.payloads) for client in clients], [1, 0, 0])
+        queries[1].callback((1, 0))
+        self.assertEqual([len(client.payloads) for client in clients], [1, 1, 1])
+        self.assertEqual(len(queries), 2)
+
+    def test_position_of_another_epoch_does_not_wait(self) -> None:
         back = self.b.connect(2, last="other:99")
         self.assertIs(back.take()[0]["data"]["recovered"], False)
 
 
-class OrderTests(NodesTestCase):
+class CommandTests(NodesTestCase):
     def test_disconnect_closes_the_users_connections_on_every_node(self) -> None:
         here, there, other = self.a.connect(5), self.b.connect(5), self.b.connect(6)
         self.assertEqual(self.successResultOf(self.a.chat.disconnect(5, "logged out", True)), 1)
         self.assertEqual((here.closed, there.closed), ((4903, "logged out"), (4903, "logged out")))
         self.assertIsNone(other.closed)
 
-    def test_unsubscribe_takes_the_conversation_away_on_every_node(self) -> None:
+    def test_unsubscribe_ends_the_subscription_on_every_node(self) -> None:
         there = self.b.connect(5, 1)
         self.assertEqual(self.successResultOf(self.a.chat.unsubscribe(5, 1)), 0)
         self.assertEqual(there.take()[-1]["event"], "unsubscribed")
         self.successResultOf(self.a.push(1))
         self.assertEqual(numbers(there), [])
 
-    def test_a_node_that_was_cut_off_carries_out_the_order_between_the_events_it_stood_between(self) -> None:
+    def test_node_that_was_cut_off_executes_the_command_in_order_with_the_events(self) -> None:
         there = self.b.connect(5, 1)
         there.take()
         self.b.broker.cut = True
@@ -221,22 +267,22 @@ class OrderTests(NodesTestCase):
         self.successResultOf(self.a.chat.unsubscribe(5, 1))
         self.successResultOf(self.a.push(2))
         self.b.broker.heal()
-        self.assertEqual([one["event"] for one in there.take()], ["new_message", "unsubscribed"])
+        self.assertEqual([event["event"] for event in there.take()], ["new_message", "unsubscribed"])
 
-    def test_a_node_that_cannot_tell_the_others_says_so_and_has_done_its_part(self) -> None:
+    def test_disconnect_with_an_unavailable_broker_fails_and_closes_local_connections(self) -> None:
         here = self.a.connect(5)
         self.a.broker.cut = True
         self.failureResultOf(self.a.chat.disconnect(5, "x"), Unavailable)
         self.assertEqual(here.closed, (4000, "x"))
 
-    def test_one_who_comes_back_at_once_is_not_hit_by_their_own_nodes_order(self) -> None:
+    def test_client_that_reconnects_at_once_is_not_closed_by_its_own_nodes_command(self) -> None:
         self.a.connect(5)
         self.successResultOf(self.a.chat.disconnect(5, "x"))
         again = self.a.connect(5)
         self.successResultOf(self.a.push(1))
         self.assertIsNone(again.closed)
 
-    def test_nor_by_an_order_that_their_node_reads_late(self) -> None:
+    def test_client_that_reconnects_is_not_closed_by_a_command_that_its_node_reads_late(self) -> None:
         self.a.connect(5)
         self.a.broker.lose_answers = True
         self.failureResultOf(self.a.chat.disconnect(5, "x"), Unavailable)
@@ -245,38 +291,38 @@ class OrderTests(NodesTestCase):
         self.successResultOf(self.a.push(1))
         self.assertIsNone(again.closed)
 
-    def test_orders_from_the_database_are_carried_out_by_all_and_reach_no_browser(self) -> None:
+    def test_command_from_the_database_is_executed_by_all_nodes_and_reaches_no_client(self) -> None:
         here, there = self.a.connect(5, 1), self.b.connect(5, 1)
         here.take(), there.take()
-        order = Draft("unsubscribe", Audience((NODES,)), b'{"user_id": 5, "conversation_id": 1}')
-        self.successResultOf(self.a.broker.publish([order]))
-        for one in (here, there):
-            self.assertEqual([event["event"] for event in one.take()], ["unsubscribed"])
+        command = NewEvent("unsubscribe", Audience((NODES,)), b'{"user_id": 5, "conversation_id": 1}')
+        self.successResultOf(self.a.broker.publish([command]))
+        for connection in (here, there):
+            self.assertEqual([event["event"] for event in connection.take()], ["unsubscribed"])
 
-    def test_ids_in_an_order_mean_what_they_mean_on_the_wire(self) -> None:
+    def test_ids_in_a_command_are_normalized(self) -> None:
         there = self.b.connect(5, 1)
         there.take()
-        order = Draft("unsubscribe", Audience((NODES,)), b'{"user_id": "5", "conversation_id": "1"}')
-        self.successResultOf(self.a.broker.publish([order]))
+        command = NewEvent("unsubscribe", Audience((NODES,)), b'{"user_id": "5", "conversation_id": "1"}')
+        self.successResultOf(self.a.broker.publish([command]))
         self.assertEqual([event["data"]["conversation_id"] for event in there.take()], [1])
-        order = Draft("disconnect", Audience((NODES,)), b'{"user_id": "5"}')
-        self.successResultOf(self.a.broker.publish([order]))
+        command = NewEvent("disconnect", Audience((NODES,)), b'{"user_id": "5"}')
+        self.successResultOf(self.a.broker.publish([command]))
         self.assertEqual(there.closed, (4000, "reconnect"))
 
-    def test_an_order_that_is_not_understood_is_left_alone(self) -> None:
+    def test_unknown_or_invalid_command_is_ignored(self) -> None:
         there = self.b.connect(5, 1)
         there.take()
         for name, data in (("dance", b"{}"), ("disconnect", b"[1]"), ("unsubscribe", b'{"user_id": true}')):
-            self.successResultOf(self.a.broker.publish([Draft(name, Audience((NODES,)), data)]))
+            self.successResultOf(self.a.broker.publish([NewEvent(name, Audience((NODES,)), data)]))
         self.successResultOf(self.a.push(1))
         self.assertEqual(numbers(there), [1])
         self.assertIsNone(there.closed)
 
 
-class StartingOverTests(NodesTestCase):
-    bounds = Bounds(events=3)
+class ForcedResyncTests(NodesTestCase):
+    bounds = Retention(events=3)
 
-    def test_a_log_that_started_anew_has_every_browser_start_over(self) -> None:
+    def test_reset_history_forces_every_client_to_resync(self) -> None:
         pages = [self.a.connect(number, 1) for number in range(30)]
         self.successResultOf(self.a.push(1))
         last = pages[0].take()[-1]["id"]
@@ -285,24 +331,24 @@ class StartingOverTests(NodesTestCase):
         open_ones = sum(page.closed is None for page in pages)
         self.assertGreater(open_ones, 20)  # not all at once
         self.assertEqual([numbers(page) for page in pages[1:]], [[1]] * 29)
-        self.clock.pump([SPREAD / 50] * 60)
-        self.assertEqual({page.closed for page in pages}, {(4000, "the event log started anew")})
+        self.clock.pump([RESYNC_SPREAD / 50] * 60)
+        self.assertEqual({page.closed for page in pages}, {(4000, "the event history was reset")})
         for page in pages:
             self.a.leave(page)
         replies = self.a.connect(0, 1, last=last).take()
-        self.assertEqual([one["data"]["recovered"] for one in replies[:2]], [False, False])
+        self.assertEqual([reply["data"]["recovered"] for reply in replies[:2]], [False, False])
 
-    def test_one_that_waits_for_its_turn_gets_in_nowhere(self) -> None:
+    def test_client_pending_a_forced_resync_gets_no_subscription(self) -> None:
         pages = [self.a.connect(number) for number in range(200)]
         self.log.start_anew()
-        page = next(one for one in pages if one.closed is None)
+        page = next(page for page in pages if page.closed is None)
         page.take()
         self.a.say(page, type="subscribe", conversation_id=1)
         self.successResultOf(self.b.push(1))
         self.assertEqual(page.take(), [])
-        self.clock.pump([SPREAD / 50] * 60)
+        self.clock.pump([RESYNC_SPREAD / 50] * 60)
 
-    def test_a_node_that_was_cut_off_for_too_long_has_its_browsers_start_over(self) -> None:
+    def test_node_that_was_cut_off_for_too_long_forces_its_clients_to_resync(self) -> None:
         there = self.b.connect(2, 1)
         self.successResultOf(self.a.push(0))
         self.assertEqual(numbers(there), [0])
@@ -317,7 +363,7 @@ class StartingOverTests(NodesTestCase):
         self.successResultOf(self.a.push(6))
         self.assertEqual(numbers(new), [6])
 
-    def test_an_order_among_what_is_left_does_not_let_events_out_before_they_start_over(self) -> None:
+    def test_command_after_missing_events_delivers_no_event_before_the_forced_resync(self) -> None:
         there = self.b.connect(2, 1)
         self.b.broker.cut = True
         for number in range(1, 5):
@@ -329,17 +375,16 @@ class StartingOverTests(NodesTestCase):
         self.assertEqual(there.closed, (4000, "events are missing"))
 
 
-class PacingTests(NodesTestCase):
-    def test_announcing_takes_a_twentieth_of_every_nodes_time_whoever_announces(self) -> None:
+class PresenceThrottleTests(NodesTestCase):
+    def test_announcements_of_any_node_take_a_twentieth_of_each_nodes_time(self) -> None:
         watcher = self.b.connect("watcher")
         self.a.connect("first")
-        send_all = self.b.chat._outlet._send_all
 
-        def slow(runs: Any) -> None:
+        def slow(deliveries: Any) -> None:
             self.clock.rightNow += 0.1
-            send_all(runs)
+            send_all(deliveries)
 
-        self.b.chat._outlet._send_all = slow
+        self.b.send_all = slow
         self.a.connect(1)
         self.assertEqual(statuses(watcher), [("first", "online"), (1, "online")])
         self.b.connect(2)
@@ -370,12 +415,12 @@ class PresenceTests(NodesTestCase):
         self.pass_time(GRACE + 1)
         self.assertEqual(statuses(watcher), [(5, "offline")])
 
-    def test_every_node_knows_who_is_online(self) -> None:
+    def test_every_node_lists_all_agents_online(self) -> None:
         self.a.connect(1), self.b.connect(2)
         self.assertEqual((self.a.chat.online(), self.b.chat.online()), ([1, 2], [1, 2]))
         self.assertEqual(self.node("c").chat.online(), [1, 2])
 
-    def test_a_node_that_dies_takes_its_agents_offline_once_after_lease_and_grace(self) -> None:
+    def test_agents_of_a_dead_node_go_offline_once_after_lease_and_grace(self) -> None:
         watcher = self.watch()
         other = self.b.connect("other")
         self.node("c")
@@ -393,7 +438,7 @@ class PresenceTests(NodesTestCase):
         self.assertEqual((statuses(watcher), statuses(other)), ([], []))
         self.assertEqual(self.a.chat.online(), ["other", "watcher"])
 
-    def test_an_agent_who_moves_from_a_dead_node_is_no_news(self) -> None:
+    def test_agent_that_moves_from_a_dead_node_is_not_announced(self) -> None:
         watcher = self.watch()
         self.b.connect(5)
         statuses(watcher)
@@ -402,20 +447,20 @@ class PresenceTests(NodesTestCase):
         self.pass_time(60)
         self.assertEqual(statuses(watcher), [])
 
-    def test_a_node_that_was_cut_off_finds_its_agents_offline_and_has_them_online_again(self) -> None:
+    def test_agents_of_a_partitioned_node_go_offline_and_online_again(self) -> None:
         watcher = self.watch()
         self.b.connect(5)
         self.b.broker.cut = True
         self.assertEqual(statuses(watcher), [(5, "online")])
         self.pass_time(LEASE + GRACE + 10)
         self.assertEqual(statuses(watcher), [(5, "offline")])
-        self.assertIn(5, self.b.chat.online(), "its own agents a node knows without the others")
+        self.assertIn(5, self.b.chat.online(), "a node knows its own agents without the broker")
         self.b.broker.heal()
         self.pass_time(LEASE)
         self.assertEqual(statuses(watcher), [(5, "online")])
         self.assertEqual(self.a.chat.online(), self.b.chat.online())
 
-    def test_what_changes_while_a_node_is_cut_off_is_told_afterwards(self) -> None:
+    def test_changes_during_an_outage_are_announced_afterwards(self) -> None:
         watcher = self.watch()
         leaving = self.b.connect(5)
         self.b.broker.cut = True
@@ -427,43 +472,43 @@ class PresenceTests(NodesTestCase):
         self.pass_time(LEASE)
         self.assertEqual(statuses(watcher), [(5, "offline"), (6, "online")])
 
-    def test_what_comes_while_a_lease_is_asked_for_is_told_as_soon_as_there_is_an_answer(self) -> None:
-        watcher, asked = self.watch(), self.slow_leases(self.b)
+    def test_change_during_a_report_is_reported_after_it(self) -> None:
+        watcher, pending = self.watch(), self.slow_leases(self.b)
         self.b.connect(5)
         self.b.connect(6)
-        self.assertEqual((len(asked), statuses(watcher)), (1, []))
-        asked.pop(0)()
+        self.assertEqual((len(pending), statuses(watcher)), (1, []))
+        pending.pop(0)()
         self.assertEqual(statuses(watcher), [(5, "online")])
-        asked.pop(0)()
+        pending.pop(0)()
         self.assertEqual(statuses(watcher), [(6, "online")])
 
-    def test_of_what_could_not_be_told_the_newest_counts(self) -> None:
-        watcher, asked = self.watch(), self.slow_leases(self.b)
+    def test_latest_of_several_unreported_changes_counts(self) -> None:
+        watcher, pending = self.watch(), self.slow_leases(self.b)
         page = self.b.connect(5)
         self.b.leave(page)
         self.pass_time(GRACE + 1)
         self.b.broker.cut = True
-        asked.pop(0)()
+        pending.pop(0)()
         self.b.broker.heal()
         self.pass_time(LEASE)
-        for answer in asked:
-            answer()
+        for complete in pending:
+            complete()
         self.assertEqual((statuses(watcher), self.b.chat.online()), ([], ["watcher"]))
 
     def slow_leases(self, node: Node) -> list[Callable[[], None]]:
-        """The node's leases, each granted when its entry is called."""
-        asked: list[Callable[[], None]] = []
+        """Return the node's pending lease reports. Calling one completes it."""
+        pending: list[Callable[[], None]] = []
         lease = node.broker.lease
 
         def slow(*arguments: Any) -> Deferred[Any]:
-            answer: Deferred[Any] = Deferred()
-            asked.append(lambda: lease(*arguments).chainDeferred(answer))
-            return answer
+            result: Deferred[Any] = Deferred()
+            pending.append(lambda: lease(*arguments).chainDeferred(result))
+            return result
 
         self.patch(node.broker, "lease", slow)
-        return asked
+        return pending
 
-    def test_a_node_that_slept_says_everything_again(self) -> None:
+    def test_node_whose_leases_expired_reports_all_agents_again(self) -> None:
         watcher = self.watch()
         self.b.connect(5)
         statuses(watcher)
@@ -472,18 +517,18 @@ class PresenceTests(NodesTestCase):
         self.assertEqual(self.successResultOf(self.a.broker.online()), ["watcher", 5])
         self.assertEqual(self.a.chat.online(), [5, "watcher"])
 
-    def test_news_that_did_not_arrive_is_asked_for(self) -> None:
+    def test_missed_presence_update_is_read_again(self) -> None:
         self.b.connect(5)
-        self.a.chat.agents.heard((), [5])
+        self.a.chat.presence.apply_remote_status((), [5])
         self.assertEqual(self.a.chat.online(), [])
         self.pass_time(LEASE)
         self.assertEqual(self.a.chat.online(), [5])
 
-    def test_a_rolling_restart_is_no_news(self) -> None:
+    def test_rolling_restart_is_not_announced(self) -> None:
         watcher = self.watch()
         page = self.b.connect(5)
         statuses(watcher)
-        self.b.chat.hold_presence(5.0)
+        self.b.chat.freeze_presence(5.0)
         self.b.leave(page)
         self.b.end()
         self.pass_time(8)
@@ -491,11 +536,11 @@ class PresenceTests(NodesTestCase):
         self.pass_time(60)
         self.assertEqual(statuses(watcher), [])
 
-    def test_a_restart_may_take_longer_than_a_lease_and_who_stays_away_goes_offline_after_it(self) -> None:
+    def test_restart_longer_than_a_lease_takes_only_missing_agents_offline(self) -> None:
         watcher = self.watch()
         pages = [self.b.connect(user_id) for user_id in (5, 6)]
         statuses(watcher)
-        self.b.chat.hold_presence(60.0)
+        self.b.chat.freeze_presence(60.0)
         for page in pages:
             self.b.leave(page)
         self.b.end()
@@ -505,21 +550,28 @@ class PresenceTests(NodesTestCase):
         self.pass_time(30)
         self.assertEqual(statuses(watcher), [(6, "offline")])
 
-    def test_the_number_of_tabs_goes_into_the_lease(self) -> None:
-        told: list[dict[Id, int | None]] = []
+    def test_connection_count_is_part_of_the_lease(self) -> None:
+        reported: list[dict[Id, int | None]] = []
         lease = self.a.broker.lease
         self.patch(
-            self.a.broker, "lease", lambda node, tabs, seconds: told.append(dict(tabs)) or lease(node, tabs, seconds)
+            self.a.broker,
+            "lease",
+            lambda node, tabs, seconds: reported.append(dict(tabs)) or lease(node, tabs, seconds),
         )
         first, _ = self.a.connect(5), self.a.connect(5)
         self.pass_time(LEASE)
         self.a.leave(first)
         self.pass_time(LEASE)
-        self.assertEqual([one[5] for one in told if 5 in one], [1, 2, 1])
+        self.assertEqual([report[5] for report in reported if 5 in report], [1, 2, 1])
 
 
-class OrderFormTests(SynchronousTestCase):
-    def test_orders_survive_the_way_through_the_log(self) -> None:
-        for order in (nodes.Disconnect(5, "x", True, "a"), nodes.Unsubscribe("y", 1), nodes.Status([1], ["ana"])):
-            draft = nodes.to_draft(order)
-            self.assertEqual(nodes.order_of(Event(1, draft.name, draft.audience, draft.data, 0.0)), order)
+class CommandEncodingTests(SynchronousTestCase):
+    def test_command_decodes_to_the_encoded_one(self) -> None:
+        for command in (
+            cluster_commands.DisconnectCommand(5, "x", True, "a"),
+            cluster_commands.UnsubscribeCommand("y", 1),
+            cluster_commands.PresenceUpdate([1], ["ana"]),
+        ):
+            new_event = cluster_commands.to_new_event(command)
+            event = Event(1, new_event.name, new_event.audience, new_event.data, 0.0)
+            self.assertEqual(cluster_commands.decode_command(event), command)

@@ -12,44 +12,22 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.brokers import open_broker
-from chatws.brokers.contract import NODES, Audience, Bounds, Event
-from chatws.chat import chat_server
+from chatws.brokers.factory import open_broker
+from chatws.brokers.interface import NODES, Audience, Event, Retention
+from chatws.chat import server as chat_server
 from chatws.chat.audience import AudienceTable, Kind
-from chatws.chat.chat_server import ChatServer
-from chatws.chat.contracts import Credentials, Identity
 from chatws.chat.history import History
+from chatws.chat.interfaces import Identity
 from chatws.chat.recovery import REPLAY_CHUNK
-from chatws.errors import AuthenticationFailed, ClientError, Unavailable
+from chatws.chat.server import ChatServer
+from chatws.errors import AuthenticationFailed, ClientError, ErrorCode, Unavailable
 from chatws.ids import Id
 from chatws.server import frames
-from tests.fakes import FakeConnection, send_all
-
-
-class AskedLater:
-    """An authenticator and authorizer whose answers the test gives."""
-
-    def __init__(self) -> None:
-        self.asked: list[tuple[Any, Deferred[Any]]] = []
-        self.forgotten: list[tuple[Id, Id | None]] = []
-
-    def authenticate(self, credentials: Credentials) -> Deferred[Identity]:
-        return self._ask(credentials.user_id)
-
-    def may_read(self, identity: Identity, conversation_id: Id) -> Deferred[bool]:
-        return self._ask((identity.user_id, conversation_id))
-
-    def forget(self, user_id: Id, conversation_id: Id | None = None) -> None:
-        self.forgotten.append((user_id, conversation_id))
-
-    def _ask(self, question: Any) -> Deferred[Any]:
-        answer: Deferred[Any] = Deferred()
-        self.asked.append((question, answer))
-        return answer
+from tests.fakes import FakeConnection, PendingChecks, send_all
 
 
 class ChatTestCase(SynchronousTestCase):
-    #: whether `enter` also reads, for everybody, that the agent has come online
+    #: Whether `enter` also reads every connection's `agent_status` event.
     ignores_presence = True
 
     def setUp(self) -> None:
@@ -58,7 +36,7 @@ class ChatTestCase(SynchronousTestCase):
         self.chat = self.make_chat()
 
     def tearDown(self) -> None:
-        for connection in tuple(self.chat._connections):
+        for connection in tuple(self.chat.connections):
             self.chat.on_close(connection)
         self.clock.advance(10)
         self.assertEqual(self.clock.getDelayedCalls(), [])
@@ -72,29 +50,29 @@ class ChatTestCase(SynchronousTestCase):
         connection = FakeConnection()
         self.chat.on_open(connection)
         if user_id is not None:
-            self.say(connection, type="auth", user_id=user_id, **auth)
+            self.send(connection, type="auth", user_id=user_id, **auth)
         for conversation_id in conversations:
-            self.say(connection, type="subscribe", conversation_id=conversation_id)
+            self.send(connection, type="subscribe", conversation_id=conversation_id)
         self.clock.advance(0)
         return connection
 
     def enter(self, user_id: Id, *conversations: Id) -> FakeConnection:
-        """A connection whose replies have been read."""
+        """Return a connection whose replies have been read."""
         connection = self.connect(user_id, *conversations)
-        for listener in (connection, *(self.chat._connections if self.ignores_presence else ())):
+        for listener in (connection, *(self.chat.connections if self.ignores_presence else ())):
             listener.take()
         return connection
 
-    def say(self, connection: FakeConnection, **message: Any) -> None:
+    def send(self, connection: FakeConnection, **message: Any) -> None:
         self.chat.on_message(connection, json.dumps(message))
 
     def push(self, name: str, data: Any, **options: Any) -> Event:
         raw = data if isinstance(data, bytes) else json.dumps(data).encode()
-        [event] = self.successResultOf(self.chat.publish([self.chat.audiences.draft(name, raw, **options)]))
+        [event] = self.successResultOf(self.chat.publish([self.chat.audiences.new_event(name, raw, **options)]))
         return event
 
     def patched_frames(self) -> list[bytes]:
-        """The payloads that frames are made of from now on."""
+        """Return the list of payloads from which frames are made from now on."""
         made: list[bytes] = []
 
         def noted(payloads: list[bytes]) -> list[bytes]:
@@ -112,8 +90,8 @@ class ChatTestCase(SynchronousTestCase):
         self.assertEqual((reply["event"], reply["data"]["code"]), ("error", code))
 
 
-class EnteringTests(ChatTestCase):
-    def test_auth_and_subscribe_sent_at_once_are_answered_in_order_with_positions(self) -> None:
+class AuthTests(ChatTestCase):
+    def test_auth_and_subscribe_sent_together_are_answered_in_order_with_positions(self) -> None:
         connection = self.connect(123, 456)
         authenticated, subscribed = connection.take()
         self.assertEqual(authenticated["event"], "authenticated")
@@ -122,20 +100,45 @@ class EnteringTests(ChatTestCase):
         self.assertEqual(authenticated["data"]["last_event_id"], f"{self.chat.broker.epoch}:0")
         self.assertEqual(subscribed["data"]["conversation_id"], 456)
 
-    def test_who_does_not_say_who_it_is_in_time_is_closed(self) -> None:
+    def test_connection_without_auth_in_time_is_closed(self) -> None:
         silent, known = self.connect(), self.enter(1)
         self.clock.advance(10)
         self.assertEqual((silent.closed or (0, ""))[0], 4408)
         self.assertIsNone(known.closed)
 
-    def test_auth_without_a_user_is_a_bad_message_and_can_be_mended(self) -> None:
+    def test_auth_that_is_a_bad_message_after_the_deadline_closes_the_connection(self) -> None:
+        for error, expected in (
+            (ClientError(ErrorCode.BAD_MESSAGE, "user_id is missing"), 4408),
+            (AuthenticationFailed("no"), 4901),
+            (Unavailable("no answer in time"), 4503),
+        ):
+            checks = PendingChecks()
+            self.chat = self.make_chat(authenticator=checks)
+            connection = self.connect()
+            self.send(connection, type="auth", token="x")
+            self.send(connection, type="auth", token="y")
+            self.clock.advance(10)
+            self.assertIsNone(connection.closed)
+            checks.pending[0][1].errback(error)
+            self.assertEqual((connection.closed or (0, ""))[0], expected)
+
+    def test_auth_that_is_accepted_after_the_deadline_keeps_the_connection_open(self) -> None:
+        checks = PendingChecks()
+        self.chat = self.make_chat(authenticator=checks)
         connection = self.connect()
-        self.say(connection, type="auth")
+        self.send(connection, type="auth", token="x")
+        self.clock.advance(10)
+        checks.pending[0][1].callback(Identity(1, "token"))
+        self.assertIsNone(connection.closed)
+
+    def test_auth_without_a_user_is_a_bad_message_and_can_be_repeated(self) -> None:
+        connection = self.connect()
+        self.send(connection, type="auth")
         self.assert_error(connection, "bad_message")
-        self.say(connection, type="auth", user_id=1)
+        self.send(connection, type="auth", user_id=1)
         self.assertEqual(connection.take()[0]["event"], "authenticated")
 
-    def test_one_connection_too_many_of_a_user_is_refused_for_good(self) -> None:
+    def test_connection_above_the_users_limit_is_closed_with_4909(self) -> None:
         self.chat.max_connections_per_user = 2
         first, second, third = self.connect(1), self.connect("1"), self.connect(1)
         self.assertEqual((third.closed or (0, ""))[0], 4909)
@@ -143,13 +146,13 @@ class EnteringTests(ChatTestCase):
         self.assertIsNone(first.closed or second.closed)
         self.assertEqual(self.chat.online(), [1])
 
-    def test_a_binary_message_is_unsupported_and_nothing_more(self) -> None:
+    def test_binary_message_is_unsupported_and_keeps_the_connection_open(self) -> None:
         connection = self.enter(1)
         self.chat.on_binary(connection, b"\x00")
         self.assert_error(connection, "unsupported")
         self.assertIsNone(connection.closed)
 
-    def test_a_fault_of_ours_closes_one_connection_without_details(self) -> None:
+    def test_internal_error_closes_one_connection_without_details(self) -> None:
         connection, other = self.enter(1), self.enter(2)
         self.chat.on_error(connection, ZeroDivisionError("secret detail"))
         self.assertEqual(connection.closed, (4500, "internal error"))
@@ -158,73 +161,73 @@ class EnteringTests(ChatTestCase):
 
 
 class PublishingTests(ChatTestCase):
-    def test_data_passes_through_to_the_byte_and_the_frame_is_built_once(self) -> None:
+    def test_data_passes_through_byte_for_byte_and_the_frame_is_built_once(self) -> None:
         data = b'{"conversation_id": 456,  "message":{"z":1.10,"a":1e2,"id":12345678901234567890}}'
         listeners = [self.enter(user_id, 456) for user_id in range(5)]
         made = self.patched_frames()
         event = self.push("new_message", data)
         self.assertEqual(len(made), 1)
         expected = '{"event":"new_message","data":' + data.decode() + f',"id":"{self.chat.broker.epoch}:1"}}'
-        self.assertEqual([one.payloads for one in listeners], [[expected]] * 5)
+        self.assertEqual([each.payloads for each in listeners], [[expected]] * 5)
         self.assertEqual(event.delivered, 5)
 
     def test_the_default_audiences_are_those_of_the_table(self) -> None:
         subscriber, other, stranger = self.enter(1, 456), self.enter(2), self.connect()
         for name in ("new_message", "message_read", "message_status_updated"):
             self.push(name, {"conversation_id": 456})
-            self.assertEqual([one["event"] for one in subscriber.take()], [name])
+            self.assertEqual([event["event"] for event in subscriber.take()], [name])
         self.assertEqual(other.take(), [])
         for name in ("conversation_updated", "new_conversation", "agent_status"):
             self.push(name, {"conversation_id": 456})
-            self.assertEqual([one["event"] for one in (*subscriber.take(), *other.take())], [name, name])
+            self.assertEqual([event["event"] for event in (*subscriber.take(), *other.take())], [name, name])
         self.assertEqual(stranger.take(), [])
 
-    def test_typing_from_a_backend_spares_the_one_who_types_and_has_no_id(self) -> None:
+    def test_typing_from_a_backend_excludes_its_user_and_has_no_id(self) -> None:
         typist, other = self.enter(1, 456), self.enter(2, 456)
         self.push("typing", {"conversation_id": "456", "user_id": "1", "is_typing": True})
         self.assertEqual(typist.take(), [])
         [event] = other.take()
         self.assertNotIn("id", event)
 
-    def test_a_named_audience_reaches_exactly_it_and_each_connection_once(self) -> None:
+    def test_named_audience_gets_the_event_once_for_each_connection(self) -> None:
         five, six, seven = self.enter(5), self.enter(6), self.enter(7)
         self.push("order_paid", {"a": 1}, to=("user:5", "user:6", "user:5"))
-        self.assertEqual([len(one.take()) for one in (five, six, seven)], [1, 1, 0])
+        self.assertEqual([len(each.take()) for each in (five, six, seven)], [1, 1, 0])
         self.push("order_paid", {"a": 1}, to=("*",), except_user_id=6)
-        self.assertEqual([len(one.take()) for one in (five, six, seven)], [1, 0, 1])
+        self.assertEqual([len(each.take()) for each in (five, six, seven)], [1, 0, 1])
 
-    def test_an_unknown_event_must_name_its_audience_unless_the_table_was_told(self) -> None:
-        draft = self.chat.audiences.draft
-        self.assertEqual(self.assertRaises(ClientError, draft, "order_paid", b"{}").code, "no_audience")
-        self.assertEqual(self.assertRaises(ClientError, draft, "new_message", b"{}").code, "bad_message")
+    def test_unknown_event_needs_an_audience_or_an_entry_in_the_table(self) -> None:
+        new_event = self.chat.audiences.new_event
+        self.assertEqual(self.assertRaises(ClientError, new_event, "order_paid", b"{}").code, "no_audience")
+        self.assertEqual(self.assertRaises(ClientError, new_event, "new_message", b"{}").code, "bad_message")
         table = AudienceTable({"order_paid": Kind.USER, "new_message": Kind.EVERYONE})
-        self.assertEqual(table.draft("order_paid", b'{"user_id":"7"}').audience.channels, ("user:7",))
-        self.assertEqual(table.draft("new_message", b"{}").audience.channels, ("*",))
+        self.assertEqual(table.new_event("order_paid", b'{"user_id":"7"}').audience.channels, ("user:7",))
+        self.assertEqual(table.new_event("new_message", b"{}").audience.channels, ("*",))
 
-    def test_a_batch_keeps_its_order_for_each_connection_and_costs_it_one_write(self) -> None:
-        both, one = self.enter(1, 456, 457), self.enter(2, 456)
-        both.writes = one.writes = 0
-        draft = self.chat.audiences.draft
+    def test_batch_keeps_its_order_for_each_connection_in_one_write(self) -> None:
+        both, single = self.enter(1, 456, 457), self.enter(2, 456)
+        both.writes = single.writes = 0
+        new_event = self.chat.audiences.new_event
         order = [456, 457, 456, 456, 457]
         self.chat.publish(
-            [draft("new_message", b'{"conversation_id":%d,"n":%d}' % (to, n)) for n, to in enumerate(order)]
+            [new_event("new_message", b'{"conversation_id":%d,"n":%d}' % (to, n)) for n, to in enumerate(order)]
         )
         self.assertEqual([event["data"]["n"] for event in both.take()], [0, 1, 2, 3, 4])
-        self.assertEqual([event["data"]["n"] for event in one.take()], [0, 2, 3])
-        self.assertEqual((both.writes, one.writes), (1, 1))
+        self.assertEqual([event["data"]["n"] for event in single.take()], [0, 2, 3])
+        self.assertEqual((both.writes, single.writes), (1, 1))
 
 
 class TypingTests(ChatTestCase):
-    def test_typing_reaches_the_others_and_none_of_the_typists_tabs(self) -> None:
+    def test_typing_reaches_the_others_and_none_of_the_users_own_connections(self) -> None:
         tab, other_tab, colleague = self.enter(1, 456), self.enter(1, 456), self.enter(2, 456)
-        self.say(tab, type="typing", conversation_id=456)
+        self.send(tab, type="typing", conversation_id=456)
         self.assertEqual((tab.take(), other_tab.take()), ([], []))
         expected = {"event": "typing", "data": {"conversation_id": 456, "user_id": 1, "is_typing": True}}
         self.assertEqual(colleague.take(), [expected])
 
-    def test_a_tab_that_closes_while_typing_has_stopped_typing(self) -> None:
+    def test_connection_that_closes_while_typing_stops_typing(self) -> None:
         tab, colleague = self.enter(1, 456), self.enter(2, 456)
-        self.say(tab, type="typing", conversation_id=456)
+        self.send(tab, type="typing", conversation_id=456)
         colleague.take()
         self.leave(tab)
         self.assertEqual([event["data"]["is_typing"] for event in colleague.take()], [False])
@@ -234,10 +237,10 @@ class PresenceTests(ChatTestCase):
     ignores_presence = False
 
     def statuses(self, connection: FakeConnection) -> list[tuple[Id, str]]:
-        events = [one for one in connection.take() if one["event"] == "agent_status"]
-        return [(one["data"]["agent_id"], one["data"]["status"]) for one in events]
+        events = [event for event in connection.take() if event["event"] == "agent_status"]
+        return [(event["data"]["agent_id"], event["data"]["status"]) for event in events]
 
-    def test_an_agent_is_online_with_the_first_tab_and_offline_a_grace_after_the_last(self) -> None:
+    def test_agent_is_online_from_the_first_connection_until_the_grace_after_the_last(self) -> None:
         watcher = self.enter(1)
         first = self.enter(2)
         second = self.enter(2)
@@ -252,20 +255,20 @@ class PresenceTests(ChatTestCase):
         self.clock.advance(0)
         self.assertEqual(self.statuses(watcher), [(2, "offline")])
 
-    def test_who_comes_and_goes_can_be_kept_from_everybody_and_still_be_asked_for(self) -> None:
+    def test_agent_status_without_an_audience_is_not_sent_and_presence_is_still_answered(self) -> None:
         self.chat.audiences = AudienceTable({"agent_status": Kind.NONE})
         watcher, colleague = self.enter(1), self.enter(2)
         self.assertEqual(self.statuses(watcher), [])
-        self.say(watcher, type="presence")
+        self.send(watcher, type="presence")
         self.assertEqual(watcher.take(), [{"event": "presence", "data": {"online": [1, 2]}}])
         self.leave(colleague)
         self.clock.advance(3.2)
         self.clock.advance(0)
         self.assertEqual(self.statuses(watcher), [])
-        self.say(watcher, type="presence")
+        self.send(watcher, type="presence")
         self.assertEqual(watcher.take(), [{"event": "presence", "data": {"online": [1]}}])
 
-    def test_a_reload_within_the_grace_is_no_news(self) -> None:
+    def test_reload_within_the_grace_is_not_announced(self) -> None:
         watcher, tab = self.enter(1), self.enter(2)
         watcher.take()
         self.leave(tab)
@@ -274,17 +277,17 @@ class PresenceTests(ChatTestCase):
         self.clock.advance(10)
         self.assertEqual(self.statuses(watcher), [])
 
-    def test_an_agents_own_tabs_are_not_told_of_it(self) -> None:
+    def test_agents_own_connections_get_no_status_of_it(self) -> None:
         tab = self.enter(2)
         self.clock.advance(1)
         self.assertEqual(self.statuses(tab), [])
 
-    def test_a_crowd_is_announced_in_one_write_that_leaves_out_each_ones_own(self) -> None:
+    def test_many_agents_are_announced_in_one_write_without_each_agents_own_status(self) -> None:
         watcher = self.enter(1)
         crowd = [FakeConnection() for _ in range(20)]
         for number, connection in enumerate(crowd):
             self.chat.on_open(connection)
-            self.say(connection, type="auth", user_id=100 + number)
+            self.send(connection, type="auth", user_id=100 + number)
         watcher.writes = 0
         self.clock.advance(1)
         self.assertEqual(self.statuses(watcher), [(100 + number, "online") for number in range(20)])
@@ -298,47 +301,49 @@ class PresenceTests(ChatTestCase):
         for user_id in ("zoe", 9, "2", "ana"):
             self.enter(user_id)
         connection.take()
-        self.say(connection, type="presence")
+        self.send(connection, type="presence")
         self.assertEqual(connection.take(), [{"event": "presence", "data": {"online": [2, 9, 10, "ana", "zoe"]}}])
 
 
 class PresenceOverRestartTests(ChatTestCase):
-    """With a log that outlives the process."""
+    """With a history that outlives the process."""
 
     def make_chat(self, **options: Any) -> ChatServer:
         if not hasattr(self, "directory"):
             self.directory = tempfile.mkdtemp()
             self.addCleanup(shutil.rmtree, self.directory)
-        broker = open_broker(f"sqlite:///{self.directory}/log.db", Bounds(), reactor=self.clock)
+        broker = open_broker(
+            f"sqlite:///{self.directory}/log.db", Retention(), reactor=self.clock, now=self.clock.seconds
+        )
         chat = super().make_chat(broker=broker, **options)
         self.successResultOf(Deferred.fromCoroutine(chat.start()))
         self.addCleanup(lambda: self.successResultOf(Deferred.fromCoroutine(chat.stop())))
         return chat
 
     def restart(self) -> None:
-        connections = tuple(self.chat._connections)
+        connections = tuple(self.chat.connections)
         self.successResultOf(Deferred.fromCoroutine(self.chat.stop()))
         for connection in connections:
             self.chat.on_close(connection)
-        self.chat.hold_presence()
+        self.chat.freeze_presence()
         self.chat = self.make_chat()
 
     def statuses(self, connection: FakeConnection) -> list[tuple[Id, str]]:
-        events = [one for one in connection.take() if one["event"] == "agent_status"]
-        return [(one["data"]["agent_id"], one["data"]["status"]) for one in events]
+        events = [event for event in connection.take() if event["event"] == "agent_status"]
+        return [(event["data"]["agent_id"], event["data"]["status"]) for event in events]
 
-    def test_who_is_sent_away_by_the_server_is_not_noted_offline_however_long_that_takes(self) -> None:
+    def test_agents_disconnected_by_a_shutdown_stay_online_however_long_it_takes(self) -> None:
         leaving = self.connect(1)
         connection = FakeConnection()
         self.chat.on_open(connection)
-        self.say(connection, type="auth", user_id=2)  # and nothing is announced before the end begins
-        self.chat.hold_presence()
+        self.send(connection, type="auth", user_id=2)  # and nothing is announced before the end begins
+        self.chat.freeze_presence()
         self.leave(leaving)
         self.clock.advance(60)
         self.restart()
         self.assertEqual(self.chat.online(), [1, 2])
 
-    def test_agents_who_come_back_are_no_news_and_one_who_does_not_goes_offline_once(self) -> None:
+    def test_agents_that_reconnect_after_a_restart_are_not_announced_and_others_go_offline_once(self) -> None:
         for user_id in (1, 2, "ana"):
             self.connect(user_id)
         self.clock.advance(1)
@@ -357,7 +362,7 @@ class PresenceOverRestartTests(ChatTestCase):
 
 
 class BackendOperationTests(ChatTestCase):
-    def test_disconnect_closes_every_tab_and_says_whether_to_come_back(self) -> None:
+    def test_disconnect_closes_all_connections_with_4000_or_4903(self) -> None:
         tabs, other = [self.enter(5), self.enter(5)], self.enter(6)
         self.assertEqual(self.successResultOf(self.chat.disconnect(5, "logged out")), 2)
         self.assertEqual([tab.closed for tab in tabs], [(4000, "logged out")] * 2)
@@ -365,97 +370,99 @@ class BackendOperationTests(ChatTestCase):
         self.chat.disconnect(6, "", ban=True)
         self.assertEqual((other.closed or (0, ""))[0], 4903)
         self.push("conversation_updated", {"conversation_id": 1})
-        self.assertEqual([one.take() for one in (*tabs, other)], [[], [], []])
+        self.assertEqual([each.take() for each in (*tabs, other)], [[], [], []])
 
-    def test_unsubscribe_takes_the_conversation_away_and_tells_the_page(self) -> None:
+    def test_unsubscribe_ends_the_subscription_and_notifies_the_client(self) -> None:
         connection = self.enter(5, 456)
         self.assertEqual(self.successResultOf(self.chat.unsubscribe(5, 456)), 1)
         self.assertEqual(connection.take(), [{"event": "unsubscribed", "data": {"conversation_id": 456}}])
         self.assertEqual(self.push("new_message", {"conversation_id": 456}).delivered, 0)
 
 
-class AskedElsewhereTests(ChatTestCase):
+class PendingCheckTests(ChatTestCase):
     def make_chat(self, **options: Any) -> ChatServer:
-        self.oracle = AskedLater()
-        return super().make_chat(authenticator=self.oracle, authorizer=self.oracle, **options)
+        self.checks = PendingChecks()
+        return super().make_chat(authenticator=self.checks, authorizer=self.checks, **options)
 
-    def answer(self, answer: Any) -> None:
-        _, waiting = self.oracle.asked.pop(0)
-        if isinstance(answer, Exception):
-            waiting.errback(answer)
+    def complete(self, result: Any) -> None:
+        _, check = self.checks.pending.pop(0)
+        if isinstance(result, Exception):
+            check.errback(result)
         else:
-            waiting.callback(answer)
+            check.callback(result)
 
-    def test_messages_wait_for_the_answer_and_ping_does_not(self) -> None:
+    def test_messages_wait_for_the_check_and_ping_does_not(self) -> None:
         connection = self.connect(5, 456)
-        self.say(connection, type="ping")
+        self.send(connection, type="ping")
         self.assertEqual(connection.take(), [{"type": "pong"}])
-        self.answer(Identity(5, "ticket"))
-        self.assertEqual([one["event"] for one in connection.take()], ["authenticated"])
-        self.answer(True)
-        self.assertEqual([one["event"] for one in connection.take()], ["subscribed"])
+        self.complete(Identity(5, "token"))
+        self.assertEqual([event["event"] for event in connection.take()], ["authenticated"])
+        self.complete(True)
+        self.assertEqual([event["event"] for event in connection.take()], ["subscribed"])
 
-    def test_a_failed_auth_is_told_then_closed_for_good(self) -> None:
+    def test_failed_auth_is_answered_and_closed_with_4901(self) -> None:
         connection = self.connect(5)
-        self.answer(AuthenticationFailed("the ticket has expired"))
+        self.complete(AuthenticationFailed("the token has expired"))
         self.assert_error(connection, "auth_failed")
         self.assertEqual((connection.closed or (0, ""))[0], 4901)
 
-    def test_a_bug_in_a_look_up_is_unavailable_not_a_yes(self) -> None:
+    def test_internal_error_in_a_check_is_unavailable_and_grants_nothing(self) -> None:
         connection = self.connect(5, 456)
-        self.answer(Identity(5, "ticket"))
+        self.complete(Identity(5, "token"))
         connection.take()
-        self.answer(ZeroDivisionError())
+        self.complete(ZeroDivisionError())
         self.assert_error(connection, "unavailable")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(self.push("new_message", {"conversation_id": 456}).delivered, 0)
 
-    def test_an_answer_for_one_who_has_gone_changes_nothing(self) -> None:
+    def test_auth_result_after_the_connection_closed_has_no_effect(self) -> None:
         connection = self.connect(5)
         self.leave(connection)
-        self.answer(Identity(5, "ticket"))
+        self.complete(Identity(5, "token"))
         self.assertEqual(self.chat.online(), [])
 
-    def test_an_order_from_elsewhere_reaches_an_auth_still_in_flight_however_it_spells_the_id(self) -> None:
+    def test_command_from_another_node_rejects_a_pending_auth_of_an_equal_id(self) -> None:
         connection = self.connect(5)
-        self.chat._outlet.deliver([Event(0, "disconnect", Audience((NODES,)), b'{"user_id":"5","ban":true}', 0.0)])
-        self.answer(Identity(5, "ticket"))
+        self.chat._event_handler.deliver(
+            [Event(0, "disconnect", Audience((NODES,)), b'{"user_id":"5","ban":true}', 0.0)]
+        )
+        self.complete(Identity(5, "token"))
         self.assertEqual((connection.closed or (0, ""))[0], 4903)
 
-    def test_a_disconnect_reaches_an_auth_still_in_flight(self) -> None:
+    def test_disconnect_rejects_a_pending_auth(self) -> None:
         connection = self.connect(5)
         self.chat.disconnect(5, "banned", ban=True)
-        self.answer(Identity(5, "ticket"))
+        self.complete(Identity(5, "token"))
         self.assertEqual(connection.closed, (4903, "banned"))
         self.assertEqual(self.chat.online(), [])
 
-    def test_an_unsubscribe_reaches_a_check_still_in_flight(self) -> None:
+    def test_unsubscribe_rejects_a_pending_check(self) -> None:
         connection = self.connect(5, 456)
-        self.answer(Identity(5, "ticket"))
+        self.complete(Identity(5, "token"))
         connection.take()
         self.chat.unsubscribe(5, 456)
         self.assert_error(connection, "forbidden")
-        self.assertEqual(self.oracle.forgotten, [(5, 456)], "nor is an answer kept")
-        self.answer(True)
+        self.assertEqual(self.checks.forgotten, [(5, 456)], "the cached permission is dropped")
+        self.complete(True)
         self.assertEqual(self.push("new_message", {"conversation_id": 456}).delivered, 0)
 
-    def test_a_ticket_that_expires_sends_the_browser_for_another_unless_it_came_in_time(self) -> None:
+    def test_expired_token_closes_the_connection_unless_it_was_renewed(self) -> None:
         renewed, idle = self.connect(5), self.connect(6)
         expiry = self.clock.seconds() + 60
-        self.answer(Identity(5, "ticket", expires_at=expiry))
-        self.answer(Identity(6, "ticket", expires_at=expiry))
+        self.complete(Identity(5, "token", expires_at=expiry))
+        self.complete(Identity(6, "token", expires_at=expiry))
         self.clock.advance(50)
-        self.say(renewed, type="auth", token="a fresh one")
-        self.answer(Identity(5, "ticket", expires_at=expiry + 60))
+        self.send(renewed, type="auth", token="a fresh one")
+        self.complete(Identity(5, "token", expires_at=expiry + 60))
         self.clock.advance(11)
         self.assertEqual((idle.closed or (0, ""))[0], 4000)
         self.assertIsNone(renewed.closed)
         self.clock.advance(60)
         self.assertEqual((renewed.closed or (0, ""))[0], 4000)
 
-    def test_the_database_away_is_told_and_closed_to_be_tried_later(self) -> None:
+    def test_unavailable_database_is_answered_and_closed_with_4503(self) -> None:
         connection = self.connect(5)
-        self.answer(Unavailable("the database does not answer"))
+        self.complete(Unavailable("the database does not answer"))
         self.assert_error(connection, "unavailable")
         self.assertEqual((connection.closed or (0, ""))[0], 4503)
 
@@ -464,7 +471,7 @@ class RecoveryTests(ChatTestCase):
     def position(self, offset: int) -> str:
         return f"{self.chat.broker.epoch}:{offset}"
 
-    def test_what_was_missed_comes_after_the_reply_and_before_what_is_live(self) -> None:
+    def test_missed_events_follow_the_reply_and_precede_live_ones(self) -> None:
         self.enter(5, 456)
         for number in range(3):
             self.push("new_message", {"conversation_id": 456, "n": number})
@@ -472,12 +479,12 @@ class RecoveryTests(ChatTestCase):
             self.push("conversation_updated", {"conversation_id": 456, "n": number})
             self.push("secret", {"n": number}, to=("user:6",))
         back = self.connect(5, last_event_id=self.position(4))
-        self.say(back, type="subscribe", conversation_id=456, last_event_id=self.position(4))
+        self.send(back, type="subscribe", conversation_id=456, last_event_id=self.position(4))
         self.push("new_message", {"conversation_id": 456, "n": 3})
         authenticated, *rest = back.take()
         self.assertEqual(authenticated["data"]["recovered"], True)
         self.assertEqual(authenticated["data"]["replayed"], 2)
-        self.assertEqual([(one["event"], one["data"].get("n")) for one in rest], [
+        self.assertEqual([(event["event"], event["data"].get("n")) for event in rest], [
             ("conversation_updated", 1),
             ("conversation_updated", 2),
             ("subscribed", None),
@@ -486,18 +493,18 @@ class RecoveryTests(ChatTestCase):
             ("new_message", 3),
         ])  # fmt: skip
 
-    def test_nobody_waits_for_events_that_a_log_of_this_process_alone_has_not_got(self) -> None:
+    def test_future_position_of_a_history_that_is_not_shared_is_not_waited_for(self) -> None:
         [reply] = self.connect(5, last_event_id=self.position(9)).take()
         self.assertIs(reply["data"]["recovered"], False)
 
-    def test_an_event_that_left_the_user_out_does_not_come_back_by_recovery(self) -> None:
+    def test_event_that_excluded_the_user_is_not_recovered(self) -> None:
         self.push("note", {"n": 1}, to=("*",), except_user_id=5)
         self.push("note", {"n": 2}, to=("*",))
         back = self.connect(5, last_event_id=self.position(0))
-        self.assertEqual([one["data"].get("n") for one in back.take()], [None, 2])
+        self.assertEqual([event["data"].get("n") for event in back.take()], [None, 2])
 
-    def test_what_cannot_be_proved_complete_is_not_recovered(self) -> None:
-        self.chat = self.make_chat(history=History(Bounds(events=2), self.clock.seconds))
+    def test_position_that_cannot_be_proved_complete_is_not_recovered(self) -> None:
+        self.chat = self.make_chat(history=History(Retention(events=2)))
         for _ in range(4):
             self.push("conversation_updated", {"conversation_id": 1})
         for position, recovered in (
@@ -515,44 +522,48 @@ class RecoveryTests(ChatTestCase):
             if not recovered:
                 self.assertEqual(events, [])
 
-    def test_a_long_replay_is_whole_and_in_order(self) -> None:
+    def test_long_replay_is_complete_and_in_order(self) -> None:
         count = REPLAY_CHUNK * 3 + 7
         for number in range(count):
             self.push("conversation_updated", {"conversation_id": 1, "n": number})
-        reply, *events = self.connect(5, last_event_id=self.position(0)).take()
+        connection = self.connect(5, last_event_id=self.position(0))
+        self.clock.advance(0)
+        reply, *events = connection.take()
         self.assertEqual(reply["data"]["replayed"], count)
-        self.assertEqual([one["data"]["n"] for one in events], list(range(count)))
+        self.assertEqual([event["data"]["n"] for event in events], list(range(count)))
 
-    def test_a_long_replay_does_not_begin_when_the_conversation_was_taken_away(self) -> None:
+    def test_long_replay_does_not_begin_after_the_subscription_was_ended(self) -> None:
         for number in range(REPLAY_CHUNK * 2):
             self.push("new_message", {"conversation_id": 456, "n": number})
         back = self.connect(5)
         chunks: list[Iterator[bytes]] = []
         self.patch(back, "stream", chunks.append)
-        self.say(back, type="subscribe", conversation_id=456, last_event_id=self.position(0))
+        self.send(back, type="subscribe", conversation_id=456, last_event_id=self.position(0))
         self.chat.unsubscribe(5, 456)
         self.assertEqual(list(chunks[0]), [])
 
-    def test_a_long_replay_ends_when_the_conversation_is_taken_away(self) -> None:
+    def test_long_replay_ends_with_the_subscription(self) -> None:
         for number in range(REPLAY_CHUNK * 3):
             self.push("new_message", {"conversation_id": 456, "n": number})
         back = self.connect(5)
         chunks: list[Iterator[bytes]] = []
         self.patch(back, "stream", chunks.append)
-        self.say(back, type="subscribe", conversation_id=456, last_event_id=self.position(0))
-        back.send_frames(next(chunks[0]))
+        self.send(back, type="subscribe", conversation_id=456, last_event_id=self.position(0))
+        self.assertIsNone(next(chunks[0]))
+        self.clock.advance(0)
+        back.send_frames(next(chunks[0]) or b"")
         self.chat.unsubscribe(5, 456)
-        self.say(back, type="subscribe", conversation_id=456)
+        self.send(back, type="subscribe", conversation_id=456)
         self.assertEqual(list(chunks[0]), [])
-        numbers = [one["data"]["n"] for one in back.take() if one["event"] == "new_message"]
+        numbers = [event["data"]["n"] for event in back.take() if event["event"] == "new_message"]
         self.assertEqual(numbers, list(range(REPLAY_CHUNK)))
 
-    def test_a_permission_lost_since_is_not_recovered_from(self) -> None:
-        oracle = AskedLater()
-        self.chat = self.make_chat(authorizer=oracle)
+    def test_recovery_after_a_lost_permission_is_forbidden(self) -> None:
+        checks = PendingChecks()
+        self.chat = self.make_chat(authorizer=checks)
         self.push("new_message", {"conversation_id": 456})
         back = self.connect(5)
-        self.say(back, type="subscribe", conversation_id=456, last_event_id=self.position(0))
+        self.send(back, type="subscribe", conversation_id=456, last_event_id=self.position(0))
         back.take()
-        oracle.asked[0][1].callback(False)
+        checks.pending[0][1].callback(False)
         self.assert_error(back, "forbidden")

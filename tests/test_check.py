@@ -17,7 +17,7 @@ COMMANDS = [line.split() for line in re.findall(r"\$\(VENV\)/bin/(.*)", RECIPE) 
 
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_there_is_no_complaint(words: list[str]) -> None:
+def test_linters_report_no_errors(words: list[str]) -> None:
     program = Path(sys.executable).with_name(words[0])
     if not program.exists() and os.environ.get("CI") != "true":
         pytest.skip(f"needs {words[0]}: pip install -e '.[check]'")

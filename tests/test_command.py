@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chatws.command.bench import Measured, percentile
-from chatws.command.main import COMMANDS, main
-from chatws.command.output import Output, compact, count, printable
-from chatws.command.push import describe
-from chatws.command.spool import parse_line
-from chatws.command.tail import one_line, shown
-from chatws.command.who import table
-from chatws.push.client import Agent, AgentConnection, Answer, PushError, PushUnavailable
+from chatws.cli.agents import table
+from chatws.cli.bench import Measured, percentile
+from chatws.cli.main import COMMANDS, main
+from chatws.cli.output import Output, compact, count, printable
+from chatws.cli.push import describe
+from chatws.cli.spool import MAX_FILE, Spool, parse_line
+from chatws.cli.tail import one_line, shown
+from chatws.clients.blocking import OnlineAgent, OnlineConnection, PushError, PushResult, PushUnavailable
 
 
 class Terminal(io.StringIO):
@@ -48,19 +49,19 @@ def test_each_command_explains_itself_with_examples(name: str, capsys: Any) -> N
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("push", "x", "{}", "--to", "nobody"), "'nobody' is none of conversation:5, user:5, users:5,6, everyone"),
+        (("push", "x", "{}", "--to", "nobody"), "'nobody' must be one of conversation:5, agents-of:5"),
         (("push", "x", "{}", "--to", "users:5,,6"), "an id must have 1 to 128 characters"),
-        (("push", "x", "{}", "--to", "everyone:5"), "is none of"),
+        (("push", "x", "{}", "--to", "everyone:5"), "must be one of"),
         (("push", "x"), "EVENT and JSON are missing"),
         (("push", "x", "{}", "--spool", "/tmp"), "neither an event nor its options"),
-        (("ticket", "5", "--ttl", "0"), "0 is not between 1 and"),
-        (("ticket", "5", "--ttl", "soon"), "'soon' is no number"),
-        (("tail", "--user", "5", "--url", "http://x/ws"), "is no WebSocket URL"),
-        (("tail", "--user", "5", "--url", "ws://x:port/"), "is no WebSocket URL"),
+        (("token", "5", "--ttl", "0"), "0 is not between 1 and"),
+        (("token", "5", "--ttl", "soon"), "'soon' is not a number"),
+        (("tail", "--user", "5", "--url", "http://x/ws"), "is not a WebSocket URL"),
+        (("tail", "--user", "5", "--url", "ws://x:port/"), "is not a WebSocket URL"),
         (("tail",), "required: --user"),
         (("kick",), "required: USER"),
-        (("shadow", "--new", "ws://x", "--user", "5"), "required: --legacy"),
-        (("who", "--pu", "x"), "unrecognized arguments: --pu"),
+        (("compare", "--new", "ws://x", "--user", "5"), "required: --legacy"),
+        (("agents", "--pu", "x"), "unrecognized arguments: --pu"),
     ],
 )
 def test_a_wrong_command_line_is_answered_with_one_line(words: tuple[str, ...], says: str, capsys: Any) -> None:
@@ -72,46 +73,46 @@ def test_a_wrong_command_line_is_answered_with_one_line(words: tuple[str, ...], 
 @pytest.mark.parametrize(
     "address", ["nonsense", "127.0.0.1:99999", "127.0.0.1:0", "tls://127.0.0.1", "127.0.0.1:8081,", "unix:/x,8081"]
 )
-def test_a_wrong_push_address_is_told(address: str, capsys: Any) -> None:
-    assert main(["who", "--push", address]) == 1
+def test_an_invalid_push_address_is_one_line(address: str, capsys: Any) -> None:
+    assert main(["agents", "--push", address]) == 1
     said = capsys.readouterr().err
-    assert said.startswith("chatws who: --push: ")
+    assert said.startswith("chatws agents: --push: ")
     assert said.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (Answer(False, code="unavailable", message="no log").error(), "unavailable: no log; its /readyz says why"),
+        (PushResult(False, code="unavailable", message="no log").error(), "unavailable: no log; its /readyz says why"),
         (
-            PushUnavailable("no answer within 5 s: silence"),
-            "no answer within 5 s: silence; does chatws run, and is this ",
+            PushUnavailable("no response within 5 s: the server is silent"),
+            "no response within 5 s: the server is silent; does chatws run, and is this ",
         ),
     ],
 )
-def test_a_server_that_says_no_is_told_from_one_that_does_not_answer(
+def test_a_rejection_is_distinguished_from_an_absent_server(
     error: PushError, says: str, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> int:
         raise error
 
-    monkeypatch.setattr("chatws.command.who.run", fail)
-    assert main(["who"]) == 1
-    assert capsys.readouterr().err.startswith(f"chatws who: {says}")
+    monkeypatch.setattr("chatws.cli.agents.run", fail)
+    assert main(["agents"]) == 1
+    assert capsys.readouterr().err.startswith(f"chatws agents: {says}")
 
 
-def test_a_secret_that_everybody_can_read_is_no_secret(tmp_path: Path, capsys: Any) -> None:
+def test_a_world_readable_push_secret_is_rejected(tmp_path: Path, capsys: Any) -> None:
     path = tmp_path / "secret"
     path.write_text("x" * 40)
     path.chmod(0o644)
-    assert main(["who", "--push-secret-file", str(path)]) == 1
-    assert f"chmod o-r {path}" in capsys.readouterr().err
+    assert main(["agents", "--push-secret-file", str(path)]) == 1
+    assert f"chmod 640 {path}" in capsys.readouterr().err
 
 
 # output
 
 
-def test_what_others_wrote_cannot_steer_the_terminal() -> None:
+def test_control_characters_of_events_are_escaped() -> None:
     assert printable("a\x1b[2J\x9b\u202eé\u2028") == "a\\u001b[2J\\u009b\\u202eé\\u2028"
 
 
@@ -140,18 +141,21 @@ def test_half_a_surrogate_pair_can_be_shown() -> None:
 def test_words() -> None:
     assert (count(1, "line"), count(2, "line"), count(0, "line")) == ("1 line", "2 lines", "0 lines")
     assert compact({"é": [1]}) == '{"é":[1]}'
-    assert describe("x", Answer(True, event_id="E:1", delivered=1)) == "x E:1 went to 1 connection"
-    assert describe("x", Answer(True, delivered=0)) == "x went to 0 connections"
-    assert describe("x", Answer(True, event_id="E:1", duplicate=True)) == "x E:1 had been sent before: nothing was sent"
+    assert describe("x", PushResult(True, event_id="E:1", delivered=1)) == "x E:1 went to 1 connection"
+    assert describe("x", PushResult(True, delivered=0)) == "x went to 0 connections"
+    assert (
+        describe("x", PushResult(True, event_id="E:1", duplicate=True))
+        == "x E:1 had been sent before: nothing was sent"
+    )
 
 
-def test_an_agent_without_a_tab_is_listed() -> None:
-    agents = [Agent(5, []), Agent("ana", [AgentConnection("a", "192.0.2.1"), AgentConnection("b", "")])]
+def test_table_of_an_agent_without_a_connection_has_its_line() -> None:
+    agents = [OnlineAgent(5, []), OnlineAgent("ana", [OnlineConnection("a", "192.0.2.1"), OnlineConnection("b", "")])]
     assert table(agents).splitlines() == [
-        "agent  tabs  addresses",
-        "5         0",
-        "ana       2  192.0.2.1, unix",
-        "2 agents, 2 tabs",
+        "agent  connections  addresses",
+        "5                0",
+        "ana              2  192.0.2.1, unix",
+        "2 agents, 2 connections",
     ]
 
 
@@ -184,11 +188,39 @@ def test_an_event_is_a_line_even_when_its_text_has_several() -> None:
         (b'{"event":"x","id":"a","ack":true,"data":' + b"[" * 100_000, False),
     ],
 )
-def test_a_spooled_line_is_told_from_what_is_none(text: bytes, is_line: bool) -> None:
+def test_only_valid_spooled_lines_are_parsed(text: bytes, is_line: bool) -> None:
     line = parse_line("name", text)
     assert (line is not None) is is_line
     if line is not None:
         assert line.text == text.rstrip(b"\r\n") + b"\n"
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "symlink", "symlink to nothing", "large file"])
+def test_spool_entry_that_is_no_line_is_moved_and_the_next_one_is_read(tmp_path: Path, kind: str) -> None:
+    entry = tmp_path / "1.json"
+    good = b'{"event":"x","id":"a","ack":true}\n'
+    match kind:
+        case "fifo":
+            os.mkfifo(entry)
+        case "directory":
+            entry.mkdir()
+        case "symlink":
+            (tmp_path / "target").write_bytes(good)
+            entry.symlink_to(tmp_path / "target")
+        case "symlink to nothing":
+            entry.symlink_to(tmp_path / "nothing")
+        case "large file":
+            with entry.open("wb") as file:
+                file.truncate(MAX_FILE + 1)
+    (tmp_path / "2.json").write_bytes(good)
+    warnings: list[str] = []
+    spool = Spool(str(tmp_path), warnings.append)
+    with spool.locked(1.0):
+        assert [line.name for line in spool.read_batch()] == ["2.json"]
+        assert [line.name for line in spool.read_batch()] == ["2.json"]
+    assert len(warnings) == 1
+    assert spool.names() == ["2.json"]
+    assert os.listdir(tmp_path / "refused") == ["1.json"]
 
 
 # bench
@@ -199,7 +231,7 @@ def test_percentiles() -> None:
     assert percentile([], 50) == 0.0
 
 
-def test_what_was_lost_is_said() -> None:
+def test_lost_events_are_reported() -> None:
     measured = Measured(2, 3, [0.001] * 5, 0.0, 1.0)
     assert measured.value()["lost"] == 1
     assert "1 LOST" in measured.text()

@@ -1,4 +1,4 @@
-"""What `tail` does with a connection that comes and goes, and what `shadow` makes of two."""
+"""What `tail` does with a connection that comes and goes, and what `compare` makes of two."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.command.agent import Agent, AgentSettings
-from chatws.command.compare import Comparison, Difference
+from chatws.cli.agent_client import AgentClient, AgentSettings
+from chatws.cli.comparison import Comparison, Difference
 
 
 class FakeTransport:
@@ -34,7 +34,7 @@ class AgentTests(SynchronousTestCase):
         self.events: list[str] = []
         self.notes: list[str] = []
         self.ends: list[Exception] = []
-        self.agent = Agent(
+        self.agent = AgentClient(
             AgentSettings("ws://x/ws", 5, "token", [1, 2, 1]),
             self.clock,
             on_event=lambda text, message: self.events.append(message.get("id", message["event"])),
@@ -67,7 +67,7 @@ class AgentTests(SynchronousTestCase):
         self.agent.opened()
         return self.transport.sent
 
-    def test_it_says_who_it_is_and_what_it_wants(self) -> None:
+    def test_the_agent_sends_auth_and_subscribe_when_opened(self) -> None:
         self.agent.opened()
         assert self.transport.sent == [
             {"type": "auth", "user_id": 5, "token": "token"},
@@ -86,11 +86,11 @@ class AgentTests(SynchronousTestCase):
         self.say("x", "E:12")
         assert [one.get("last_event_id") for one in self.come_back()] == ["E:12", "E:12", "E:12", None]
 
-    def test_without_any_event_it_recovers_from_where_it_came_in(self) -> None:
+    def test_reconnect_without_an_event_recovers_from_the_first_position(self) -> None:
         self.enter("E:10")
         assert self.come_back()[0]["last_event_id"] == "E:10"
 
-    def test_what_came_before_all_was_replayed_does_not_move_the_position(self) -> None:
+    def test_events_during_a_replay_do_not_advance_the_position(self) -> None:
         self.enter()
         self.come_back()
         self.say("authenticated", last_event_id="E:20", recovered=True)
@@ -102,7 +102,7 @@ class AgentTests(SynchronousTestCase):
         assert self.events == ["E:15"]
         assert self.come_back()[0]["last_event_id"] == "E:20"
 
-    def test_a_new_epoch_is_followed_and_told(self) -> None:
+    def test_a_new_epoch_is_adopted_and_noted(self) -> None:
         self.enter()
         self.come_back()
         self.say("authenticated", last_event_id="F:0", recovered=False)
@@ -128,31 +128,31 @@ class AgentTests(SynchronousTestCase):
         assert 5 <= pauses[-1] <= 10
         assert [one for one in self.notes if "trying again" in one] == ["the connection is gone: refused; trying again"]
 
-    def test_who_is_sent_away_for_good_stays_away(self) -> None:
+    def test_a_permanent_close_code_ends_the_agent(self) -> None:
         self.enter()
         self.agent.closed(4903, "not allowed")
-        assert [str(one) for one in self.ends] == ["sent away for good: not allowed (4903)"]
+        assert [str(one) for one in self.ends] == ["disconnected for good: not allowed (4903)"]
         assert self.clock.getDelayedCalls() == []
 
-    def test_who_never_got_in_gives_up_with_the_reason(self) -> None:
+    def test_a_failed_auth_ends_the_agent_with_its_reason(self) -> None:
         self.agent.opened()
         self.say("error", code="auth_failed", message="the ticket has expired")
         self.agent.closed(4901, "authentication failed")
         assert [str(one) for one in self.ends] == ["cannot be 5 at ws://x/ws: auth_failed: the ticket has expired"]
 
-    def test_a_refused_conversation_is_told_and_the_rest_goes_on(self) -> None:
+    def test_a_forbidden_conversation_is_noted_and_others_continue(self) -> None:
         self.enter()
         self.say("error", code="forbidden", message="not yours")
         assert self.notes[-1] == "refused, forbidden: not yours"
         assert self.ends == []
 
-    def test_nonsense_is_told(self) -> None:
+    def test_invalid_messages_are_noted(self) -> None:
         self.enter()
         for text in ("nonsense", "[]", '{"event":"error","data":7}', "[" * 100_000):
             self.agent.received(text)
         assert self.ends == []
 
-    def test_once_stopped_it_is_silent(self) -> None:
+    def test_a_stopped_agent_ignores_events(self) -> None:
         self.enter()
         self.agent.stop()
         self.say("x", "E:11")
@@ -165,45 +165,45 @@ class ComparisonTests(SynchronousTestCase):
         self.comparison = Comparison(window=5)
 
     def test_order_and_key_order_do_not_count(self) -> None:
-        saw = self.comparison.saw
-        saw("legacy", "a", {"x": 1, "y": [1, 2]}, 0)
-        saw("legacy", "b", {}, 1)
-        saw("new", "b", {}, 2)
-        saw("new", "a", {"y": [1, 2], "x": 1}, 3)
+        add = self.comparison.add
+        add("legacy", "a", {"x": 1, "y": [1, 2]}, 0)
+        add("legacy", "b", {}, 1)
+        add("new", "b", {}, 2)
+        add("new", "a", {"y": [1, 2], "x": 1}, 3)
         assert (self.comparison.same, self.comparison.differences()) == (2, [])
         assert not self.comparison.is_waiting
 
     def test_types_and_the_order_in_lists_count(self) -> None:
         for number, (old, young) in enumerate([(1, "1"), (1, True), (1, 1.0), ([1, 2], [2, 1]), (None, 0)]):
-            self.comparison.saw("legacy", f"e{number}", old, 0)
-            self.comparison.saw("new", f"e{number}", young, 0)
+            self.comparison.add("legacy", f"e{number}", old, 0)
+            self.comparison.add("new", f"e{number}", young, 0)
         assert [one.kind for one in self.comparison.differences()] == ["different"] * 5
 
     def test_missing_and_extra(self) -> None:
-        self.comparison.saw("legacy", "a", 1, 0)
-        self.comparison.saw("new", "b", 2, 1)
+        self.comparison.add("legacy", "a", 1, 0)
+        self.comparison.add("new", "b", 2, 1)
         assert self.comparison.differences() == [
             Difference("missing", "a", 1, None),
             Difference("extra", "b", None, 2),
         ]
 
-    def test_one_that_comes_twice_is_one_too_many(self) -> None:
+    def test_a_duplicate_event_is_an_extra_one(self) -> None:
         for side in ("legacy", "new", "new"):
-            self.comparison.saw(side, "a", 1, 0)  # type: ignore[arg-type]
+            self.comparison.add(side, "a", 1, 0)  # type: ignore[arg-type]
         assert self.comparison.differences() == [Difference("extra", "a", None, 1)]
 
-    def test_too_late_is_a_difference(self) -> None:
-        self.comparison.saw("legacy", "a", 1, 0)
-        self.comparison.saw("new", "a", 1, 6)
+    def test_a_late_event_is_a_difference(self) -> None:
+        self.comparison.add("legacy", "a", 1, 0)
+        self.comparison.add("new", "a", 1, 6)
         assert [one.kind for one in self.comparison.differences()] == ["missing", "extra"]
 
-    def test_what_came_before_the_beginning_or_after_the_end_only_matches(self) -> None:
-        self.comparison.saw("legacy", "early", 1, 0, counts=False)
-        self.comparison.saw("new", "early", 1, 1)
-        self.comparison.saw("legacy", "alone", 1, 1, counts=False)
-        self.comparison.saw("legacy", "late", 1, 2)
+    def test_events_outside_of_the_period_only_match(self) -> None:
+        self.comparison.add("legacy", "early", 1, 0, counts=False)
+        self.comparison.add("new", "early", 1, 1)
+        self.comparison.add("legacy", "alone", 1, 1, counts=False)
+        self.comparison.add("legacy", "late", 1, 2)
         assert self.comparison.is_waiting
-        self.comparison.saw("new", "late", 1, 3, counts=False)
-        self.comparison.saw("new", "later", 1, 3, counts=False)
+        self.comparison.add("new", "late", 1, 3, counts=False)
+        self.comparison.add("new", "later", 1, 3, counts=False)
         assert (self.comparison.same, self.comparison.differences()) == (2, [])
         assert not self.comparison.is_waiting

@@ -6,8 +6,9 @@ import re
 import tomllib
 from pathlib import Path
 
-from chatws.config import SECTIONS, settings
-from chatws.configure import environment_name, flag_name, load
+from chatws.config.loader import load
+from chatws.config.names import environment_name, flag_name
+from chatws.config.schema import SECTIONS, settings
 from tests.configuration_tables import DOCUMENT, marks, renewed
 
 

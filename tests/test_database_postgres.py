@@ -17,9 +17,9 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, LoopingCall, deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 
-from chatws.database import postgres_pool
-from chatws.database.engines import open_database
-from chatws.database.postgres import _Reactor, connection_parameters
+from chatws.database import pool as database_pool
+from chatws.database.factory import open_database
+from chatws.database.postgres_connection import DescriptorReactor, connection_parameters
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
 from tests.postgres import ForgetfulFirewall, Postgres, postgres  # noqa: F401
@@ -93,7 +93,7 @@ async def full(database: Any, postgres: Postgres, pool: int = 3) -> None:  # noq
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_pool_keeps_as_many_connections_as_it_was_told(postgres: Postgres, opened: Any) -> None:  # noqa: F811
+async def test_the_pool_keeps_the_configured_number_of_connections(postgres: Postgres, opened: Any) -> None:  # noqa: F811
     database = opened(postgres.url, pool=4)
     await full(database, postgres, 4)
     await gatherResults([ask(database) for _ in range(50)])
@@ -115,8 +115,8 @@ async def test_it_starts_without_a_database_and_finds_it_later(
         assert TIMEOUT <= reactor.seconds() - began < 3 * TIMEOUT + standstill.seconds
     assert not database.healthy
     # refused again and again, and said once
-    assert [formatEvent(event).split(":")[0] for event in log] == ["the database cannot be asked"]
-    database._timeout = PATIENCE  # a start may take longer than a query might
+    assert [formatEvent(event).split(":")[0] for event in log] == ["the database is unavailable"]
+    database.timeout = PATIENCE  # a start may take longer than a query might
     waiting = ask(database)
     postgres.start(wait=False)
     assert await waiting == ONE
@@ -124,7 +124,7 @@ async def test_it_starts_without_a_database_and_finds_it_later(
 
 
 @pytest_twisted.ensureDeferred
-async def test_connections_that_are_terminated_are_replaced_before_anybody_asks(
+async def test_terminated_connections_are_replaced_without_a_query(
     postgres: Postgres,  # noqa: F811
     opened: Any,
 ) -> None:
@@ -147,7 +147,7 @@ async def test_a_query_at_the_moment_of_termination_is_answered(postgres: Postgr
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_reading_query_is_asked_again_and_a_writing_one_is_not(
+async def test_read_query_is_retried_and_a_write_is_not(
     postgres: Postgres,  # noqa: F811
     opened: Any,
 ) -> None:
@@ -166,7 +166,7 @@ async def test_a_reading_query_is_asked_again_and_a_writing_one_is_not(
 
 @pytest.mark.parametrize("end", ["stop", "kill"])
 @pytest_twisted.ensureDeferred
-async def test_it_outlives_a_server_that_ends_and_starts_again(
+async def test_the_pool_reconnects_after_a_server_restart(
     end: str,
     postgres: Postgres,  # noqa: F811
     opened: Any,
@@ -174,7 +174,7 @@ async def test_it_outlives_a_server_that_ends_and_starts_again(
 ) -> None:
     database = opened(postgres.url)
     await full(database, postgres)
-    database._timeout = TIMEOUT
+    database.timeout = TIMEOUT
     under_way = ask(database, "SELECT pg_sleep(20)")
     await until(lambda: any("pg_sleep" in query for _, query in postgres.backends()))
     getattr(postgres, end)()
@@ -183,7 +183,7 @@ async def test_it_outlives_a_server_that_ends_and_starts_again(
             await waiting
     assert not database.healthy
     postgres.start()
-    database._timeout = PATIENCE
+    database.timeout = PATIENCE
     assert await ask(database) == ONE
     await full(database, postgres)
     assert 1 <= len(log) <= 4
@@ -196,9 +196,9 @@ async def test_a_connection_that_breaks_while_a_query_is_sent_leaves_no_descript
 ) -> None:
     database = opened(postgres.url)
     for _ in range(3):
-        database._timeout = PATIENCE
+        database.timeout = PATIENCE
         await full(database, postgres)
-        database._timeout = TIMEOUT
+        database.timeout = TIMEOUT
         postgres.kill()
         # the reactor has not seen yet that the peer has reset them
         for waiting in [ask(database) for _ in range(10)]:
@@ -242,13 +242,13 @@ async def test_a_connection_that_breaks_while_it_is_made_leaves_no_descriptor_be
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_server_that_falls_silent_blocks_nobody_and_the_next_query_after_it_is_answered(
+async def test_a_silent_server_blocks_no_later_query(
     postgres: Postgres,  # noqa: F811
     opened: Any,
 ) -> None:
     database = opened(postgres.url)
     await full(database, postgres)
-    database._timeout = TIMEOUT
+    database.timeout = TIMEOUT
     postgres.silence()
     gaps: list[float] = []
     last = reactor.seconds()
@@ -272,7 +272,7 @@ async def test_a_server_that_falls_silent_blocks_nobody_and_the_next_query_after
         finally:
             ticks.stop()
             postgres.resume()
-    database._timeout = PATIENCE
+    database.timeout = PATIENCE
     assert await ask(database) == ONE
     await full(database, postgres)
 
@@ -295,6 +295,7 @@ async def test_one_silent_connection_is_enough_to_replace_the_idle_ones(
         await firewall.stop()
 
 
+@pytest.mark.long
 @pytest_twisted.ensureDeferred
 async def test_a_network_that_swallows_new_connections_is_left_by_the_next_query_after_it(
     postgres: Postgres,  # noqa: F811
@@ -313,6 +314,7 @@ async def test_a_network_that_swallows_new_connections_is_left_by_the_next_query
         await firewall.stop()
 
 
+@pytest.mark.long
 @pytest_twisted.ensureDeferred
 async def test_slow_queries_leave_no_backends_behind(
     postgres: Postgres,  # noqa: F811
@@ -329,7 +331,7 @@ async def test_slow_queries_leave_no_backends_behind(
             await waiting
     await until(lambda: not any("pg_sleep" in query for _, query in postgres.backends()) or postgres_idle(postgres))
     assert {pid for pid, _ in postgres.backends()} == old, "the connections were good and should have been kept"
-    assert [formatEvent(event) for event in log] == ["the database gave a query up: it took too long"]
+    assert [formatEvent(event) for event in log] == ["the database aborted a query: it exceeded statement_timeout"]
 
 
 def postgres_idle(postgres: Postgres) -> bool:  # noqa: F811
@@ -338,7 +340,7 @@ def postgres_idle(postgres: Postgres) -> bool:  # noqa: F811
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_server_that_grants_fewer_connections_is_still_asked(
+async def test_server_with_fewer_connections_than_the_pool_is_used(
     postgres: Postgres,  # noqa: F811
     opened: Any,
     log: list[LogEvent],
@@ -351,9 +353,7 @@ async def test_a_server_that_grants_fewer_connections_is_still_asked(
         await turns(5)
     await until(lambda: len(log) > 0)
     assert database.healthy
-    assert [formatEvent(event).split(":")[0] for event in log] == [
-        "no further connection to the database can be opened"
-    ]
+    assert [formatEvent(event).split(":")[0] for event in log] == ["cannot open another connection to the database"]
 
 
 @pytest_twisted.ensureDeferred
@@ -361,7 +361,7 @@ async def test_values_that_cannot_be_ids_of_that_column_are_refused_and_cost_no_
     postgres: Postgres,  # noqa: F811
     opened: Any,
 ) -> None:
-    from chatws.database.contract import ValueRefused
+    from chatws.database.interface import ValueRefused
 
     database = opened(postgres.url)
     await full(database, postgres)
@@ -383,13 +383,13 @@ async def test_a_host_name_and_a_unix_socket_are_addresses_too(postgres: Postgre
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_connection_of_ones_own_hears_notifications(postgres: Postgres, opened: Any) -> None:  # noqa: F811
+async def test_a_dedicated_connection_receives_notifications(postgres: Postgres, opened: Any) -> None:  # noqa: F811
     database = opened(postgres.url)
     lost: Deferred[Any] = Deferred()
     connection = await database.connect(lost.callback)
     heard: Deferred[Any] = Deferred()
     connection.addNotifyObserver(heard.callback)
-    await connection.ask("LISTEN chatws")
+    await connection.run_query("LISTEN chatws")
     assert await database.execute("SELECT pg_notify('chatws', %(text)s)", {"text": "hello"}) == 1
     assert (await heard).payload == "hello"
     postgres.terminate_backends()
@@ -398,7 +398,7 @@ async def test_a_connection_of_ones_own_hears_notifications(postgres: Postgres, 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stop_while_it_connects_or_waits_leaves_nothing_behind(
+async def test_stop_while_connecting_or_waiting_leaves_no_connection(
     postgres: Postgres,  # noqa: F811
     opened: Any,
 ) -> None:
@@ -427,7 +427,7 @@ async def test_the_password_is_in_no_log_line(postgres: Postgres, opened: Any, l
 
 
 class TestWithoutAServer:
-    def test_attempts_come_one_at_a_time_with_growing_jittered_pauses(self) -> None:
+    def test_connection_attempts_are_sequential_with_growing_jittered_pauses(self) -> None:
         clock = Clock()
         database = PostgresDatabase({}, pool=5, timeout=10.0, reactor=clock, jitter=lambda: 0.5)
         attempts: list[float] = []
@@ -445,11 +445,11 @@ class TestWithoutAServer:
         pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
         assert pauses[:5] == pytest.approx([0.1, 0.2, 0.3, 0.6, 1.2], abs=0.06)
         assert pauses[5:] == pytest.approx([1.5] * len(pauses[5:]), abs=0.06)
-        assert all(pause <= postgres_pool.LONGEST_PAUSE for pause in pauses)
+        assert all(pause <= database_pool.LONGEST_PAUSE for pause in pauses)
         database.stop()
         assert clock.getDelayedCalls() == []
 
-    def test_a_server_that_lets_connections_in_only_to_drop_them_is_not_stormed(self) -> None:
+    def test_a_server_that_drops_connections_is_not_flooded(self) -> None:
         clock = Clock()
         database = PostgresDatabase({}, pool=5, timeout=10.0, reactor=clock, jitter=lambda: 1.0)
         attempts: list[float] = []
@@ -476,7 +476,7 @@ class TestWithoutAServer:
         database.stop()
 
     def test_a_queue_that_is_full_refuses_at_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(postgres_pool, "MAX_WAITING", 50)
+        monkeypatch.setattr(database_pool, "MAX_WAITING", 50)
         clock = Clock()
         database = PostgresDatabase({}, pool=1, timeout=10.0, reactor=clock)
 
@@ -486,11 +486,11 @@ class TestWithoutAServer:
         database.connect = connect  # type: ignore[method-assign]
         database.start()
         failed: list[Any] = []
-        for _ in range(postgres_pool.MAX_WAITING + 3):
+        for _ in range(database_pool.MAX_WAITING + 3):
             Deferred.fromCoroutine(database.query("SELECT 1", {})).addErrback(failed.append)
         assert len(failed) == 3
         database.stop()
-        assert len(failed) == postgres_pool.MAX_WAITING + 3
+        assert len(failed) == database_pool.MAX_WAITING + 3
         assert clock.getDelayedCalls() == []
 
     def test_the_url_wins_over_our_own_settings(self) -> None:
@@ -517,11 +517,11 @@ class Descriptor:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="epoll is Linux's")
 @pytest.mark.parametrize("way", ["Reader", "Writer"])
-def test_a_descriptor_closed_under_the_reactors_hands_is_forgotten_and_its_number_can_be_used_again(way: str) -> None:
+def test_a_closed_descriptor_is_removed_and_its_number_reusable(way: str) -> None:
     from twisted.internet.epollreactor import EPollReactor
 
     books = EPollReactor()
-    reactor = _Reactor(books)
+    reactor = DescriptorReactor(books)
     first = Descriptor()
     number = first.fileno()
     getattr(reactor, f"add{way}")(first)
@@ -532,7 +532,7 @@ def test_a_descriptor_closed_under_the_reactors_hands_is_forgotten_and_its_numbe
     reactor.addReader(second)
     assert books._selectables[number] is second
     reactor.removeReader(second)
-    # a number left in the books by whoever went before
+    # a number that the previous owner left in the books
     books._writes.add(number)
     reactor.removeWriter(second)
     reactor.addReader(second)

@@ -59,7 +59,7 @@ def create(path: Path) -> sqlite3.Connection:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_that_is_not_there_is_not_created_and_found_when_it_comes(
+async def test_an_absent_file_is_not_created_and_used_once_it_exists(
     path: Path, database: SqliteDatabase, log: list[str]
 ) -> None:
     await database.start()
@@ -73,21 +73,21 @@ async def test_a_file_that_is_not_there_is_not_created_and_found_when_it_comes(
     assert database.healthy
     trouble, back = log
     assert "unable to open database file" in trouble
-    assert back.endswith("the database answers again")
+    assert back.endswith("the database is available again")
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_file_locked_by_another_process_is_unavailable_until_it_is_let_go(
+async def test_a_file_locked_by_another_process_is_unavailable_until_released(
     path: Path, database: SqliteDatabase
 ) -> None:
     other = create(path)
-    database._timeout = TIMEOUT  # that of its connections too
+    database.timeout = TIMEOUT  # that of its connections too
     await database.start()
     other.execute("BEGIN EXCLUSIVE")
     with pytest.raises(Unavailable):
         await database.execute("INSERT INTO n VALUES (%(i)s)", {"i": 1})
     other.execute("COMMIT")
-    database._timeout = PATIENCE
+    database.timeout = PATIENCE
     assert await database.execute("INSERT INTO n VALUES (%(i)s)", {"i": 2}) == 1
     assert (2,) in other.execute("SELECT i FROM n").fetchall()
     other.close()
@@ -108,16 +108,16 @@ async def test_a_file_that_is_no_database_is_unavailable_until_it_is_one(path: P
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_query_that_nobody_waits_for_any_more_frees_its_thread(path: Path, database: SqliteDatabase) -> None:
+async def test_a_query_past_its_timeout_frees_its_thread(path: Path, database: SqliteDatabase) -> None:
     create(path).close()
     await database.start()
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-    database._timeout = TIMEOUT
+    database.timeout = TIMEOUT
     asked = [Deferred.fromCoroutine(database.query(endless, {})) for _ in range(6)]
     for one in asked:
         with pytest.raises(Unavailable):
             await one
-    database._timeout = PATIENCE
+    database.timeout = PATIENCE
     assert await database.query("SELECT 1 AS one", {}) == [{"one": 1}]
 
 

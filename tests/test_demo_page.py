@@ -1,4 +1,4 @@
-"""The demo page's own logic, under Node."""
+"""Run tests/js/demo_page.mjs under Node: the tests of the demo page's state and texts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tests.requirements import find_program, needs
 
 
 @needs("nodejs")
-def test_what_the_page_knows_and_says() -> None:
+def test_demo_page_under_node_passes_its_tests() -> None:
     node = find_program("nodejs")
     assert node is not None
     script = Path(__file__).parent / "js" / "demo_page.mjs"

@@ -26,13 +26,16 @@ import pytest
 
 from tests.e2e.conftest import Server, chatws_server, twistd_command
 from tests.e2e.process import Command, Program, clean_environment, free_port
+from tests.e2e.test_signals import BLOCKED, env_can_block
 from tests.e2e.wire import DEADLINE, Backend, Browser, until
+from tests.requirements import find_program, needs
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ROOT / "deploy/systemd/chatws.service"
 SOCKET = ROOT / "deploy/systemd/chatws.socket"
 SUPERVISOR = ROOT / "deploy/supervisor/chatws.conf"
-LOGROTATE = ROOT / "deploy/logrotate/chatws"
+CONFIGURATION = ROOT / "deploy/chatws.toml"
+LOGROTATE = [ROOT / "deploy/logrotate/supervisor", ROOT / "deploy/logrotate/twistd"]
 DOCKERFILE = ROOT / "Dockerfile"
 SECRET = "0123456789abcdef" * 4
 
@@ -58,6 +61,20 @@ def exec_start() -> list[str]:
     return shlex.split(line)
 
 
+def from_twistd(words: list[str]) -> list[str]:
+    """The command line without what stands before twistd."""
+    return words[words.index("/opt/chatws/bin/twistd") :]
+
+
+def runnable(words: list[str]) -> list[str]:
+    """The command line with the twistd of these tests; its signals are blocked where `env` here can do that."""
+    at = words.index("/opt/chatws/bin/twistd")
+    twistd = twistd_command()
+    if not twistd[0].startswith("/"):
+        twistd = [sys.executable, *twistd[1:]]
+    return [*(words[:at] if env_can_block() else []), *twistd, *words[at + 1 :]]
+
+
 def supervisor_program() -> configparser.SectionProxy:
     parser = configparser.RawConfigParser(inline_comment_prefixes=(";",))
     parser.read_string(SUPERVISOR.read_text())
@@ -80,8 +97,22 @@ def image_environment() -> dict[str, str]:
     return found
 
 
+def configuration(directory: Path, text: str = "", **ports: int) -> str:
+    """The shipped file, or `text`, with its paths in `directory` and other ports. Writes it and the secret there."""
+    text = text or CONFIGURATION.read_text()
+    text = text.replace("/etc/chatws", str(directory)).replace("/var/lib/chatws", str(directory))
+    for name, port in ports.items():
+        text, count = re.subn(rf"(?m)^{name} = \d+$", f"{name} = {port}", text)
+        assert count == 1, name
+    (directory / "chatws.toml").write_text(text)
+    (directory / "secret").write_text(SECRET)
+    (directory / "secret").chmod(0o640)
+    return text
+
+
 def options(words: list[str]) -> tuple[set[str], set[str]]:
     """The options of a command line, twistd's own and those of chatws."""
+    words = from_twistd(words)
     at = words.index("chatws")
     return tuple({one.split("=")[0] for one in some if one.startswith("-")} for some in (words[:at], words[at:]))  # type: ignore[return-value]
 
@@ -108,6 +139,14 @@ def commands() -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("name", ["systemd", "supervisor", "image"])
+def test_each_command_blocks_signals_until_the_server_handles_them(name: str) -> None:
+    words = commands()[name]
+    # tests/e2e/test_signals.py shows what it does
+    assert words[: words.index("/opt/chatws/bin/twistd")] == ["/usr/bin/env", *BLOCKED[1:]]
+    assert " ".join(["exec", *BLOCKED, "twistd"]) in (ROOT / "docs/operations.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["systemd", "supervisor", "image"])
 def test_each_option_exists(name: str, helps: tuple[str, str]) -> None:
     for used, help_page in zip(options(commands()[name]), helps, strict=True):
         known = set(re.findall(r"(?<![\w-])(--?[a-z][a-z-]*)", help_page))
@@ -124,11 +163,6 @@ def test_the_image_s_variables_are_settings(helps: tuple[str, str]) -> None:
 
 # --- systemd --------------------------------------------------------------------------------------------------------
 
-needs_systemd = pytest.mark.skipif(
-    shutil.which("systemd-analyze") is None and os.environ.get("CI") != "true",
-    reason="needs the Debian package systemd",
-)
-
 
 @pytest.fixture
 def units(tmp_path: Path) -> list[Path]:
@@ -140,14 +174,20 @@ def units(tmp_path: Path) -> list[Path]:
     return made
 
 
-@needs_systemd
-def test_systemd_finds_nothing_wrong_with_the_units(units: list[Path]) -> None:
+def test_systemd_s_service_logs_to_the_journal_which_rotates_itself() -> None:
+    service = unit(SERVICE)["Service"]
+    assert not {"StandardOutput", "StandardError", "LogsDirectory"} & set(service)
+    assert not {"--logfile", "--syslog"} & options(exec_start())[0]
+
+
+@needs("systemd")
+def test_systemd_analyze_accepts_the_units(units: list[Path]) -> None:
     done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, timeout=60)
     about_ours = [line for line in done.stderr.splitlines() if "chatws" in line]
     assert (done.returncode, about_ours) == (0, [])
 
 
-@needs_systemd
+@needs("systemd")
 def test_systemd_counts_the_service_among_the_hardened_ones(units: list[Path]) -> None:
     command = ["systemd-analyze", "security", "--offline=yes", "--threshold=20", "--no-pager", str(units[0])]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
@@ -187,22 +227,12 @@ class Activated(Program):
         self.port: int = browsers.getsockname()[1]
         numbers = self.options["pass_fds"] = [one.fileno() for one in self.sockets]
         self._launch = [sys.executable, "-c", LAUNCHER, str(len(numbers)), *map(str, numbers)]
-        (directory / "secret").write_text(SECRET)
-        (directory / "secret").chmod(0o400)
-        (directory / "chatws.toml").write_text("drain_seconds = 0.2\n")
+        configuration(directory)
+        self.environment["CHATWS_DRAIN_TIMEOUT"] = "0.2"
 
     def command(self) -> list[str]:
-        def here(word: str) -> str:
-            for old in ("${CREDENTIALS_DIRECTORY}", "/etc/chatws", "/var/lib/chatws"):
-                word = word.replace(old, str(self.directory))
-            return word
-
-        return [*self._launch, *self.twistd(), *(here(word) for word in exec_start()[1:])]
-
-    @staticmethod
-    def twistd() -> list[str]:
-        found = twistd_command()
-        return found if found[0].startswith("/") else [sys.executable, *found[1:]]
+        words = [word.replace("/etc/chatws", str(self.directory)) for word in exec_start()]
+        return [*self._launch, *runnable(words)]
 
     def agent(self, user_id: int) -> Browser:
         import jwt
@@ -223,7 +253,7 @@ def activated(tmp_path: Path) -> Iterator[Activated]:
         each.close()
 
 
-def test_who_comes_before_the_service_runs_is_served_when_it_does(activated: Activated) -> None:
+def test_connections_before_the_service_starts_are_served(activated: Activated) -> None:
     early: list[Browser] = []
     thread = threading.Thread(target=lambda: early.append(activated.agent(1)))
     thread.start()
@@ -236,7 +266,41 @@ def test_who_comes_before_the_service_runs_is_served_when_it_does(activated: Act
     early[0].close()
 
 
-def test_a_restart_under_systemd_s_sockets_refuses_nobody(activated: Activated) -> None:
+@pytest.mark.parametrize("document", ["README.md", "docs/pt-BR/WEBSOCKET.md"])
+def test_the_file_of_the_documents_runs_under_systemd_s_sockets(document: str, activated: Activated) -> None:
+    """Both name ports, which exclude `--listen` within one place."""
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / document).read_text(), re.DOTALL)
+    configuration(activated.directory, text, port=free_port(), push_port=free_port())
+    activated.start()
+    with activated.agent(1) as agent, Backend(activated.push_path) as backend:
+        assert backend.push("note", {}, to={"user_id": 1})["delivered"] == 1
+        agent.expect("note")
+    assert f"--listen replaces port in {activated.directory}/chatws.toml" in activated.log
+    assert f"--push-listen replaces push_port in {activated.directory}/chatws.toml" in activated.log
+
+
+@pytest.mark.parametrize("name", ["systemd", "supervisor", "image"])
+def test_a_unit_names_only_the_file_and_the_sockets(name: str) -> None:
+    used = options(commands()[name])[1]
+    if name == "image":
+        variables = {one for one in image_environment() if one.startswith("CHATWS_")}
+        assert used == set()
+        assert variables - {"CHATWS_PUSH_SECRET_FILE", "CHATWS_ALLOW_WORLD_READABLE_SECRETS"} == {
+            "CHATWS_CONFIG",
+            "CHATWS_INTERFACE",
+            "CHATWS_PUSH_LISTEN",
+        }
+    else:
+        assert used <= {"--config", "--listen", "--push-listen"}
+    assert shipped_configuration_path(name) == "/etc/chatws/chatws.toml"
+
+
+def shipped_configuration_path(name: str) -> str:
+    words = commands()[name]
+    return image_environment()["CHATWS_CONFIG"] if name == "image" else words[words.index("--config") + 1]
+
+
+def test_a_restart_under_systemd_sockets_refuses_no_connection(activated: Activated) -> None:
     activated.start()
     problems: list[BaseException] = []
     served: list[int] = []
@@ -282,12 +346,12 @@ def test_a_restart_under_systemd_s_sockets_refuses_nobody(activated: Activated) 
     assert "Traceback" not in activated.log
 
 
-def test_a_reload_under_systemd_s_sockets_drops_nobody(activated: Activated) -> None:
+def test_a_reload_under_systemd_sockets_keeps_connections(activated: Activated) -> None:
     assert unit(SERVICE)["Service"]["ExecReload"] == ["/bin/kill -HUP $MAINPID"]
     activated.start()
     with activated.agent(1) as agent:
         assert activated.process is not None
-        (activated.directory / "chatws.toml").write_text("drain_seconds = 0.2\nmax_subscriptions = 1\n")
+        configuration(activated.directory, "max_subscriptions = 1\n" + CONFIGURATION.read_text())
         activated.process.send_signal(signal.SIGHUP)
         until(lambda: "max_subscriptions" in activated.log, "the log to say what has changed")
         assert agent.settle() == []
@@ -315,62 +379,54 @@ def test_supervisor_s_file_has_options_that_supervisor_knows() -> None:
 
 
 def test_supervisor_and_systemd_wait_longer_than_it_drains() -> None:
-    from chatws.config import Config
+    from chatws.config.schema import Config
 
     for seconds in (supervisor_program()["stopwaitsecs"], unit(SERVICE)["Service"]["TimeoutStopSec"][0]):
-        assert int(seconds) >= 2 * Config().drain_seconds + 10
+        assert int(seconds) >= 2 * Config().drain_timeout + 10
 
 
 def test_supervisor_s_command_serves(tmp_path: Path) -> None:
     port, push_port = free_port(), free_port()
-    (tmp_path / "secret").write_text(SECRET)
-    (tmp_path / "secret").chmod(0o400)
-    (tmp_path / "chatws.toml").write_text("# settings: docs/configuration.md\n")
-    _, *words = shlex.split(supervisor_program()["command"])
-    local = {"8080": str(port), "8081": str(push_port)}
-    words = [
-        local.get(one, one.replace("/etc/chatws", str(tmp_path)).replace("/var/lib/chatws", str(tmp_path)))
-        for one in words
-    ]
-    with Command([*twistd_command(), *words], tmp_path, ready=lambda: is_alive(port)) as server:
+    configuration(tmp_path, port=port, push_port=push_port)
+    words = [word.replace("/etc/chatws", str(tmp_path)) for word in commands()["supervisor"]]
+    with Command(runnable(words), tmp_path, ready=lambda: is_alive(port)) as server:
         assert server.stop() == 0
 
 
-def test_the_log_that_logrotate_empties_is_written_on_from_its_beginning(tmp_path: Path) -> None:
-    """What `copytruncate` does, to the file that supervisor has opened as it does: to append."""
-    assert "copytruncate" in LOGROTATE.read_text()
-    (tmp_path / "secret").write_text(SECRET)
-    port = free_port()
-    log = tmp_path / "log"
-    words = ["--nodaemon", "--pidfile=", "chatws", "--port", str(port), "--push-port", "0"]
-    with Command([*twistd_command(), *words], tmp_path, ready=lambda: is_alive(port)):
-        shutil.copy(log, tmp_path / "log-1")
-        os.truncate(log, 0)
-    text = log.read_bytes()
-    assert text
-    assert b"\0" not in text
-    assert b"listening for browsers" in (tmp_path / "log-1").read_bytes()
-
-
-def test_logrotate_s_file_has_directives_that_logrotate_knows() -> None:
-    text = LOGROTATE.read_text()
+@pytest.mark.parametrize("path", LOGROTATE, ids=lambda path: path.name)
+def test_logrotate_s_file_has_directives_that_logrotate_knows(path: Path) -> None:
+    text = path.read_text()
     lines = [line.strip() for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
-    assert lines[0].endswith("{")
+    assert lines[0] == f"{supervisor_program()['stdout_logfile']} {{"
     assert lines[-1] == "}"
-    known = {"su", "daily", "rotate", "maxsize", "missingok", "notifempty", "compress", "delaycompress", "dateext"}
-    assert {line.split()[0] for line in lines[1:-1]} <= known | {"dateformat", "copytruncate"}
-    log_directory = str(Path(supervisor_program()["stdout_logfile"]).parent)
-    assert lines[0].startswith(f"{log_directory}/*.log")
+    known = {"daily", "rotate", "maxsize", "missingok", "notifempty", "compress", "delaycompress", "dateext"}
+    script = lines.index("postrotate")
+    assert {line.split()[0] for line in lines[1:script]} <= known | {"dateformat", "create"}
+    assert lines[script + 2] == "endscript"
     assert supervisor_program()["stdout_logfile_maxbytes"] == "0", "one of the two rotates"
-    done = shutil.which("logrotate") or shutil.which("logrotate", path="/usr/sbin")
-    if done is not None:
-        assert subprocess.run([done, "--debug", LOGROTATE], capture_output=True, timeout=60).returncode == 0
+
+
+@needs("logrotate")
+@pytest.mark.parametrize("path", LOGROTATE, ids=lambda path: path.name)
+def test_logrotate_reads_the_file(path: Path, tmp_path: Path) -> None:
+    logrotate = find_program("logrotate")
+    assert logrotate
+    shutil.copy(path, tmp_path / "chatws")
+    (tmp_path / "chatws").chmod(0o644)
+    text = (
+        (tmp_path / "chatws").read_text().replace("create 640 chatws chatws", "create 640")
+    )  # a user that is not here
+    (tmp_path / "chatws").write_text(text)
+    words = [logrotate, "--debug", "--state", str(tmp_path / "state"), str(tmp_path / "chatws")]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "error" not in done.stderr
 
 
 # --- the image ------------------------------------------------------------------------------------------------------
 
 
-def test_the_image_copies_what_is_there_and_is_not_kept_out() -> None:
+def test_the_image_copies_only_existing_files_that_are_not_ignored() -> None:
     let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = [rest.split()[:-1] for instruction, rest in dockerfile() if instruction == "COPY" and "--from" not in rest]
     names = {name for names in copied for name in names}
@@ -384,29 +440,69 @@ def test_the_image_does_not_run_as_root() -> None:
     assert [rest for instruction, rest in dockerfile() if instruction == "USER"] == ["chatws"]
 
 
-def test_the_image_s_settings_start_a_server_with_a_lock_on_both_doors(
+def test_the_image_s_settings_require_secrets_on_both_ports(
     chatws_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    for name in ("chatws_secret", "chatws_push_secret"):
-        (tmp_path / name).write_text(SECRET)
-        (tmp_path / name).chmod(0o400)
+    port, push_port = free_port(), free_port()
+    configuration(tmp_path, port=port)
+    (tmp_path / "push_secret").write_text(SECRET)
+    for name in ("secret", "push_secret"):
+        (tmp_path / name).chmod(0o444)  # as Docker mounts its own secrets
     variables = {name: value for name, value in image_environment().items() if name.startswith("CHATWS_")}
-    moved = {
-        name: value.replace("/run/secrets", str(tmp_path)).replace("/var/lib/chatws", str(tmp_path))
-        for name, value in variables.items()
-    }
-    push_port = free_port()
+    moved = {name: value.replace("/etc/chatws", str(tmp_path)) for name, value in variables.items()}
+    assert moved["CHATWS_INTERFACE"] == "0.0.0.0"
+    moved["CHATWS_INTERFACE"] = "127.0.0.1"
     moved["CHATWS_PUSH_LISTEN"] = moved["CHATWS_PUSH_LISTEN"].replace("8081", f"{push_port}:interface=127.0.0.1")
-    server = chatws_server("--interface", "127.0.0.1", "--push-listen", moved.pop("CHATWS_PUSH_LISTEN"), **moved)
+    server = chatws_server(start=False, **moved)
+    # the file and the variables alone: no flag
+    server.command = lambda: runnable(commands()["image"])  # type: ignore[method-assign]
+    server.is_ready = lambda: is_alive(port)  # type: ignore[method-assign]
+    server.start()
+    server.port = port
     with server.browser() as browser:
         browser.send({"type": "auth", "user_id": 1})
         browser.expect("error", code="auth_failed")
     with Backend(push_port) as backend:
         assert backend.request({"op": "presence"})["code"] == "bad_secret"
     (check,) = [rest for instruction, rest in dockerfile() if instruction == "HEALTHCHECK"]
-    _, *words = json.loads(check[check.index("CMD") + 3 :])
-    words = [word.replace("8080", str(server.port)) for word in words]
-    assert subprocess.run([sys.executable, *words], env=clean_environment(), timeout=60).returncode == 0
+    program, *words, process = json.loads(check[check.index("CMD") + 3 :])
+    assert (program, process) == ("/opt/chatws/bin/chatws", "1")
+    words.append(str(server.pid))
+    environment = clean_environment(HTTP_PROXY=f"http://127.0.0.1:{free_port()}")
+    done = subprocess.run([sys.executable, "-m", "chatws.cli", *words], env=environment, timeout=60)
+    assert done.returncode == 0
+
+
+def test_the_image_s_paths_and_ports_are_those_of_the_shipped_file() -> None:
+    from chatws.config.loader import load
+
+    config = load({}, {}, str(CONFIGURATION)).config
+    instructions = dockerfile()
+    copied = [rest.split() for instruction, rest in instructions if instruction == "COPY"]
+    assert ["deploy/chatws.toml", image_environment()["CHATWS_CONFIG"]] in copied
+    assert [rest for instruction, rest in instructions if instruction == "EXPOSE"] == [
+        f"{config.port} {config.push_port}"
+    ]
+    assert image_environment()["CHATWS_PUSH_LISTEN"] == f"tcp:{config.push_port}"
+    (volume,) = [rest for instruction, rest in instructions if instruction == "VOLUME"]
+    (work_directory,) = [rest for instruction, rest in instructions[-12:] if instruction == "WORKDIR"]
+    assert {volume, work_directory} == {str(Path(config.broker.removeprefix("sqlite:///")).parent)}
+    assert {
+        str(Path(path).parent) for path in (*config.secret_files, image_environment()["CHATWS_PUSH_SECRET_FILE"])
+    } == {str(Path(image_environment()["CHATWS_CONFIG"]).parent)}
+    # each program that is run is one that the installation makes
+    for path in re.findall(r"/opt/chatws/bin/\S+?(?=[\"\s])", DOCKERFILE.read_text()):
+        name = Path(path).name
+        assert name in ("pip", "twistd") or f"{name} = chatws." in (ROOT / "setup.cfg").read_text()
+
+
+def test_the_units_paths_are_those_of_the_shipped_file() -> None:
+    from chatws.config.loader import load
+
+    state = str(Path(load({}, {}, str(CONFIGURATION)).config.broker.removeprefix("sqlite:///")).parent)
+    service = unit(SERVICE)["Service"]
+    assert service["WorkingDirectory"] == [state] == [f"/var/lib/{service['StateDirectory'][0]}"]
+    assert supervisor_program()["directory"] == state
 
 
 # --- helpers --------------------------------------------------------------------------------------------------------

@@ -13,12 +13,12 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.chat.journal import LINES, SECONDS, Journal, clean
-from chatws.config import Config
-from chatws.configure import Loaded
-from chatws.errors import OperatorError
-from chatws.logs import LONGEST, format_event, observer_for
-from chatws.reload import RELOADABLE, Reloader, compare
+from chatws.chat.connection_log import LINES, SECONDS, ConnectionLog, sanitize
+from chatws.config.loader import LoadedConfig
+from chatws.config.reload import RELOADABLE, Reloader, diff_config
+from chatws.config.schema import Config
+from chatws.errors import ConfigError
+from chatws.runtime.logging import LONGEST, format_event
 from tests.fakes import FakeConnection
 
 
@@ -51,7 +51,7 @@ def test_line_breaks_and_half_characters_cannot_end_a_line() -> None:
     assert found["text"].startswith('a\n{"level"')
 
 
-def test_a_failure_is_one_field() -> None:
+def test_a_failure_is_one_json_field() -> None:
     try:
         raise ValueError("no good")
     except ValueError:
@@ -60,7 +60,7 @@ def test_a_failure_is_one_field() -> None:
     assert found["message"] == "it broke"
 
 
-def test_what_json_has_no_word_for_is_told_as_text() -> None:
+def test_values_without_a_json_form_are_logged_as_text() -> None:
     class Broken:
         def __repr__(self) -> str:
             raise RuntimeError
@@ -83,29 +83,13 @@ def test_events_of_the_old_logging_have_their_message() -> None:
     assert set(found) == {"time", "level", "logger", "message"}
 
 
-def test_without_a_file_a_foreground_server_writes_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
-    observer_for({"nodaemon": True, "logfile": None})({"log_format": "hello", "log_time": 0.0})
-    assert json.loads(capsys.readouterr().out)["message"] == "hello"
-
-
-def test_with_a_file_it_writes_there(tmp_path: Path) -> None:
-    import signal
-
-    before = signal.getsignal(signal.SIGUSR1)
-    try:
-        observer_for({"nodaemon": True, "logfile": str(tmp_path / "log")})({"log_format": "hello", "log_time": 0.0})
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    assert json.loads((tmp_path / "log").read_text())["message"] == "hello"
-
-
 # --- connections ----------------------------------------------------------------------------------------------------
 
 
 class JournalTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.journal = Journal(self.clock)
+        self.connection_log = ConnectionLog(self.clock)
         self.lines: list[str] = []
         self.connection = FakeConnection("203.0.113.9")
 
@@ -115,8 +99,8 @@ class JournalTests(SynchronousTestCase):
         globalLogPublisher.addObserver(hear)
         self.addCleanup(globalLogPublisher.removeObserver, hear)
 
-    def test_a_line_says_which_connection_whose_and_from_where(self) -> None:
-        self.journal.closed(self.connection, 5, 4903, "{banned}\x1b[2J")  # type: ignore[arg-type]
+    def test_a_log_line_names_connection_user_and_address(self) -> None:
+        self.connection_log.closed(self.connection, 5, 4903, "{banned}\x1b[2J")  # type: ignore[arg-type]
         number = self.connection.resource_id
         self.assertEqual(
             self.lines, [f"connection {number}, user 5, from 203.0.113.9: closed with 4903: {{banned}}?[2J"]
@@ -124,25 +108,25 @@ class JournalTests(SynchronousTestCase):
 
     def test_a_flood_of_one_kind_is_summed_up_and_leaves_the_others_alone(self) -> None:
         for _ in range(LINES + 30):
-            self.journal.rate_limited(self.connection, 5)  # type: ignore[arg-type]
+            self.connection_log.rate_limited(self.connection, 5)  # type: ignore[arg-type]
         self.assertEqual(len(self.lines), LINES)
-        self.journal.refused(self.connection, None, "auth_failed", "no")  # type: ignore[arg-type]
+        self.connection_log.auth_failed(self.connection, None, "auth_failed", "no")  # type: ignore[arg-type]
         self.assertEqual(len(self.lines), LINES + 1)
         self.clock.advance(SECONDS)
-        self.journal.rate_limited(self.connection, 5)  # type: ignore[arg-type]
+        self.connection_log.rate_limited(self.connection, 5)  # type: ignore[arg-type]
         self.assertIn("30 more", self.lines[-2])
         self.assertIn("rate limited", self.lines[-1])
 
-    def test_breaches_of_the_protocol_are_one_kind_whatever_they_say(self) -> None:
+    def test_protocol_errors_share_one_throttle_key(self) -> None:
         for number in range(LINES + 10):
-            self.connection.ended = f"protocol error, opcode {number}"
-            self.journal.ended(self.connection, None)  # type: ignore[arg-type]
+            self.connection.disconnect_reason = f"protocol error, opcode {number}"
+            self.connection_log.ended_abnormally(self.connection, None)  # type: ignore[arg-type]
         self.assertEqual(len(self.lines), LINES)
 
 
-def test_texts_of_others_are_cut_and_obey_nobody() -> None:
-    assert clean("a\nb\x1b[31m") == "a?b?[31m"
-    assert clean("x" * 300) == "x" * 200 + "…"
+def test_foreign_texts_are_truncated_and_stripped_of_control_characters() -> None:
+    assert sanitize("a\nb\x1b[31m") == "a?b?[31m"
+    assert sanitize("x" * 300) == "x" * 200 + "…"
 
 
 # --- reload ---------------------------------------------------------------------------------------------------------
@@ -152,45 +136,47 @@ OLD = Config(secret=("o" * 32,))
 SECRETS = (b"o" * 32,)
 
 
-def test_what_can_be_changed_is_and_what_cannot_keeps_its_value() -> None:
-    change = compare(OLD, SECRETS, None, replace(OLD, rate=5.0, port=9000, broker="sqlite:////x/user:password@log"))
-    assert change.lines == (
-        "rate: 20 → 5",
-        "port has changed too: that takes a restart",
-        "broker has changed too: that takes a restart",
+def test_diff_config_changes_only_reloadable_settings() -> None:
+    change = diff_config(
+        OLD, SECRETS, None, replace(OLD, message_rate=5.0, port=9000, broker="sqlite:////x/user:password@log")
     )
-    assert change.config == replace(OLD, rate=5.0)
+    assert change.lines == (
+        "message_rate: 20 → 5",
+        "port has changed: this needs a restart",
+        "broker has changed: this needs a restart",
+    )
+    assert change.config == replace(OLD, message_rate=5.0)
 
 
 def test_every_reloadable_setting_exists() -> None:
     assert all(hasattr(OLD, name) for name in RELOADABLE)
 
 
-def test_a_secret_is_told_of_and_never_told() -> None:
-    change = compare(OLD, SECRETS, None, replace(OLD, secret=("n" * 32, "o" * 32)))
-    assert change.ticket_secrets == (b"n" * 32, b"o" * 32)
-    assert change.lines == ("the ticket secret has changed; 2 are good now",)
+def test_diff_config_with_a_new_token_secret_does_not_show_it() -> None:
+    change = diff_config(OLD, SECRETS, None, replace(OLD, secret=("n" * 32, "o" * 32)))
+    assert change.token_secrets == (b"n" * 32, b"o" * 32)
+    assert change.lines == ("the token secret has changed: 2 are valid now",)
 
 
-def test_without_its_secret_tickets_stay_as_they_are() -> None:
-    change = compare(OLD, SECRETS, None, replace(OLD, secret=()))
-    assert change.ticket_secrets == SECRETS
-    assert change.lines == ("auth has changed too: that takes a restart",)
+def test_diff_config_without_the_token_secret_keeps_the_old_one() -> None:
+    change = diff_config(OLD, SECRETS, None, replace(OLD, secret=()))
+    assert change.token_secrets == SECRETS
+    assert change.lines == ("auth_methods has changed: this needs a restart",)
 
 
-def test_a_push_secret_comes_changes_and_goes(tmp_path: Path) -> None:
+def test_diff_config_with_a_new_changed_or_removed_push_secret_reports_it(tmp_path: Path) -> None:
     path = tmp_path / "push"
     path.write_text("one")
     path.chmod(0o600)
     new = replace(OLD, push_secret_file=str(path))
-    stay = "; backends that are connected stay"
-    assert compare(OLD, SECRETS, None, new).lines == (f"the push secret is asked for now{stay}",)
-    assert compare(new, SECRETS, b"one", new).lines == ()
+    stay = ": connected backends stay connected"
+    assert diff_config(OLD, SECRETS, None, new).lines == (f"the push secret is set now{stay}",)
+    assert diff_config(new, SECRETS, b"one", new).lines == ()
     path.write_text("two")
-    change = compare(new, SECRETS, b"one", new)
+    change = diff_config(new, SECRETS, b"one", new)
     assert change.push_secret == b"two"
     assert change.lines == (f"the push secret has changed{stay}",)
-    assert compare(new, SECRETS, b"two", OLD).lines == (f"the push secret is no longer asked for{stay}",)
+    assert diff_config(new, SECRETS, b"two", OLD).lines == (f"the push secret is removed{stay}",)
 
 
 def test_relative_paths_count_from_where_the_server_was_started(
@@ -198,9 +184,9 @@ def test_relative_paths_count_from_where_the_server_was_started(
 ) -> None:
     seen: list[Path] = []
 
-    def load() -> Loaded:
+    def load() -> LoadedConfig:
         seen.append(Path.cwd())
-        return Loaded(OLD, {})
+        return LoadedConfig(OLD, {})
 
     (tmp_path / "started").mkdir()
     monkeypatch.chdir(tmp_path / "started")
@@ -212,8 +198,8 @@ def test_relative_paths_count_from_where_the_server_was_started(
 
 
 def test_a_configuration_that_cannot_be_read_is_not_taken() -> None:
-    def load() -> Loaded:
-        raise OperatorError("port must be a number")
+    def load() -> LoadedConfig:
+        raise ConfigError("port must be a number")
 
     taken: list[Config] = []
     assert not Reloader(load, lambda config: taken.append(config) or ()).reload()  # type: ignore[func-returns-value]

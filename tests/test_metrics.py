@@ -15,15 +15,15 @@ from twisted.internet.testing import MemoryReactorClock
 from twisted.trial.unittest import SynchronousTestCase
 
 import chatws
-from chatws.brokers.contract import Audience, Event
-from chatws.chat.stats import MAX_NAMES, OTHER, Stats
-from chatws.config import Config
-from chatws.database.contract import QueryFailed, ValueRefused
+from chatws.brokers.interface import Audience, Event
+from chatws.chat.chat_stats import MAX_NAMES, OTHER, ChatStats
+from chatws.config.schema import Config
+from chatws.database.interface import QueryFailed, ValueRefused
 from chatws.errors import Unavailable
-from chatws.health import HOLDS, PATIENCE, Readiness
-from chatws.metrics import LAG_INTERVAL, Exporter, Histogram, Lag, MeasuredDatabase
-from chatws.service import ChatwsService
-from chatws.workers.monitoring import Gathering
+from chatws.runtime.health import CHECK_TIMEOUT, RESULT_TTL, ReadinessCheck
+from chatws.runtime.metrics import LAG_INTERVAL, Exporter, Histogram, Lag, MeasuredDatabase
+from chatws.runtime.service import ChatwsService
+from chatws.workers.metrics_collector import MetricsCollector
 
 
 def event(name: str, delivered: int = 0) -> Event:
@@ -32,13 +32,13 @@ def event(name: str, delivered: int = 0) -> Event:
 
 class StatsTests(SynchronousTestCase):
     def test_events_and_deliveries_are_counted_by_name(self) -> None:
-        stats = Stats()
+        stats = ChatStats()
         stats.count([event("a", 2), event("b", 1), event("a", 3)])
         self.assertEqual(stats.names, {"a": [2, 5], "b": [1, 1]})
         self.assertEqual((stats.events, stats.deliveries), (3, 6))
 
     def test_names_beyond_the_limit_are_counted_together(self) -> None:
-        stats = Stats()
+        stats = ChatStats()
         for number in range(MAX_NAMES + 50):
             stats.count([event(f"name_{number}")])
         stats.count([event("name_0")])
@@ -102,7 +102,7 @@ class MeasuredDatabaseTests(SynchronousTestCase):
         self.assertAlmostEqual(self.measured.histograms["query"].total, 0.3)
         self.assertEqual(sum(self.measured.errors.values()), 0)
 
-    def test_what_goes_wrong_is_counted_by_whose_fault_it_is_and_passed_on(self) -> None:
+    def test_errors_are_counted_by_cause_and_raised(self) -> None:
         for error, reason in (
             (Unavailable("away"), "unavailable"),
             (QueryFailed("no such table"), "failed"),
@@ -129,7 +129,7 @@ class ExporterTests(SynchronousTestCase):
         service = ChatwsService(Config(port=0, push_port=0), MemoryReactorClock())
         families = [
             *Exporter(service, service.lag).collect(),
-            *[one for one in self.successResultOf(Gathering([], Clock())()) if one.name.startswith("chatws_")],
+            *[one for one in self.successResultOf(MetricsCollector([], Clock())()) if one.name.startswith("chatws_")],
         ]
         exposed = {one.name + ("_total" if one.type == "counter" else "") for one in families}
         document = Path(chatws.__file__).parents[1] / "docs" / "operations.md"
@@ -156,17 +156,17 @@ class ReadinessTests(SynchronousTestCase):
         async def other() -> None:
             return None
 
-        self.readiness = Readiness({"database": ask, "broker": other}, lambda: self.state, self.clock)
+        self.readiness = ReadinessCheck({"database": ask, "broker": other}, lambda: self.state, self.clock)
 
-    def test_nothing_is_wrong_when_all_answer(self) -> None:
+    def test_readiness_is_empty_if_everything_answers(self) -> None:
         self.make()
         self.assertEqual(self.successResultOf(self.ready()), {})
 
-    def test_it_names_what_does_not_answer_without_details(self) -> None:
+    def test_readiness_names_the_failing_part_without_details(self) -> None:
         self.make()
-        self.answer = fail(Unavailable("the database gives no answer"))
-        self.assertEqual(self.successResultOf(self.ready()), {"database": "the database gives no answer"})
-        self.clock.advance(HOLDS)
+        self.answer = fail(Unavailable("the database does not respond"))
+        self.assertEqual(self.successResultOf(self.ready()), {"database": "the database does not respond"})
+        self.clock.advance(RESULT_TTL)
         self.answer = fail(ValueError("password=secret"))
         self.assertEqual(self.successResultOf(self.ready()), {"database": "does not answer"})
 
@@ -175,21 +175,21 @@ class ReadinessTests(SynchronousTestCase):
         self.answer = Deferred()
         waiting = [self.ready(), self.ready()]
         self.assertNoResult(waiting[0])
-        self.clock.advance(PATIENCE)
+        self.clock.advance(CHECK_TIMEOUT)
         for one in waiting:
             self.assertEqual(self.successResultOf(one), {"database": "does not answer"})
         self.assertEqual(self.asked, 1)
 
-    def test_many_who_ask_cause_one_question_a_second(self) -> None:
+    def test_many_readiness_requests_cause_one_query_a_second(self) -> None:
         self.make()
         for _ in range(50):
             self.successResultOf(self.ready())
         self.assertEqual(self.asked, 1)
-        self.clock.advance(HOLDS)
+        self.clock.advance(RESULT_TTL)
         self.successResultOf(self.ready())
         self.assertEqual(self.asked, 2)
 
-    def test_a_server_that_starts_or_stops_says_so_at_once(self) -> None:
+    def test_a_starting_or_stopping_server_is_not_ready(self) -> None:
         self.make()
         self.state = "stopping"
         self.assertEqual(self.successResultOf(self.ready()), {"server": "stopping"})

@@ -1,4 +1,4 @@
-"""chatws.push.lines: what is a line, and what is wrong with the others."""
+"""chatws.push.protocol: what is a line, and what is wrong with the others."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.brokers.contract import Draft
+from chatws.brokers.interface import Audience, Event, NewEvent
 from chatws.chat.audience import AudienceTable
 from chatws.chat.messages import RESERVED_EVENTS
 from chatws.errors import ClientError, ErrorCode
-from chatws.push import lines as push_lines
-from chatws.push.executor import Executor, PushStats
-from chatws.push.lines import (
-    MAX_HEADS,
+from chatws.push import protocol as push_lines
+from chatws.push.handler import CommandHandler, PushStats
+from chatws.push.protocol import (
+    MAX_CACHED_STARTS,
     MAX_USER_IDS,
-    Auth,
-    Disconnect,
+    AuthOp,
+    DisconnectOp,
     LineError,
-    Ping,
-    Presence,
-    Publish,
-    Unsubscribe,
+    PingOp,
+    PresenceOp,
+    PublishLine,
+    UnsubscribeOp,
     parse_line,
 )
+from chatws.push.responses import ErrorResponse, encode_responses
 
 
 def line(**fields: Any) -> bytes:
@@ -51,19 +52,19 @@ class PublishTests(Case):
     def test_data_is_kept_to_the_byte(self) -> None:
         data = b'{ "b" : 1.50,\t"a":[1e3, -0 ,"\\u00e9\xc3\xa9\xf0\x9f\x98\x80\\/"],"a":null}'
         request = parse_line(b' {"ack":true,"data" : ' + data + b' , "event":"x"} \r')
-        assert request == Publish("x", data, ack=True)
+        assert request == PublishLine("x", data, ack=True)
 
-    def test_the_least_is_an_event_and_its_data(self) -> None:
-        assert parse_line(b'{"event":"new_message","data":{}}') == Publish("new_message", b"{}")
+    def test_a_line_needs_an_event_and_data(self) -> None:
+        assert parse_line(b'{"event":"new_message","data":{}}') == PublishLine("new_message", b"{}")
 
     def test_unknown_keys_are_ignored(self) -> None:
-        assert parse_line(line(extra=[1, {"op": 2}], user_id=1.5, secret=0)) == Publish("new_message", b"{}")
+        assert parse_line(line(extra=[1, {"op": 2}], user_id=1.5, secret=0)) == PublishLine("new_message", b"{}")
 
-    def test_a_null_counts_as_left_out(self) -> None:
+    def test_a_null_field_is_absent(self) -> None:
         text = (
             b'{"event":"x","data":{},"to":null,"except_user_id":null,"id":null,"ack":null,"transient":null,"op":null}'
         )
-        assert parse_line(text) == Publish("x", b"{}")
+        assert parse_line(text) == PublishLine("x", b"{}")
 
     def test_flags(self) -> None:
         request = parse_line(line(ack=True, transient=True))
@@ -118,7 +119,14 @@ class ToTests(Case):
         return parse_line(line(to=to)).to
 
     def test_each_form(self) -> None:
-        assert self.to("everyone") == ("*",)
+        assert self.to("everyone") == ("*", "#contacts")
+        assert self.to("agents") == ("*",)
+        assert self.to({"conversation_id": 456, "role": "agent"}) == ("conversation:456", "!#contacts")
+        assert self.to({"conversation_id": 456, "role": "contact"}) == ("conversation-contacts:456",)
+        assert self.to({"contact_id": 7}) == ("contact:7",)
+        assert self.to({"contact_ids": [7, "7", "x"]}) == ("contact:7", "contact:x")
+        assert self.to({"group": "sales"}) == ("group:sales",)
+        assert self.to({"groups": ["sales", "b2b", "sales"]}) == ("group:sales", "group:b2b")
         assert self.to({"conversation_id": 456}) == ("conversation:456",)
         assert self.to({"conversation_id": "456"}) == ("conversation:456",)
         assert self.to({"conversation_id": "a:b"}) == ("conversation:a:b",)
@@ -127,6 +135,8 @@ class ToTests(Case):
 
     def test_a_user_named_twice_counts_once(self) -> None:
         assert self.to({"user_ids": [5, "5", 6, 5]}) == ("user:5", "user:6")
+        # PHP's array_filter([4, 5, 6], …)
+        assert self.to({"user_ids": {"1": 5, "2": "6"}}) == ("user:5", "user:6")
 
     def test_the_number_of_users_is_capped(self) -> None:
         assert len(self.to({"user_ids": list(range(MAX_USER_IDS))})) == MAX_USER_IDS
@@ -136,8 +146,26 @@ class ToTests(Case):
     def test_anything_else_is_refused(self) -> None:
         for bad in ("all", "", "*", 5, True, [5], {}, {"user": 5}, {"conversation_id": None}):
             self.assert_refused(line(to=bad), ErrorCode.BAD_MESSAGE, "to")
+        for bad in (
+            {"conversation_id": 456, "role": "admin"},
+            {"user_id": 5, "role": "agent"},
+            {"role": "agent"},
+            {"group": ""},
+            {"group": "a b"},
+            {"groups": []},
+            {"groups": ["a"] * 101},
+            {"contact_ids": []},
+        ):
+            self.assert_refused(line(to=bad), ErrorCode.BAD_MESSAGE, "to")
 
-    def test_two_forms_at_once_are_refused(self) -> None:
+    def test_exclusions_become_channels(self) -> None:
+        parsed = parse_line(line(except_contact_id="7", except_connection_id="n1-4"))
+        assert isinstance(parsed, PublishLine)
+        assert parsed.excluded == ("!contact:7", "!connection:n1-4")
+        for bad in ({"except_contact_id": True}, {"except_connection_id": 5}, {"except_connection_id": ""}):
+            self.assert_refused(line(**bad), ErrorCode.BAD_MESSAGE, next(iter(bad)))
+
+    def test_two_forms_of_to_are_bad_message(self) -> None:
         self.assert_refused(line(to={"conversation_id": 1, "user_id": 2}), ErrorCode.BAD_MESSAGE, "one of")
 
     def test_ids_are_ids(self) -> None:
@@ -146,28 +174,29 @@ class ToTests(Case):
             self.assert_refused(line(to={"user_id": bad}), ErrorCode.BAD_MESSAGE, "to.user_id")
             self.assert_refused(line(to={"user_ids": [1, bad]}), ErrorCode.BAD_MESSAGE, "to.user_ids")
         self.assert_refused(line(to={"user_ids": [None]}), ErrorCode.BAD_MESSAGE, "to.user_ids")
-        self.assert_refused(line(to={"user_ids": {"0": 1}}), ErrorCode.BAD_MESSAGE, "to.user_ids")
+        for odd in ({"0": 1}, {"5": True}, {"a": 5}, {"5": 7, "6": 7}):
+            self.assert_refused(line(to={"user_ids": odd}), ErrorCode.BAD_MESSAGE, "to.user_ids")
 
 
 class OperationTests(Case):
     def test_each(self) -> None:
         for text, expected in (
-            (b'{"op":"auth","secret":"s"}', Auth(secret="s")),
-            (b'{"op":"disconnect","user_id":"5"}', Disconnect(user_id=5)),
+            (b'{"op":"auth","secret":"s"}', AuthOp(secret="s")),
+            (b'{"op":"disconnect","user_id":"5"}', DisconnectOp(user_id=5)),
             (
                 b'{"op":"disconnect","user_id":5,"reason":"bye","ban":true}',
-                Disconnect(user_id=5, reason="bye", ban=True),
+                DisconnectOp(user_id=5, reason="bye", ban=True),
             ),
-            (b'{"op":"disconnect","user_id":5,"reason":null,"ban":null}', Disconnect(user_id=5)),
-            (b'{"op":"unsubscribe","user_id":5,"conversation_id":"x"}', Unsubscribe(user_id=5, conversation_id="x")),
-            (b'{"op":"presence"}', Presence()),
-            (b'{"op":"presence","detail":true}', Presence(detail=True)),
-            (b'{"id":7,"op":"ping"}', Ping(id=7)),
+            (b'{"op":"disconnect","user_id":5,"reason":null,"ban":null}', DisconnectOp(user_id=5)),
+            (b'{"op":"unsubscribe","user_id":5,"conversation_id":"x"}', UnsubscribeOp(user_id=5, conversation_id="x")),
+            (b'{"op":"presence"}', PresenceOp()),
+            (b'{"op":"presence","detail":true}', PresenceOp(detail=True)),
+            (b'{"id":7,"op":"ping"}', PingOp(id=7)),
         ):
             assert parse_line(text) == expected
 
-    def test_a_publishs_keys_mean_nothing_to_an_op(self) -> None:
-        assert parse_line(b'{"to":5,"ack":"x","data":1,"event":null,"op":"ping"}') == Ping()
+    def test_op_ignores_the_keys_of_a_publish(self) -> None:
+        assert parse_line(b'{"to":5,"ack":"x","data":1,"event":null,"op":"ping"}') == PingOp()
 
     def test_event_and_op_together_are_refused(self) -> None:
         self.assert_refused(
@@ -181,7 +210,13 @@ class OperationTests(Case):
     def test_the_field_that_is_wrong_is_named(self) -> None:
         self.assert_refused(b'{"op":"auth"}', ErrorCode.BAD_MESSAGE, "secret is missing")
         self.assert_refused(b'{"op":"auth","secret":5}', ErrorCode.BAD_MESSAGE, "secret must be a string")
-        self.assert_refused(b'{"op":"disconnect","id":3}', ErrorCode.BAD_MESSAGE, "user_id is missing", request_id=3)
+        self.assert_refused(b'{"op":"disconnect","id":3}', ErrorCode.BAD_MESSAGE, "user_id or contact_id", request_id=3)
+        both = b'{"op":"disconnect","user_id":5,"contact_id":7}'
+        self.assert_refused(both, ErrorCode.BAD_MESSAGE, "user_id or contact_id")
+        self.assert_refused(b'{"op":"groups","user_id":5}', ErrorCode.BAD_MESSAGE, "groups is missing")
+        for groups in (b"null", b'"sales"', b'["a b"]', b'[""]', b"[5]"):
+            text = b'{"op":"groups","user_id":5,"groups":' + groups + b"}"
+            self.assert_refused(text, ErrorCode.BAD_MESSAGE, "groups must")
         self.assert_refused(b'{"op":"disconnect","user_id":5.0}', ErrorCode.BAD_MESSAGE, "user_id must be")
         self.assert_refused(b'{"op":"disconnect","user_id":-1,"id":3}', ErrorCode.BAD_MESSAGE, "user_id", request_id=3)
         self.assert_refused(b'{"op":"disconnect","user_id":5,"reason":5}', ErrorCode.BAD_MESSAGE, "reason")
@@ -191,7 +226,7 @@ class OperationTests(Case):
 
 
 class NotJsonTests(Case):
-    def test_what_no_browser_could_parse(self) -> None:
+    def test_json_that_browsers_reject_is_bad_json(self) -> None:
         for value in (
             b'"\x01"', b'"\t"', b'"\\x"', b'"\\u12"', b'"\\u00zz"', b"01", b"1.", b".5", b"-", b"+1", b"1e", b"NaN",
             b"Infinity", b"-Infinity", b"tru", b"truex", b"{a:1}", b"[1,]", b'{"a":1,}', b'{"a" 1}', b"[1 2]", b"'a'",
@@ -205,9 +240,9 @@ class NotJsonTests(Case):
     def test_half_a_surrogate_pair(self) -> None:
         for value in (b'"\\ud800"', b'"\\udc00"', b'"\\ud83d\\u0041"', b'"\\ud800\\ud800"'):
             self.assert_refused(b'{"event":"x","data":{"a":' + value + b"}}", ErrorCode.BAD_JSON)
-        assert isinstance(parse_line(b'{"event":"x","data":{"a":"\\ud83d\\ude00"}}'), Publish)
+        assert isinstance(parse_line(b'{"event":"x","data":{"a":"\\ud83d\\ude00"}}'), PublishLine)
 
-    def test_what_is_no_object(self) -> None:
+    def test_lines_that_are_no_object_are_rejected(self) -> None:
         for text in (
             b"[]",
             b"5",
@@ -320,9 +355,10 @@ def spoiled(draw: st.DrawFn) -> bytes:
 
 
 class AgainstPythonTests(SynchronousTestCase):
+    @pytest.mark.long
     @settings(max_examples=500, deadline=None)
     @given(spoiled() | st.binary(max_size=40))
-    def test_a_line_is_bad_json_exactly_where_pythons_strict_parser_says_so(self, text: bytes) -> None:
+    def test_a_line_is_bad_json_exactly_if_python_s_parser_rejects_it(self, text: bytes) -> None:
         expected = reference(text)
         request, code = None, None
         try:
@@ -330,7 +366,7 @@ class AgainstPythonTests(SynchronousTestCase):
         except LineError as error:
             code = error.code
         assert (code is ErrorCode.BAD_JSON) == (expected is None)
-        if isinstance(request, Publish):
+        if isinstance(request, PublishLine):
             assert request.data in text
             assert json.loads(request.data, parse_int=float) == expected["data"]
             assert request.event == expected["event"]
@@ -339,41 +375,43 @@ class AgainstPythonTests(SynchronousTestCase):
     @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), values), st.booleans())
     def test_any_object_goes_through_as_data(self, data: dict[str, Any], ascii_only: bool) -> None:
         written = json.dumps(data, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
-        assert parse_line(b'{"event":"x","data":' + written + b"}") == Publish("x", written)
+        assert parse_line(b'{"event":"x","data":' + written + b"}") == PublishLine("x", written)
 
 
 class TogetherTests(SynchronousTestCase):
     """Lines that come together are understood as each would be by itself, or left to that."""
 
     def setUp(self) -> None:
-        self.executor = Executor(cast(Any, SimpleNamespace(audiences=AudienceTable())), PushStats())
+        self.handler = CommandHandler(cast(Any, SimpleNamespace(audiences=AudienceTable())), PushStats())
 
-    def one_by_one(self, texts: list[bytes]) -> list[Draft] | None:
+    def one_by_one(self, texts: list[bytes]) -> list[NewEvent] | None:
         """None if any is wrong, or asks for more than to be published."""
         try:
             requests = [parse_line(text) for text in texts]
-            drafts = [self.executor.draft(cast(Publish, request)) for request in requests]
+            new_events = [self.handler.to_new_event(cast(PublishLine, request)) for request in requests]
         except ClientError:
             return None
-        return drafts if all(request == Publish(request.event, request.data) for request in requests) else None
+        return new_events if all(request == PublishLine(request.event, request.data) for request in requests) else None
 
+    @pytest.mark.long
     @settings(max_examples=500, deadline=None)
     @given(st.lists(spoiled() | usual, min_size=1, max_size=6))
-    def test_as_each_by_itself_or_not_at_all(self, texts: list[bytes]) -> None:
-        drafts = self.executor.plain_drafts(texts)
-        assert drafts is None or drafts == self.one_by_one(texts)
+    def test_a_simple_batch_equals_single_lines_or_is_none(self, texts: list[bytes]) -> None:
+        new_events = self.handler.parse_simple_batch(texts)
+        assert new_events is None or new_events == self.one_by_one(texts)
 
+    @pytest.mark.long
     @settings(max_examples=200, deadline=None)
     @given(st.lists(usual, min_size=1, max_size=20))
     def test_the_usual_are_taken_together(self, texts: list[bytes]) -> None:
         assume(b'"ack"' not in b"".join(texts))
-        drafts = self.executor.plain_drafts(texts)
-        assert drafts is not None
-        assert drafts == self.one_by_one(texts)
+        new_events = self.handler.parse_simple_batch(texts)
+        assert new_events is not None
+        assert new_events == self.one_by_one(texts)
 
-    def test_one_that_is_something_else_leaves_all_to_be_looked_at(self) -> None:
+    def test_a_batch_with_a_complex_line_is_not_simple(self) -> None:
         good = line(data={"conversation_id": 1})
-        assert self.executor.plain_drafts([good, good]) is not None
+        assert self.handler.parse_simple_batch([good, good]) is not None
         others = [
             line(data={"conversation_id": 1}, ack=True),
             line(data={"conversation_id": 1}, id=5),
@@ -397,7 +435,7 @@ class TogetherTests(SynchronousTestCase):
             line(data={"conversation_id": ""}),
             line(data={"conversation_id": "x" * 129}),
             b'{"event":"new_message","data":{"conversation_id":' + b"9" * 5000 + b"}}",
-            b'{"event":"new_message","data":{"conversation_id":1,"x":' + b"[" * 5000 + b"]" * 5000 + b"}}",
+            b'{"event":"new_message","data":{"conversation_id":1,"x":' + b"[" * 150_000 + b"]" * 150_000 + b"}}",
             b'{"event":"new_message","data":{"conversation_id":1,"x":"\xff"}}',
             b"{}",
             b"",
@@ -411,21 +449,88 @@ class TogetherTests(SynchronousTestCase):
         ]
         compact = good.replace(b" ", b"")
         for other in others:
-            assert self.executor.plain_drafts([good, other, good]) is None, other
-            assert self.executor.plain_drafts([compact, other, compact]) is None, other
+            assert self.handler.parse_simple_batch([good, other, good]) is None, other
+            assert self.handler.parse_simple_batch([compact, other, compact]) is None, other
 
     def test_white_space_around_the_data_is_no_part_of_it(self) -> None:
         for before, after in ((b" ", b""), (b"", b" "), (b"", b""), (b"\t", b" ")):
             text = b'{"event":"new_message","data":%b{"conversation_id":1}%b}' % (before, after)
-            assert self.executor.plain_drafts([text]) == self.one_by_one([text])
+            assert self.handler.parse_simple_batch([text]) == self.one_by_one([text])
 
-    def test_only_so_many_beginnings_of_lines_are_kept(self) -> None:
-        for number in range(MAX_HEADS + 10):
-            self.executor.plain_drafts([b'{"event":"e%d","data":{"conversation_id":1}}' % number])
-            assert 0 < len(push_lines._heads) <= MAX_HEADS
+    def test_cached_line_starts_are_limited(self) -> None:
+        for number in range(MAX_CACHED_STARTS + 10):
+            self.handler.parse_simple_batch([b'{"event":"e%d","data":{"conversation_id":1}}' % number])
+            assert 0 < len(push_lines._event_names) <= MAX_CACHED_STARTS
 
     def test_an_id_is_the_same_conversation_as_an_integer_and_as_a_string(self) -> None:
         for value, channel in ((456, "456"), ("456", "456"), ("0456", "0456"), ("abc", "abc"), (0, "0"), ("0", "0")):
             for _ in range(2):  # and once more, when it is known
-                found = self.executor.plain_drafts([line(data={"conversation_id": value})])
-                assert [draft.audience.channels for draft in found or []] == [(f"conversation:{channel}",)]
+                found = self.handler.parse_simple_batch([line(data={"conversation_id": value})])
+                assert [new_event.audience.channels for new_event in found or []] == [(f"conversation:{channel}",)]
+
+
+def make_event(number: int, *, transient: bool, duplicate: bool) -> Event:
+    """Return a published event as a broker returns it: a transient one has no offset."""
+    audience = Audience((f"conversation:{number}",))
+    return Event(0 if transient else number, "new_message", audience, b"{}", 0.0, duplicate, delivered=number)
+
+
+def reference_acks(
+    requests: list[PublishLine | ErrorResponse], events: list[Event], stats: PushStats
+) -> list[dict[str, Any]]:
+    """Return what `CommandHandler.acks` has to return, as plain JSON objects, and count in `stats`."""
+    remaining = iter(events)
+    responses: list[dict[str, Any]] = []
+    for request in requests:
+        if isinstance(request, ErrorResponse):
+            responses.append({"ok": False, "id": request.id, "code": "bad_message", "message": request.message})
+            continue
+        event = next(remaining)
+        if not event.duplicate:
+            stats.published += 1
+        if request.ack:
+            response = {"ok": True, "id": request.request_id, "delivered": event.delivered}
+            if event.offset:
+                response["event_id"] = f"epoch:{event.offset}"
+            if event.duplicate:
+                response["duplicate"] = True
+            responses.append(response)
+    assert next(remaining, None) is None
+    return [{key: value for key, value in response.items() if value is not None} for response in responses]
+
+
+class AcksTests(SynchronousTestCase):
+    """The responses to a batch are those of `reference_acks`, which builds them one by one."""
+
+    def check(self, kinds: list[tuple[str, bool, bool]]) -> list[dict[str, Any]]:
+        """Compare the responses to requests that are "acked", "silent" or "failed", with `transient`, `duplicate`."""
+        requests: list[PublishLine | ErrorResponse] = []
+        events: list[Event] = []
+        for number, (kind, transient, duplicate) in enumerate(kinds, 1):
+            if kind == "failed":
+                requests.append(ErrorResponse(False, number, ErrorCode.BAD_MESSAGE, "wrong"))
+            else:
+                requests.append(PublishLine("new_message", b"{}", request_id=number, ack=kind == "acked"))
+                events.append(make_event(number, transient=transient, duplicate=duplicate))
+        target = SimpleNamespace(event_id=lambda event: f"epoch:{event.offset}" if event.offset else None)
+        stats, expected_stats = PushStats(), PushStats()
+        acks = CommandHandler(cast(Any, target), stats).acks(requests, events)
+        responses = [json.loads(response) for response in encode_responses(acks).splitlines()]
+        assert responses == reference_acks(requests, events, expected_stats)
+        assert stats.published == expected_stats.published
+        return responses
+
+    @settings(max_examples=100, deadline=None)
+    @given(st.lists(st.tuples(st.sampled_from(["acked", "silent", "failed"]), st.booleans(), st.booleans())))
+    def test_acks_of_any_batch_equal_the_reference(self, kinds: list[tuple[str, bool, bool]]) -> None:
+        self.check(kinds)
+
+    def test_acks_of_a_batch_without_ack_and_error_are_empty(self) -> None:
+        assert self.check([("silent", False, False), ("silent", True, True)]) == []
+
+    def test_acks_after_a_failed_line_belong_to_their_own_events(self) -> None:
+        responses = self.check([("failed", False, False), ("silent", False, False), ("acked", False, True)])
+        assert responses == [
+            {"ok": False, "id": 1, "code": "bad_message", "message": "wrong"},
+            {"ok": True, "id": 3, "event_id": "epoch:3", "delivered": 3, "duplicate": True},
+        ]

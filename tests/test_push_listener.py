@@ -18,23 +18,25 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.brokers.contract import Audience, Draft
+from chatws.brokers.interface import Audience, NewEvent
 from chatws.errors import ErrorCode, Unavailable
 from chatws.push import connection as push_connection
 from chatws.push.connection import (
     BATCH_LINES,
-    CLOSE_SECONDS,
+    CLOSE_TIMEOUT,
     EVENT_WEIGHT,
     MAX_AUTH_LINE,
+    MAX_PENDING_BYTES,
     MAX_READ,
-    MAX_UNRESOLVED,
 )
-from chatws.push.listener import DRAIN_TICK, QUIET_TICKS, PushFactory
+from chatws.push.factory import DRAIN_INTERVAL, QUIET_CHECKS
+from chatws.push.listener import PushFactory
+from chatws.runtime.file_budget import FileBudget
 from tests.fakes_push import FakeTarget
 
 PUBLISH = b'{"event":"new_message","data":{"conversation_id":1},"ack":true}\n'
 SILENT = b'{"event":"new_message","data":{"conversation_id":1}}\n'
-DRAFT = Draft("new_message", Audience(("conversation:1",)), b'{"conversation_id":1}')
+DRAFT = NewEvent("new_message", Audience(("conversation:1",)), b'{"conversation_id":1}')
 PING = b'{"op":"ping"}\n'
 OK = {"ok": True}
 
@@ -113,7 +115,7 @@ class ReadingOnTests(Case):
         data, self.come = self.come[:size], self.come[size:]
         return data
 
-    def test_up_to_what_one_read_may_bring(self) -> None:
+    def test_one_turn_reads_at_most_max_read(self) -> None:
         backend = self.connect()
         count = MAX_READ // len(SILENT) + 10
         self.come = SILENT * count
@@ -122,7 +124,7 @@ class ReadingOnTests(Case):
         backend.say(self.read(backend.transport, MAX_READ))
         assert len(self.target.published) == count + 1
 
-    def test_none_from_who_does_not_read_answers(self) -> None:
+    def test_a_backend_that_does_not_read_responses_is_not_read(self) -> None:
         backend = self.connect()
         self.come = SILENT
         backend.protocol.pauseProducing()
@@ -132,7 +134,7 @@ class ReadingOnTests(Case):
         assert self.target.published == [DRAFT]
         assert self.come == SILENT
 
-    def test_nothing_behind_what_is_refused(self) -> None:
+    def test_lines_after_a_rejected_first_line_are_not_processed(self) -> None:
         backend = self.connect()
         self.come = SILENT
         backend.say(b"GET / HTTP/1.1\n")
@@ -142,19 +144,19 @@ class ReadingOnTests(Case):
 
 
 class AnswerTests(Case):
-    def test_a_publish_with_ack(self) -> None:
+    def test_publish_with_ack_is_acknowledged(self) -> None:
         backend = self.connect()
         self.target.delivered = 3
         backend.say(PUBLISH[:-2] + b',"id":"order-77"}\n')
         assert backend.answers() == [{"ok": True, "id": "order-77", "event_id": "E:1", "delivered": 3}]
 
-    def test_a_publish_without_ack_is_not_answered(self) -> None:
+    def test_publish_without_ack_gets_no_response(self) -> None:
         backend = self.connect()
         backend.say(SILENT)
         assert backend.answers() == []
         assert self.target.published == [DRAFT]
 
-    def test_a_second_one_with_the_same_id_is_answered_as_a_duplicate(self) -> None:
+    def test_publish_with_a_known_id_is_acknowledged_as_a_duplicate(self) -> None:
         backend = self.connect()
         for _ in range(2):
             backend.say(PUBLISH[:-2] + b',"id":7}\n')
@@ -169,7 +171,7 @@ class AnswerTests(Case):
         backend.say(b'{"event":"x","data":{},"to":"everyone","transient":true,"ack":true}\n')
         assert backend.answers() == [{"ok": True, "delivered": 1}]
 
-    def test_every_op_is_answered(self) -> None:
+    def test_every_op_gets_a_response(self) -> None:
         backend = self.connect()
         self.target.online_ids = ["b", 10, 9, "a"]
         backend.say(
@@ -194,7 +196,7 @@ class AnswerTests(Case):
             OK,
         ]
 
-    def test_a_bad_line_is_answered_and_skipped(self) -> None:
+    def test_bad_line_gets_an_error_and_is_skipped(self) -> None:
         backend = self.connect()
         backend.say(PUBLISH, b"nonsense\n", b'{"event":"x y","data":{},"id":5}\n', b'{"op":"quit"}\n', PUBLISH)
         answers = backend.answers()
@@ -203,13 +205,13 @@ class AnswerTests(Case):
         assert not backend.is_closing
         assert self.target.published == [DRAFT, DRAFT]
 
-    def test_an_event_without_an_audience_is_answered_with_or_without_ack(self) -> None:
+    def test_event_without_an_audience_gets_an_error_with_or_without_ack(self) -> None:
         backend = self.connect()
         backend.say(b'{"event":"x","data":{},"id":1}\n', b'{"event":"new_message","data":{}}\n', SILENT)
         assert backend.codes() == ["no_audience", "bad_message"]
         assert self.target.published == [DRAFT]
 
-    def test_events_that_could_not_be_published_are_all_answered(self) -> None:
+    def test_events_of_a_failed_publish_all_get_an_error(self) -> None:
         backend = self.connect()
         self.target.failing = Unavailable("the log cannot be reached")
         backend.say(SILENT, b"{}\n", PUBLISH)
@@ -223,40 +225,40 @@ class AnswerTests(Case):
         assert self.factory.stats.errors == {"unavailable": 2, "bad_message": 1}
         assert self.factory.stats.published == 1
 
-    def test_a_fault_of_ours_is_logged_and_told_without_details(self) -> None:
+    def test_an_internal_error_is_logged_and_answered_without_details(self) -> None:
         backend = self.connect()
         self.target.failing = ZeroDivisionError("secret details")
         backend.say(SILENT)
         assert backend.answers() == [{"ok": False, "code": "unavailable", "message": "internal error"}]
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
         self.target.failing = None
-        self.target.publish = lambda drafts: 1 / 0  # type: ignore[assignment,method-assign,return-value]
+        self.target.publish = lambda new_events: 1 / 0  # type: ignore[assignment,method-assign,return-value]
         backend.say(PUBLISH)
         assert backend.codes() == ["unavailable"]
         self.target.online = lambda: 1 / 0  # type: ignore[assignment,method-assign,return-value]
         backend.say(b'{"op":"presence"}\n')
         assert backend.codes() == ["unavailable"]
-        self.target.audiences.draft = lambda *arguments: 1 / 0  # type: ignore[assignment,method-assign]
+        self.target.audiences.new_event = lambda *arguments: 1 / 0  # type: ignore[assignment,method-assign]
         backend.say(SILENT)
         assert backend.codes() == ["unavailable"]
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 3
         backend.say(PING)
         assert backend.answers() == [OK]
 
-    def test_a_broker_that_loses_count_is_a_fault_of_ours(self) -> None:
+    def test_broker_with_too_few_results_causes_an_internal_error(self) -> None:
         backend = self.connect()
-        self.target.accept = lambda drafts: []  # type: ignore[assignment,method-assign]
+        self.target.accept = lambda new_events: []  # type: ignore[assignment,method-assign]
         backend.say(PUBLISH)
         assert backend.codes() == ["unavailable"]
         assert len(self.flushLoggedErrors(IndexError)) == 1
 
-    def test_numbers_past_all_bounds_are_no_ids(self) -> None:
+    def test_numbers_out_of_range_are_invalid_ids(self) -> None:
         backend = self.connect()
         for number in (b"9" * 5000, b"1e999"):
             backend.say(b'{"event":"new_message","data":{"conversation_id":' + number + b"}}\n")
             assert backend.codes() == ["bad_message"]
 
-    def test_what_is_nested_too_deeply_is_told_so_at_whatever_depth_that_is_found(self) -> None:
+    def test_too_deep_nesting_is_bad_json_at_any_depth(self) -> None:
         backend = self.connect()
         backend.say(b'{"op":"ping"}\n')
         assert backend.codes() == [None]
@@ -289,7 +291,7 @@ class BatchTests(Case):
         assert self.target.done == [DRAFT, DRAFT, ("disconnect", 5, "", False), DRAFT]
         assert self.sizes() == [2, 1]
 
-    def test_a_batch_has_a_largest_size(self) -> None:
+    def test_batch_has_a_maximum_size(self) -> None:
         backend = self.connect()
         backend.say(SILENT * (2 * BATCH_LINES + 1))
         assert self.sizes() == [BATCH_LINES, BATCH_LINES, 1]
@@ -302,7 +304,7 @@ class LaterTests(Case):
         super().setUp()
         self.target.waiting = []
 
-    def test_answers_keep_the_order_of_the_lines(self) -> None:
+    def test_responses_keep_the_order_of_the_lines(self) -> None:
         backend = self.connect()
         for id in (b"1", b"2", b"3"):
             backend.say(PUBLISH[:-2] + b',"id":' + id + b"}\n")
@@ -315,7 +317,7 @@ class LaterTests(Case):
         assert [answer.get("id") for answer in answers] == [1, 2, 3, None]
         assert [answer["ok"] for answer in answers] == [True, True, True, False]
 
-    def test_a_later_failure_is_answered_in_its_place(self) -> None:
+    def test_error_of_a_later_line_keeps_its_place(self) -> None:
         backend = self.connect()
         backend.say(PUBLISH)
         backend.say(SILENT)
@@ -323,7 +325,7 @@ class LaterTests(Case):
         self.target.settle()
         assert backend.codes() == [None, "unavailable"]
 
-    def test_a_batch_that_is_quick_waits_for_a_slow_one_before_it(self) -> None:
+    def test_fast_batch_is_acknowledged_after_the_slow_one_before_it(self) -> None:
         backend = self.connect()
         backend.say(PUBLISH[:-2] + b',"id":"slow"}\n')
         waiting, self.target.waiting = self.target.waiting, None
@@ -333,7 +335,7 @@ class LaterTests(Case):
         self.target.settle()
         assert [answer["id"] for answer in backend.answers()] == ["slow", "quick"]
 
-    def test_an_op_waits_for_what_is_before_it_and_holds_up_what_is_behind_it(self) -> None:
+    def test_an_op_runs_after_earlier_and_before_later_lines(self) -> None:
         backend = self.connect()
         backend.say(PUBLISH, b'{"op":"disconnect","user_id":5}\n', PUBLISH)
         backend.say(PUBLISH)
@@ -351,10 +353,10 @@ class LaterTests(Case):
             ["delivered", "event_id", "ok"],
         ]
 
-    def test_an_op_may_take_its_time_too(self) -> None:
+    def test_asynchronous_op_blocks_later_lines(self) -> None:
         backend = self.connect()
         later: Deferred[int] = Deferred()
-        self.target.unsubscribe = lambda user_id, conversation_id: later  # type: ignore[method-assign,assignment]
+        self.target.unsubscribe = lambda user_id, conversation_id, is_contact: later  # type: ignore[method-assign,assignment]
         backend.say(b'{"op":"unsubscribe","user_id":5,"conversation_id":1}\n', PUBLISH)
         assert self.target.batches == []
         assert not backend.is_read
@@ -363,17 +365,17 @@ class LaterTests(Case):
         assert len(self.target.batches) == 1
         self.target.settle()
 
-    def test_reading_stops_while_too_much_is_under_way(self) -> None:
+    def test_reading_pauses_while_too_many_events_are_pending(self) -> None:
         backend = self.connect()
         weight = len(DRAFT.data) + EVENT_WEIGHT
-        backend.say(SILENT * (MAX_UNRESOLVED // weight + BATCH_LINES))
+        backend.say(SILENT * (MAX_PENDING_BYTES // weight + BATCH_LINES))
         assert not backend.is_read
-        under_way = sum(len(drafts) for _, drafts in self.target.waiting) * weight
-        assert MAX_UNRESOLVED < under_way <= MAX_UNRESOLVED + BATCH_LINES * weight
+        under_way = sum(len(new_events) for _, new_events in self.target.waiting) * weight
+        assert MAX_PENDING_BYTES < under_way <= MAX_PENDING_BYTES + BATCH_LINES * weight
         while self.target.waiting:
             self.target.settle()
         assert backend.is_read
-        assert len(self.target.done) == MAX_UNRESOLVED // weight + BATCH_LINES
+        assert len(self.target.done) == MAX_PENDING_BYTES // weight + BATCH_LINES
 
     def test_no_line_that_was_read_is_dropped_when_the_connection_is_lost(self) -> None:
         backend = self.connect()
@@ -404,7 +406,7 @@ class FramingTests(Case):
                 assert backend.codes() == ["line_too_long"]
                 assert backend.is_closing
 
-    def test_before_a_line_that_is_too_long_lines_count_behind_it_not(self) -> None:
+    def test_lines_before_a_too_long_line_count_and_those_after_do_not(self) -> None:
         self.listen(max_line_size=100)
         backend = self.connect()
         backend.say(PUBLISH, b"x" * 101 + b"\n", PUBLISH)
@@ -412,16 +414,16 @@ class FramingTests(Case):
         backend.say(PUBLISH)
         assert len(self.target.published) == 1
 
-    def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(self) -> None:
+    def test_incomplete_line_over_the_limit_is_rejected(self) -> None:
         backend = self.connect()
         backend.say(PING)
         for _ in range(1024 // 64 + 1):
             backend.say(b"x" * 65536)
-            assert len(backend.protocol._rest) <= 1024 * 1024 + 65536
+            assert backend.protocol.buffered_bytes <= 1024 * 1024 + 65536
         assert backend.codes() == [None, "line_too_long"]
-        assert len(backend.protocol._rest) == 0
+        assert backend.protocol.buffered_bytes == 0
 
-    def test_the_answer_to_a_line_too_long_waits_for_those_before_it(self) -> None:
+    def test_error_for_a_line_too_long_follows_earlier_responses(self) -> None:
         self.listen(max_line_size=100)
         self.target.waiting = []
         for tail in (b"x" * 102, b"x" * 101 + b"\n" + PUBLISH):
@@ -448,9 +450,9 @@ class FramingTests(Case):
         backend.lose()
         return self.target.done, answers
 
-    def test_it_does_not_matter_where_lines_are_split(self) -> None:
+    def test_lines_split_anywhere_have_the_same_effect(self) -> None:
         expected = self.run_script([self.SCRIPT])
-        assert [type(one) for one in expected[0]] == [Draft, Draft, tuple, Draft, Draft]
+        assert [type(one) for one in expected[0]] == [NewEvent, NewEvent, tuple, NewEvent, NewEvent]
         assert [answer.get("code") for answer in expected[1]] == [None, "bad_json", None, None, None, "bad_json"]
         for cut in range(len(self.SCRIPT) + 1):
             assert self.run_script([self.SCRIPT[:cut], self.SCRIPT[cut:]]) == expected, cut
@@ -458,7 +460,7 @@ class FramingTests(Case):
 
     @settings(max_examples=100, deadline=None)
     @given(st.lists(st.integers(0, len(SCRIPT)), max_size=20))
-    def test_nor_into_how_many(self, cuts: list[int]) -> None:
+    def test_lines_in_any_number_of_pieces_give_the_same_responses(self, cuts: list[int]) -> None:
         cuts = [0, *sorted(cuts), len(self.SCRIPT)]
         segments = [self.SCRIPT[start:end] for start, end in pairwise(cuts)]
         assert self.run_script(segments) == self.run_script([self.SCRIPT])
@@ -467,7 +469,7 @@ class FramingTests(Case):
 class FirstLineTests(Case):
     HTTP = b"POST / HTTP/1.1\r\nHost: 127.0.0.1:8081\r\nContent-Type: text/plain\r\n\r\n" + PUBLISH
 
-    def test_an_http_request_does_not_get_as_far_as_its_body(self) -> None:
+    def test_http_request_is_rejected_before_its_body(self) -> None:
         for cut in range(1, len(self.HTTP)):
             backend = self.connect()
             backend.say(self.HTTP[:cut])
@@ -477,7 +479,7 @@ class FirstLineTests(Case):
             backend.lose()
         assert self.target.published == []
 
-    def test_nor_behind_an_empty_line_or_as_some_other_kind_of_json(self) -> None:
+    def test_a_first_line_that_is_no_object_closes_the_connection(self) -> None:
         for first in (b"\r\n\r\nGET / HTTP/1.1\r\n", b"[]\n", b"null\n", b'"{}"\n', b"\xff\n", b"\x16\x03\x01\n"):
             backend = self.connect()
             backend.say(first, PUBLISH)
@@ -485,14 +487,14 @@ class FirstLineTests(Case):
             assert backend.is_closing
         assert self.target.published == []
 
-    def test_an_object_that_is_wrong_in_another_way_leaves_it_open(self) -> None:
+    def test_first_line_that_is_an_invalid_object_leaves_the_connection_open(self) -> None:
         for first in (b"{}\n", b'{"op":"quit"}\n', b'{"event":"error","data":{}}\n'):
             backend = self.connect()
             backend.say(first, PING)
             assert len(backend.codes()) == 2
             assert not backend.is_closing
 
-    def test_only_the_first_line_is_so_strict(self) -> None:
+    def test_a_later_http_request_does_not_close_the_connection(self) -> None:
         backend = self.connect()
         backend.say(PING, self.HTTP)
         assert not backend.is_closing
@@ -523,7 +525,7 @@ class SecretTests(Case):
             backend.say(self.GOOD, PUBLISH)
         assert self.target.published == []
 
-    def test_anything_else_first_closes(self) -> None:
+    def test_first_line_other_than_auth_closes(self) -> None:
         for first in (PUBLISH, PING, b"{}\n", b'{"op":"auth"}\n', b'{"op":"disconnect","user_id":5}\n'):
             backend = self.connect()
             backend.say(first, self.GOOD, PUBLISH)
@@ -534,15 +536,30 @@ class SecretTests(Case):
         assert backend.codes() == ["bad_json"]
         assert self.target.done == []
 
-    def test_who_is_sent_away_is_written_down_with_its_address(self) -> None:
+    def test_a_rejected_backend_is_logged_with_its_address(self) -> None:
         with capturedLogs() as logged:
             backend = self.connect()
             backend.say(PING)
         assert backend.is_closing
-        lines = [text for text in map(formatEvent, logged) if "sent away" in text]
-        assert [re.sub(r":[0-9]+ ", ":PORT ", text) for text in lines] == [
-            "A backend at 192.168.1.1:PORT was sent away: bad_secret: the first line must be op auth with the secret"
+        lines = [text for text in map(formatEvent, logged) if "rejected" in text]
+        assert [re.sub(r":[0-9]+: ", ":PORT: ", text) for text in lines] == [
+            "rejected a backend at 192.168.1.1:PORT: bad_secret: the first line must be op auth with the secret"
+            " (1 with this code so far)"
         ]
+
+    def test_a_thousand_rejected_backends_are_one_log_line_a_minute(self) -> None:
+        def rejected() -> int:
+            with capturedLogs() as logged:
+                for _ in range(1000):
+                    backend = self.connect()
+                    backend.say(PING)
+                    backend.lose()
+            return sum("rejected" in formatEvent(event) for event in logged)
+
+        assert rejected() == 1
+        assert rejected() == 0
+        self.clock.advance(60)
+        assert rejected() == 1
 
     def test_without_a_secret_in_time_the_connection_is_closed(self) -> None:
         silent, good = self.connect(), self.connect()
@@ -556,7 +573,7 @@ class SecretTests(Case):
         assert silent.is_closing
         assert not good.is_closing
 
-    def test_a_stranger_may_not_send_long_lines(self) -> None:
+    def test_a_long_line_before_auth_closes_the_connection(self) -> None:
         backend = self.connect()
         backend.say(b"x" * (MAX_AUTH_LINE + 2))
         assert backend.codes() == ["line_too_long"]
@@ -581,7 +598,7 @@ class SecretTests(Case):
         old.say(self.GOOD, PING)
         assert old.codes() == ["bad_secret"]
 
-    def test_a_secret_that_cannot_be_told_lets_nobody_in(self) -> None:
+    def test_an_unreadable_secret_rejects_every_backend(self) -> None:
         self.listen(secret=lambda: 1 / 0)  # type: ignore[arg-type,return-value]
         backend = self.connect()
         backend.say(b'{"op":"auth","secret":""}\n')
@@ -596,7 +613,7 @@ class SecretTests(Case):
 class BackpressureTests(Case):
     """The transport's part is played by the test: it asks its producer to pause."""
 
-    def test_reading_stops_while_answers_stand_unsent(self) -> None:
+    def test_reading_pauses_while_responses_are_unsent(self) -> None:
         backend = self.connect()
         assert (backend.transport.producer, backend.transport.streaming) == (backend.protocol, True)
         backend.protocol.pauseProducing()
@@ -607,7 +624,7 @@ class BackpressureTests(Case):
         assert backend.answers() == [OK]
         assert backend.is_read
 
-    def test_the_answers_to_one_read_stop_when_too_many_stand_unsent(self) -> None:
+    def test_processing_of_one_read_stops_while_too_many_responses_are_unsent(self) -> None:
         backend = self.connect()
         self.target.online_ids = list(range(1000))
         write = backend.transport.write
@@ -630,7 +647,7 @@ class BackpressureTests(Case):
             backend.protocol.resumeProducing()
         assert seen == 2300
 
-    def test_what_was_read_is_done_even_if_its_answers_are_never_fetched(self) -> None:
+    def test_lines_are_processed_although_responses_are_not_read(self) -> None:
         backend = self.connect()
         backend.protocol.pauseProducing()
         backend.say(SILENT, PING, SILENT)
@@ -640,7 +657,7 @@ class BackpressureTests(Case):
 
 
 class EndTests(Case):
-    def test_after_fin_the_answers_go_out_and_then_it_is_closed(self) -> None:
+    def test_fin_closes_after_the_responses_are_sent(self) -> None:
         self.target.waiting = []
         backend = self.connect()
         backend.say(PUBLISH, PING, PUBLISH)
@@ -653,7 +670,7 @@ class EndTests(Case):
         assert backend.is_closing
         assert backend.transport.producer is None  # with one, a transport never closes
 
-    def test_fin_with_nothing_under_way_closes(self) -> None:
+    def test_fin_without_pending_lines_closes(self) -> None:
         backend = self.connect()
         backend.fin()
         assert backend.is_closing
@@ -664,7 +681,7 @@ class EndTests(Case):
         backend.fin()
         assert backend.codes() == [None]
 
-    def test_but_not_when_it_was_cut_off(self) -> None:
+    def test_a_truncated_last_line_is_bad_json(self) -> None:
         for cut in range(1, len(PUBLISH) - 1):
             backend = self.connect()
             backend.say(PING, PUBLISH[:cut])
@@ -672,23 +689,23 @@ class EndTests(Case):
             assert backend.codes() == [None, "bad_json"]
         assert self.target.published == []
 
-    def test_a_clean_end_without_half_close_counts_as_one(self) -> None:
+    def test_clean_close_without_half_close_processes_the_last_line(self) -> None:
         backend = self.connect()
         backend.say(SILENT, SILENT[:-1])
         backend.lose(ConnectionDone)
         assert len(self.target.published) == 2
 
-    def test_after_a_reset_a_line_without_its_end_does_not_count(self) -> None:
+    def test_reset_discards_an_incomplete_line(self) -> None:
         backend = self.connect()
         backend.say(SILENT, SILENT[:-1])
         backend.lose(ConnectionLost)
         assert len(self.target.published) == 1
 
-    def test_a_peer_that_does_not_fetch_its_last_answers_is_cut_off(self) -> None:
+    def test_peer_that_does_not_read_its_last_responses_is_aborted(self) -> None:
         backend = self.connect()
         backend.say(PING)
         backend.fin()
-        self.clock.advance(CLOSE_SECONDS - 0.1)
+        self.clock.advance(CLOSE_TIMEOUT - 0.1)
         assert not backend.transport.disconnected
         self.clock.advance(0.2)
         assert backend.transport.disconnected
@@ -702,16 +719,16 @@ class DrainTests(Case):
 
     def tick(self, times: int) -> None:
         for _ in range(times):
-            self.clock.advance(DRAIN_TICK)
+            self.clock.advance(DRAIN_INTERVAL)
 
-    def test_without_connections_it_is_done_at_once(self) -> None:
+    def test_drain_without_connections_fires_immediately(self) -> None:
         assert self.drain() == [None]
 
-    def test_a_quiet_connection_is_closed_after_a_few_turns(self) -> None:
+    def test_drain_closes_a_quiet_connection_after_a_few_checks(self) -> None:
         backend = self.connect()
         backend.say(PING)
         fired = self.drain()
-        self.tick(QUIET_TICKS - 1)
+        self.tick(QUIET_CHECKS - 1)
         assert not backend.is_closing
         self.tick(1)
         assert backend.is_closing
@@ -719,23 +736,23 @@ class DrainTests(Case):
         backend.lose()
         assert fired == [None]
 
-    def test_lines_that_still_come_are_done_first(self) -> None:
+    def test_a_drain_processes_lines_that_still_arrive(self) -> None:
         backend = self.connect()
         self.drain()
         for _ in range(10):
-            self.tick(QUIET_TICKS - 1)
+            self.tick(QUIET_CHECKS - 1)
             backend.say(PUBLISH)
         assert backend.codes() == [None] * 10
-        self.tick(QUIET_TICKS - 1)
+        self.tick(QUIET_CHECKS - 1)
         backend.say(PUBLISH[:5])
         self.tick(20)
         assert not backend.is_closing
         backend.say(PUBLISH[5:])
-        self.tick(QUIET_TICKS + 1)
+        self.tick(QUIET_CHECKS + 1)
         assert backend.codes() == [None]
         assert backend.is_closing
 
-    def test_events_under_way_are_waited_for(self) -> None:
+    def test_drain_waits_for_pending_events(self) -> None:
         self.target.waiting = []
         backend = self.connect()
         backend.say(PUBLISH, PING)
@@ -743,13 +760,13 @@ class DrainTests(Case):
         self.tick(20)
         assert not backend.is_closing
         self.target.settle()
-        self.tick(QUIET_TICKS + 1)
+        self.tick(QUIET_CHECKS + 1)
         assert backend.is_closing
         assert backend.codes() == [None, None]
         backend.lose()
         assert fired == [None]
 
-    def test_a_connection_that_never_falls_quiet_is_ended_all_the_same(self) -> None:
+    def test_drain_closes_a_connection_that_is_never_quiet(self) -> None:
         backend = self.connect()
         self.drain(1.0)
         for _ in range(100):
@@ -760,7 +777,7 @@ class DrainTests(Case):
         backend.say(PING)
         assert (99 <= count <= 101, backend.answers()) == (True, [])
 
-    def test_one_that_fetches_nothing_is_cut_off(self) -> None:
+    def test_a_drain_aborts_a_backend_that_does_not_read(self) -> None:
         backend = self.connect()
         backend.protocol.pauseProducing()
         backend.say(SILENT, PING)
@@ -772,7 +789,7 @@ class DrainTests(Case):
         assert fired == [None]
         assert self.target.done == [DRAFT]
 
-    def test_a_log_that_never_answers_does_not_hold_up_the_end_for_ever(self) -> None:
+    def test_drain_ends_even_if_the_broker_never_responds(self) -> None:
         self.target.waiting = []
         backend = self.connect()
         backend.say(SILENT)
@@ -785,12 +802,26 @@ class DrainTests(Case):
         assert fired == [None]
         self.target.settle()
 
-    def test_a_connection_that_comes_meanwhile_is_drained_too(self) -> None:
+    def test_a_reactor_that_was_blocked_does_not_skip_a_stage(self) -> None:
+        backend = self.connect()
+        backend.protocol.pauseProducing()
+        backend.say(SILENT, PING)
+        fired = self.drain(1.0)
+        self.clock.advance(60)
+        assert not backend.transport.disconnected
+        self.clock.advance(60)
+        assert backend.transport.disconnected
+        assert fired == []
+        backend.lose(ConnectionLost)
+        assert fired == [None]
+        assert self.target.done == [DRAFT]
+
+    def test_a_connection_during_a_drain_is_drained_too(self) -> None:
         first = self.connect()
         fired = self.drain()
         second = self.connect()
         second.say(PUBLISH)
-        self.tick(QUIET_TICKS + 2)
+        self.tick(QUIET_CHECKS + 2)
         assert (first.is_closing, second.is_closing) == (True, True)
         first.lose()
         assert fired == []
@@ -799,7 +830,16 @@ class DrainTests(Case):
 
 
 class LimitTests(Case):
-    def test_one_connection_too_many_is_answered_and_closed(self) -> None:
+    def test_connection_over_the_file_budget_gets_an_error_and_is_closed(self) -> None:
+        self.listen(budget=FileBudget(limit=lambda: 8))
+        backends = [self.connect() for _ in range(5)]
+        assert [backend.codes() for backend in backends] == [[], [], [], [], ["overloaded"]]
+        backends[4].lose()
+        backends[0].lose()
+        assert self.connect().codes() == []
+        assert self.factory.budget.sockets() == {"backend": 4}
+
+    def test_a_connection_beyond_the_limit_is_answered_and_closed(self) -> None:
         self.listen(max_connections=2)
         first, second, third = self.connect(), self.connect(), self.connect()
         third.say(PUBLISH)
@@ -818,7 +858,7 @@ class LimitTests(Case):
         st.booleans(),
         st.booleans(),
     )
-    def test_whatever_comes_is_answered_or_done(self, segments: list[bytes], later: bool, known: bool) -> None:
+    def test_arbitrary_lines_are_answered_or_processed(self, segments: list[bytes], later: bool, known: bool) -> None:
         self.target = FakeTarget()
         self.target.waiting = [] if later else None
         self.listen(max_line_size=150)
@@ -837,7 +877,7 @@ class LimitTests(Case):
 
 
 class StatsTests(Case):
-    def test_what_is_counted(self) -> None:
+    def test_lines_connections_and_errors_are_counted(self) -> None:
         backend = self.connect()
         said = PUBLISH + b"bad\n" + PING + SILENT[:-1]
         backend.say(said)

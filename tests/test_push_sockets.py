@@ -27,7 +27,7 @@ OK = b'{"ok":true}\n'
 @pytest.fixture(autouse=True)
 def no_haste(monkeypatch: pytest.MonkeyPatch) -> None:
     """Peers that were refused have the time to finish, however busy the machine is."""
-    monkeypatch.setattr(push_connection, "LINGER_SECONDS", 20.0)
+    monkeypatch.setattr(push_connection, "LINGER_TIMEOUT", 20.0)
 
 
 def codes(received: bytes) -> list[str | None]:
@@ -50,7 +50,7 @@ async def test_a_backend_that_shuts_down_its_side_still_gets_its_answers(started
     server.target.waiting = []
     talking = in_thread(talk, server, PUBLISH * 3, PUBLISH[:-1])
     await until(lambda: len(server.target.published) == 4)
-    await until(lambda: all(connection._input_over for connection in server.factory.connections))
+    await until(lambda: all(connection.input_is_closed for connection in server.factory.connections))
     while server.target.waiting:
         server.target.settle()
     assert codes(await talking) == [None] * 4
@@ -63,7 +63,7 @@ async def test_a_unix_socket_does_as_well(started: Any, tmp_path: Path) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_stands_unended_when_a_connection_is_reset_does_not_count(started: Any) -> None:
+async def test_an_incomplete_line_of_a_reset_connection_is_discarded(started: Any) -> None:
     server = await started()
     with server.connect() as connection:
         connection.sendall(PUBLISH + PUBLISH[:-1])
@@ -87,7 +87,7 @@ async def test_a_backend_that_never_reads_is_not_read_either(started: Any) -> No
         sending = question * 32
         stuck = 0
         end = reactor.seconds() + 20
-        while stuck < 50 or connection._reading:  # the kernel's buffers are full, and nobody empties them
+        while stuck < 50 or connection.is_reading:  # the kernel's buffers are full, and nobody empties them
             try:
                 asked += greedy.send(sending[asked % len(question) :])
                 stuck = 0
@@ -97,7 +97,7 @@ async def test_a_backend_that_never_reads_is_not_read_either(started: Any) -> No
             assert reactor.seconds() < end, "it goes on reading"
         transport = connection.transport
         assert len(transport.dataBuffer) + transport._tempDataLen < 256 * 1024
-        assert sum(map(len, connection._backlog)) + len(connection._rest) <= 65536 + len(question)
+        assert connection.buffered_bytes <= 65536 + len(question)
         assert codes(await in_thread(talk, server, PUBLISH)) == [None]  # the others are served
         greedy.setblocking(True)
         greedy.settimeout(20)
@@ -120,7 +120,7 @@ async def turns_of_the_reactor() -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_answer_reaches_who_is_still_sending_a_line_without_an_end(started: Any) -> None:
+async def test_a_sender_of_an_endless_line_receives_the_error(started: Any) -> None:
     server = await started()
     # More than the kernel's buffers hold: had the socket been closed with data unread, this would meet a reset.
     received = await in_thread(talk, server, PUBLISH, b"x" * (32 * 1024 * 1024))
@@ -129,8 +129,8 @@ async def test_the_answer_reaches_who_is_still_sending_a_line_without_an_end(sta
 
 
 @pytest_twisted.ensureDeferred
-async def test_who_goes_on_sending_after_a_refusal_is_cut_off(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(push_connection, "LINGER_SECONDS", 0.2)
+async def test_a_backend_that_sends_after_a_rejection_is_aborted(started: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(push_connection, "LINGER_TIMEOUT", 0.2)
     server = await started()
 
     def send_for_ever() -> None:
@@ -146,7 +146,7 @@ async def test_who_goes_on_sending_after_a_refusal_is_cut_off(started: Any, monk
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_http_request_steered_at_the_port_publishes_nothing(started: Any) -> None:
+async def test_http_request_to_the_push_port_publishes_nothing(started: Any) -> None:
     server = await started()
 
     def post() -> bytes:
@@ -199,7 +199,7 @@ async def test_over_tls_lines_and_refusals_go_the_same_way(started: Any) -> None
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_drain_takes_what_the_kernel_still_holds(started: Any) -> None:
+async def test_a_drain_reads_lines_in_the_kernel_s_buffer(started: Any) -> None:
     server = await started()
     quiet, busy = server.connect(), server.connect()
     with quiet, busy:
@@ -220,6 +220,6 @@ async def test_a_drain_does_not_wait_for_ever(started: Any) -> None:
         half.sendall(PUBLISH[:20])
         server.target.online_ids = list(range(10_000))
         deaf.sendall(b'{"op":"presence"}\n' * 500)
-        await until(lambda: any(not connection._reading for connection in server.factory.connections))
+        await until(lambda: any(not connection.is_reading for connection in server.factory.connections))
         await server.factory.drain(0.2)
     assert server.factory.connections == set()

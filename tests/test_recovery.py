@@ -1,5 +1,7 @@
-"""Recovery against a model: hundreds of interleavings of publishing, subscribing, losing connections in the middle of
-what they were sent, trimming and restarts. What every handler must have seen is said by the model alone."""
+"""Recovery against a model that determines which events every handler must get.
+
+Hypothesis interleaves publishing, subscribing, trimming, restarts, and connections that are lost during a replay.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +16,19 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 
-from chatws.brokers import open_broker
-from chatws.brokers.contract import Bounds
+from chatws.brokers.factory import open_broker
+from chatws.brokers.interface import Retention
 from chatws.chat.audience import conversation_channel, user_channel
-from chatws.chat.chat_server import ChatServer
 from chatws.chat.history import History
+from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
 from tests.fakes import FakeConnection, send_all
 from tests.recovery_model import Log, Page, check, settled
 
 USERS = [1, 2, 3]
 CONVERSATIONS = [10, 11, 12]
-#: So few that trimming is common.
-BOUNDS = Bounds(events=12, seconds=0, size=0)
+#: Small, so that trimming is frequent.
+BOUNDS = Retention(events=12, seconds=0, size=0)
 
 
 class Recovery(RuleBasedStateMachine):
@@ -43,11 +45,11 @@ class Recovery(RuleBasedStateMachine):
 
     def start_server(self) -> None:
         url = self.url.replace("DIRECTORY", self.directory.name)
-        broker = open_broker(url, BOUNDS, durable=False, reactor=self.clock)
+        broker = open_broker(url, BOUNDS, sync_commits=False, reactor=self.clock, now=self.clock.seconds)
         self.chat = ChatServer(
             broker,
-            history=History(BOUNDS, self.clock.seconds),
-            limits=SessionLimits(rate=0),
+            history=History(BOUNDS),
+            limits=SessionLimits(message_rate=0, subscription_rate=0),
             presence_grace=0.0,
             auth_deadline=0.0,
             reactor=self.clock,
@@ -65,10 +67,10 @@ class Recovery(RuleBasedStateMachine):
         settled(Deferred.fromCoroutine(self.chat.stop()))
         self.directory.cleanup()
 
-    # What happens
+    # Steps
 
     @initialize()
-    def everybody_comes(self) -> None:
+    def connect_all_pages(self) -> None:
         for page in self.pages:
             self.reconnect(page)
 
@@ -76,44 +78,44 @@ class Recovery(RuleBasedStateMachine):
         to=st.sampled_from(
             ["*", *map(user_channel, USERS), *map(conversation_channel, CONVERSATIONS), "user:1 user:2"]
         ),
-        left_out=st.sampled_from([None, None, *USERS]),
+        excluded=st.sampled_from([None, None, *USERS]),
         count=st.integers(1, 4),
     )
-    def publish(self, to: str, left_out: int | None, count: int) -> None:
+    def publish(self, to: str, excluded: int | None, count: int) -> None:
         channels = tuple(to.split())
-        drafts = []
+        new_events = []
         for _ in range(count):
             self.number += 1
-            drafts.append(
-                self.chat.audiences.draft("note", b'{"n":%d}' % self.number, to=channels, except_user_id=left_out)
+            new_events.append(
+                self.chat.audiences.new_event("note", b'{"n":%d}' % self.number, to=channels, except_user_id=excluded)
             )
-        for event in settled(self.chat.publish(drafts)):
+        for event in settled(self.chat.publish(new_events)):
             number = json.loads(event.data)["n"]
-            self.log[self.chat.broker.epoch][event.offset] = (channels, left_out, number)
+            self.log[self.chat.broker.epoch][event.offset] = (channels, excluded, number)
 
     @rule(page=st.integers(0, 3), conversation_id=st.sampled_from(CONVERSATIONS))
     def subscribe(self, page: int, conversation_id: int) -> None:
-        one = self.pages[page]
-        one.wanted.add(conversation_channel(conversation_id))
-        if one.connection is None:
-            one.library.channels.setdefault(conversation_id, type(one.library.channels[None])())
+        selected = self.pages[page]
+        selected.wanted.add(conversation_channel(conversation_id))
+        if selected.connection is None:
+            selected.library.channels.setdefault(conversation_id, type(selected.library.channels[None])())
         else:
-            for message in one.library.subscribe(conversation_id):
-                self.say(one, message)
+            for message in selected.library.subscribe(conversation_id):
+                self.say(selected, message)
 
     @rule(page=st.integers(0, 3), conversation_id=st.sampled_from(CONVERSATIONS))
     def unsubscribe(self, page: int, conversation_id: int) -> None:
-        one = self.pages[page]
-        if conversation_id not in one.library.channels:
+        selected = self.pages[page]
+        if conversation_id not in selected.library.channels:
             return
-        # a page handles what has come before it lets go; the model checks it up to there
-        if one.connection is not None:
-            self.read(one, None)
-            check(one, self.log)
-        message = one.library.unsubscribe(conversation_id)
-        one.since.pop(conversation_id, None)
-        if one.connection is not None:
-            self.say(one, message)
+        # A page handles its pending messages before it unsubscribes, and the model checks it up to there.
+        if selected.connection is not None:
+            self.read(selected, None)
+            check(selected, self.log)
+        message = selected.library.unsubscribe(conversation_id)
+        selected.since.pop(conversation_id, None)
+        if selected.connection is not None:
+            self.say(selected, message)
 
     @rule(page=st.integers(0, 3), count=st.integers(1, 6))
     def read_some(self, page: int, count: int) -> None:
@@ -121,13 +123,13 @@ class Recovery(RuleBasedStateMachine):
 
     @rule(page=st.integers(0, 3), handled=st.integers(0, 8))
     def lose(self, page: int, handled: int) -> None:
-        """The connection ends when only `handled` of the messages on their way have come."""
-        one = self.pages[page]
-        if one.connection is not None:
-            self.read(one, handled)
-            self.chat.on_close(one.connection)
-            one.connection = None
-            one.library.lost()
+        """End the connection after `handled` of the pending messages."""
+        selected = self.pages[page]
+        if selected.connection is not None:
+            self.read(selected, handled)
+            self.chat.on_close(selected.connection)
+            selected.connection = None
+            selected.library.lost()
             self.clock.advance(0)
 
     @rule(page=st.integers(0, 3))
@@ -142,7 +144,7 @@ class Recovery(RuleBasedStateMachine):
         settled(Deferred.fromCoroutine(self.chat.stop()))
         self.start_server()
 
-    # How
+    # Helpers
 
     def reconnect(self, page: Page) -> None:
         if page.connection is not None:
@@ -158,10 +160,10 @@ class Recovery(RuleBasedStateMachine):
         self.chat.on_message(page.connection, json.dumps(message))
 
     def read(self, page: Page, count: int | None) -> None:
-        for answer in page.receive(count):
-            # `recovered:false` is said only where the log has been trimmed or begun anew since
+        for reply in page.receive(count):
+            # `recovered:false` is said only if the history was trimmed or reset since
             epoch = self.chat.broker.epoch
-            if answer["since"][0] == epoch:
+            if reply["since"][0] == epoch:
                 assert len(self.log[epoch]) > BOUNDS.events
 
 
@@ -169,8 +171,9 @@ class SqliteRecovery(Recovery):
     url = "sqlite:///DIRECTORY/log.db"
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("machine", "examples"), [(Recovery, 150), (SqliteRecovery, 60)])
-def test_every_handler_sees_what_the_model_says(machine: type[Recovery], examples: int) -> None:
+def test_every_handler_gets_the_events_of_the_model(machine: type[Recovery], examples: int) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -179,25 +182,25 @@ def test_every_handler_sees_what_the_model_says(machine: type[Recovery], example
             deadline=None,
             database=None,
             suppress_health_check=[HealthCheck.too_slow],
-            # a failure is printed as it was found: making it small would take minutes
+            # a failure is printed as it was events: making it small would take minutes
             phases=[Phase.generate],
         ),
     )
 
 
-def test_the_model_notices_a_lost_event(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The check can fail: with a history that forgets one event in a replay, it does."""
+def test_model_detects_a_lost_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check fails if a replay lacks an event."""
 
     def forgetful(self: History, *args: Any, **options: Any) -> Any:
-        found = whole(self, *args, **options)
-        return found[:-1] if found else found
+        events = whole(self, *args, **options)
+        return events[:-1] if events else events
 
     whole = History.since
     monkeypatch.setattr(History, "since", forgetful)
     machine = Recovery()
-    machine.everybody_comes()
+    machine.connect_all_pages()
     machine.subscribe(page=0, conversation_id=10)
     machine.lose(page=0, handled=100)
-    machine.publish(to=conversation_channel(10), left_out=None, count=2)
+    machine.publish(to=conversation_channel(10), excluded=None, count=2)
     with pytest.raises(AssertionError, match=r"^\(10, "):
         machine.teardown()

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from chatws.brokers.postgres.schema import migrations
 from chatws.chat.audience import conversation_channel
-from chatws.chat.catching_up import CatchingUp
+from chatws.chat.resume_wait import ResumeWaitQueue
 from chatws.database.migrations import apply, transaction
 from tests.fakes_brokers import SharedBroker
 from tests.postgres import PostgresLogs, postgres_logs
@@ -37,12 +37,14 @@ def run(machine: type[RuleBasedStateMachine], examples: int, steps: int) -> None
     )
 
 
-def test_every_handler_sees_what_the_model_says_whatever_happens_between_the_nodes() -> None:
+@pytest.mark.long
+def test_every_handler_gets_the_events_of_the_model_on_several_nodes() -> None:
     run(ClusterRecovery, examples=150, steps=60)
 
 
+@pytest.mark.long
 @pytest_twisted.ensureDeferred
-async def test_the_same_on_a_real_redis(redis: RedisServer) -> None:
+async def test_every_handler_gets_the_events_of_the_model_on_redis(redis: RedisServer) -> None:
     count = itertools.count()
     machine = machine_on(
         redis.port,
@@ -52,8 +54,9 @@ async def test_the_same_on_a_real_redis(redis: RedisServer) -> None:
     await blocking(lambda: run(machine, examples=4, steps=30))
 
 
+@pytest.mark.long
 @pytest_twisted.ensureDeferred
-async def test_the_same_on_a_real_postgresql(postgres_logs: PostgresLogs) -> None:
+async def test_every_handler_gets_the_events_of_the_model_on_postgresql(postgres_logs: PostgresLogs) -> None:
     server = postgres_logs.server
 
     def forget(url: str) -> None:
@@ -65,13 +68,13 @@ async def test_the_same_on_a_real_postgresql(postgres_logs: PostgresLogs) -> Non
     await blocking(lambda: run(machine, examples=4, steps=30))
 
 
-def test_a_replay_that_broke_off_may_go_on_live_at_a_node_that_is_behind() -> None:
+def test_interrupted_replay_continues_on_a_node_that_is_behind() -> None:
     machine = ClusterRecovery()
-    machine.everybody_comes()
+    machine.connect_all_pages()
     machine.read_some(page=0, count=1)
     machine.fall_behind(node=0)
     machine.lose(page=0, handled=0)
-    machine.publish(node=1, to="*", left_out=None, count=2)
+    machine.publish(node=1, to="*", excluded=None, count=2)
     machine.come(page=0, node=1)
     machine.move(page=0, node=0, handled=2)
     machine.heal(node=0)
@@ -80,31 +83,31 @@ def test_a_replay_that_broke_off_may_go_on_live_at_a_node_that_is_behind() -> No
     machine.teardown()
 
 
-def test_the_model_notices_what_a_node_skips_after_it_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_detects_events_skipped_by_a_node_that_was_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     machine = ClusterRecovery()
-    machine.everybody_comes()
+    machine.connect_all_pages()
     machine.subscribe(page=1, conversation_id=10)
     machine.cut_off(node=1)
-    machine.publish(node=0, to=conversation_channel(10), left_out=None, count=2)
+    machine.publish(node=0, to=conversation_channel(10), excluded=None, count=2)
 
     def forgetful(self: SharedBroker) -> None:
         self.cut = False
-        self._told = self.log.window.last
+        self._delivered = self.log.window.last
 
     monkeypatch.setattr(SharedBroker, "heal", forgetful)
     with pytest.raises(AssertionError):
         machine.teardown()
 
 
-def test_the_model_notices_one_who_is_let_in_by_a_node_that_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    def at_once(self: CatchingUp, client: Any, last_event_id: Any, question: Any) -> Any:
-        return question()
+def test_model_detects_a_client_admitted_by_a_node_that_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    def at_once(self: ResumeWaitQueue, client: Any, last_event_id: Any, start: Any) -> Any:
+        return start()
 
-    monkeypatch.setattr(CatchingUp, "ask", at_once)
+    monkeypatch.setattr(ResumeWaitQueue, "run", at_once)
     machine = ClusterRecovery()
-    machine.everybody_comes()
+    machine.connect_all_pages()
     machine.fall_behind(node=1)
-    machine.publish(node=0, to="*", left_out=None, count=2)
+    machine.publish(node=0, to="*", excluded=None, count=2)
     machine.read_some(page=0, count=100)
     machine.move(page=0, node=1, handled=100)
     with pytest.raises(AssertionError):

@@ -45,7 +45,7 @@ class CompressionTests(ServerCase):
         assert status == 101
         return headers.get("sec-websocket-extensions")
 
-    def test_it_is_off_unless_asked_for(self) -> None:
+    def test_compression_is_off_by_default(self) -> None:
         self.serve()
         assert self.extension(OFFER) is None
 
@@ -79,10 +79,10 @@ class CompressionTests(ServerCase):
         wire.send(frame(data[:7], rsv=4, fin=False) + frame(data[7:], opcode=0))
         assert self.component.events[1:] == [("message", 1, LONG), ("message", 1, "plain"), ("message", 1, LONG)]
 
-    def test_nothing_is_kept_to_inflate_with_between_messages(self) -> None:
-        wire, connection = self.compressed()
+    def test_inflater_is_released_between_messages(self) -> None:
+        wire, _ = self.compressed()
         wire.send(frame(deflate(LONG), rsv=4))
-        assert connection._protocol._perMessageCompress._decompressor is None
+        assert wire.transport.protocol._perMessageCompress._decompressor is None
 
     def test_a_compression_bomb_is_refused_before_it_is_inflated(self) -> None:
         bystander_wire, bystander = self.compressed()
@@ -101,13 +101,13 @@ class CompressionTests(ServerCase):
         wire.send(frame(bomb[:half], rsv=4, fin=False) + frame(bomb[half:], opcode=0))
         assert wire.closed_with()[0] == 1009
 
-    def test_what_cannot_be_inflated_is_refused(self) -> None:
+    def test_invalid_deflate_data_is_rejected(self) -> None:
         wire, _ = self.compressed()
         wire.send(frame(b"\xff\xff\xff\xff junk", rsv=4))
         assert wire.closed_with()[0] == 1007
         for _ in range(20):
             wire.send(frame("and it goes on" * 500))
-        assert len(self.component.connections[-1]._protocol.data) < 65536
+        assert len(wire.transport.protocol.data) < 65536
 
     def test_inflated_text_must_be_utf_8(self) -> None:
         wire, _ = self.compressed()
@@ -136,7 +136,7 @@ class CompressionTests(ServerCase):
         assert plain.texts() == [LONG]
         assert len(made) == 2
 
-    def test_what_was_deflated_inflates_whatever_its_length_and_the_window(self) -> None:
+    def test_deflated_data_of_any_length_and_window_inflates(self) -> None:
         text = "".join(f"{number} of these, " for number in range(9000))
         for window in range(9, 16):
             deflater = compression.Deflater(window)
@@ -176,5 +176,5 @@ class CompressionTests(ServerCase):
 class CompressionTogetherTests(CompressionTests):
     def setUp(self) -> None:
         super().setUp()
-        self.patch(fanout, "SEVERAL", 1)
+        self.patch(fanout, "IO_URING_MIN_SENDS", 1)
         self.fan_out.ring = Ring()

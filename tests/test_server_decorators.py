@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.threads import deferToThread
 
 from chatws import App, EchoServer, HttpServer, IpBlackList, OriginCheck, Router, SessionProvider, WsServer
-from chatws.errors import OperatorError
+from chatws.errors import ConfigError
 from chatws.server import Admission
 from tests.server_wire import BinaryRecorder, Recorder, ServerCase, Wire, frame, head
 
@@ -38,26 +38,26 @@ class OriginCheckTests(DecoratorCase):
             OriginCheck(self.inner, allowed=["https://Admin.shop.example:443"]), admission={"allowed_origins": allowed}
         )
 
-    def test_a_page_of_an_allowed_origin_is_let_in(self) -> None:
+    def test_a_page_of_an_allowed_origin_is_accepted(self) -> None:
         wire = self.open(Origin="https://admin.shop.example")
         wire.send(frame("hello") + frame(b"\0", 2))
         assert self.inner.events == [("open", 1), ("message", 1, "hello"), ("binary", 1, b"\0")]
         self.end(wire)
         assert self.inner.events[-1] == ("close", 1)
 
-    def test_a_page_of_another_is_closed_and_the_component_hears_nothing(self) -> None:
+    def test_a_page_of_another_origin_is_closed_before_the_component(self) -> None:
         wire = self.open(Origin="https://shop.example")
         wire.send(frame("hello"))
         assert wire.closed_with()[0] == 4903
         self.end(wire)
         assert self.inner.events == []
 
-    def test_who_is_no_browser_is_let_in(self) -> None:
+    def test_a_client_without_an_origin_is_accepted(self) -> None:
         self.end(self.open(Origin=None))
         assert self.inner.events[0] == ("open", 1)
 
-    def test_what_is_no_origin_cannot_be_allowed(self) -> None:
-        with pytest.raises(OperatorError):
+    def test_an_invalid_allowed_origin_is_an_error(self) -> None:
+        with pytest.raises(ConfigError):
             OriginCheck(Recorder(), allowed=["shop.example"])
 
 
@@ -68,19 +68,19 @@ class IpBlackListTests(DecoratorCase):
         self.blacklist = IpBlackList(self.inner)
         self.serve(self.blacklist)
 
-    def test_a_blocked_address_is_closed(self) -> None:
+    def test_blocked_address_is_closed(self) -> None:
         self.blacklist.block("192.0.2.7")
         wire = self.open("192.0.2.7")
         assert wire.closed_with()[0] == 4903
         self.end(wire)
         assert self.inner.events == []
 
-    def test_others_are_let_in(self) -> None:
+    def test_addresses_that_are_not_blocked_are_accepted(self) -> None:
         self.blacklist.block("192.0.2.7")
         self.end(self.open("192.0.2.8"))
         assert self.inner.events == [("open", 1), ("close", 1)]
 
-    def test_behind_a_proxy_it_is_the_browser_s_address_that_counts(self) -> None:
+    def test_address_behind_a_proxy_is_the_browsers(self) -> None:
         self.blacklist.block("203.0.113.9")
         blocked = self.open("127.0.0.1", X_Forwarded_For="203.0.113.9")
         other = self.open("127.0.0.1", X_Forwarded_For="203.0.113.10")
@@ -89,25 +89,25 @@ class IpBlackListTests(DecoratorCase):
         self.end(blocked)
         self.end(other)
 
-    def test_who_is_there_when_it_is_blocked_is_sent_away(self) -> None:
+    def test_blocking_an_address_closes_its_connections(self) -> None:
         wire = self.open("192.0.2.7")
         self.blacklist.block("::ffff:192.0.2.7")
         assert wire.closed_with()[0] == 4903
         self.end(wire)
         assert self.inner.events == [("open", 1), ("close", 1)]
 
-    def test_an_address_can_be_unblocked(self) -> None:
+    def test_unblocked_address_is_accepted(self) -> None:
         self.blacklist.block("192.0.2.7").block("2001:DB8::1").unblock("192.0.2.7").unblock("192.0.2.7")
         assert self.blacklist.blocked == ["2001:db8::1"]
         assert self.blacklist.is_blocked("2001:db8:0::1")
         self.end(self.open("192.0.2.7"))
         assert self.inner.events[0] == ("open", 1)
 
-    def test_what_is_no_address_cannot_be_blocked(self) -> None:
+    def test_an_invalid_address_cannot_be_blocked(self) -> None:
         with pytest.raises(ValueError, match="shop"):
             self.blacklist.block("shop.example")
 
-    def test_without_on_binary_inside_there_is_none_outside(self) -> None:
+    def test_a_component_without_on_binary_rejects_binary_messages(self) -> None:
         wire = self.open()
         wire.send(frame(b"\0", 2))
         assert wire.closed_with()[0] == 1003
@@ -124,25 +124,25 @@ class SessionProviderTests(DecoratorCase):
         self.answers.append(Deferred())
         return self.answers[-1]
 
-    def test_the_session_is_there_before_the_component_hears_of_the_connection(self) -> None:
+    def test_the_session_is_loaded_before_on_open(self) -> None:
         self.serve(SessionProvider(self.inner, lambda connection: connection.http_request.cookies["PHPSESSID"]))
         wire = self.open(Cookie="PHPSESSID=abc")
         assert self.inner.connections[0].session_data == "abc"
-        assert self.inner.connections[0].session is None, "the component's own"
+        assert self.inner.connections[0].client is None, "the component's own"
         self.end(wire)
 
-    def test_messages_wait_for_it_in_their_order(self) -> None:
+    def test_messages_wait_for_the_session_in_order(self) -> None:
         self.serve(SessionProvider(self.inner, self.ask))
         wire = self.open()
         wire.send(frame("one") + frame(b"two", 2) + frame("three"))
         assert self.inner.events == []
         self.answers[0].callback({"user": 5})
         wire.send(frame("four"))
-        assert [one[0] for one in self.inner.events] == ["open", "message", "binary", "message", "message"]
-        assert [one[-1] for one in self.inner.events[1:]] == ["one", b"two", "three", "four"]
+        assert [event[0] for event in self.inner.events] == ["open", "message", "binary", "message", "message"]
+        assert [event[-1] for event in self.inner.events[1:]] == ["one", b"two", "three", "four"]
         self.end(wire)
 
-    def test_an_async_function_will_do(self) -> None:
+    def test_session_from_an_async_function_is_awaited(self) -> None:
         async def get_session(connection: Any) -> str:
             answer: str = await self.ask(connection)
             return answer
@@ -153,13 +153,13 @@ class SessionProviderTests(DecoratorCase):
         assert self.inner.connections[0].session_data == "abc"
         self.end(wire)
 
-    def test_who_goes_before_it_is_there_was_never_there(self) -> None:
+    def test_a_connection_closed_before_its_session_is_not_reported(self) -> None:
         self.serve(SessionProvider(self.inner, self.ask))
         self.end(self.open())
         self.answers[0].callback("late")
         assert self.inner.events == []
 
-    def test_without_a_session_the_connection_is_closed_and_the_reason_logged(self) -> None:
+    def test_failed_session_closes_the_connection_and_logs_the_reason(self) -> None:
         self.serve(SessionProvider(self.inner, self.ask))
         wire = self.open()
         self.answers[0].errback(RuntimeError("no such table"))
@@ -168,7 +168,7 @@ class SessionProviderTests(DecoratorCase):
         assert self.inner.events == []
         assert len(self.flushLoggedErrors(RuntimeError)) == 1
 
-    def test_not_too_many_messages_wait(self) -> None:
+    def test_messages_waiting_for_a_session_are_limited(self) -> None:
         self.serve(SessionProvider(self.inner, self.ask))
         wire = self.open()
         wire.send(frame("x") * 101)
@@ -177,7 +177,7 @@ class SessionProviderTests(DecoratorCase):
         self.answers[0].callback("late")
         assert self.inner.events == []
 
-    def test_an_error_of_the_component_is_its_own_to_handle_then_too(self) -> None:
+    def test_error_in_the_component_after_the_session_calls_on_error(self) -> None:
         class Broken(Recorder):
             def on_message(self, connection: Any, text: str) -> None:
                 raise KeyError(text)
@@ -193,7 +193,7 @@ class SessionProviderTests(DecoratorCase):
 
 
 class OrderTests(DecoratorCase):
-    def test_what_is_outside_comes_first(self) -> None:
+    def test_outer_decorators_run_first(self) -> None:
         asked: list[Any] = []
         inner = SessionProvider(Recorder(), asked.append)
         self.serve(OriginCheck(inner, ["https://a.example"]), admission={"allowed_origins": ["https://b.example"]})
@@ -209,7 +209,7 @@ class RouterTests(DecoratorCase):
         self.chat, self.feed = Recorder(), Recorder()
         self.component = Recorder()
         self.ws = WsServer(self.chat, reactor=self.reactor)
-        feed = WsServer(self.feed, reactor=self.reactor, wheel=self.ws.wheel, stats=self.ws.stats)
+        feed = WsServer(self.feed, reactor=self.reactor, timer_wheel=self.ws.timer_wheel, stats=self.ws.stats)
         router = Router({"/chat": self.ws, "/feed": feed})
         self.admission = Admission()
         self.http = HttpServer(router, paths=router.paths, admission=self.admission, reactor=self.reactor)  # type: ignore[arg-type]
@@ -223,7 +223,7 @@ class RouterTests(DecoratorCase):
         assert self.chat.events == [("open", 1), ("message", 1, "to the chat"), ("close", 1)]
         assert self.feed.events == [("open", 1), ("message", 1, "to the feed"), ("close", 1)]
 
-    def test_on_another_path_there_is_nobody(self) -> None:
+    def test_another_path_is_404(self) -> None:
         for path in ("/", "/ws", "/chat/", "/chatty"):
             wire = self.wire()
             wire.send(head(path))
@@ -231,13 +231,13 @@ class RouterTests(DecoratorCase):
             assert (status, b"/chat or /feed" in body) == (404, True)
             self.end(wire)
 
-    def test_a_handshake_that_is_none_is_refused_as_everywhere(self) -> None:
+    def test_invalid_handshake_is_rejected(self) -> None:
         wire = self.wire()
         wire.send(head("/feed", Sec_WebSocket_Version="8"))
         assert wire.response()[0] == 426
         self.end(wire)
 
-    def test_all_of_all_routes_are_closed_at_the_end(self) -> None:
+    def test_close_all_closes_the_connections_of_all_routes(self) -> None:
         wires = []
         for path in ("/chat", "/feed"):
             wires.append(self.wire())
@@ -253,7 +253,7 @@ class RouterTests(DecoratorCase):
         self.successResultOf(gone)
 
     def test_routes_are_checked(self) -> None:
-        with pytest.raises(ValueError, match="needs a route"):
+        with pytest.raises(ValueError, match="at least one route"):
             Router({})
         with pytest.raises(ValueError, match="slash"):
             Router({"chat": self.ws})
@@ -266,9 +266,9 @@ class AppTests(DecoratorCase):
             app.route("/echo", EchoServer())
         with pytest.raises(ValueError, match="slash"):
             app.route("echo", EchoServer())
-        with pytest.raises(ValueError, match="needs a route"):
+        with pytest.raises(ValueError, match="at least one route"):
             App(reactor=self.reactor).server()
-        with pytest.raises(OperatorError):
+        with pytest.raises(ConfigError):
             App(reactor=self.reactor).route("/echo", EchoServer(), allowed=["*"]).server()
 
 

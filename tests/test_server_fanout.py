@@ -14,11 +14,11 @@ from twisted.logger import LogEvent, formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.server import fanout
-from chatws.server.backlog import PIECE
 from chatws.server.fanout import FanOut
 from chatws.server.frames import binary_frame, close_frame, rest_of_frame, text_frame
-from chatws.server.io_uring import NOTHING, Ring
-from chatws.server.recipients import Recipients
+from chatws.server.io_uring import NULL_KEY, Ring
+from chatws.server.recipients import Recipients, collect_keys
+from chatws.server.send_queue import CHUNK_SIZE
 from tests.requirements import needs_io_uring
 from tests.server_wire import Recorder, ServerCase, frame, head, split_frames
 
@@ -45,8 +45,8 @@ class FrameTests(SynchronousTestCase):
         frames = [text_frame(b"x" * length) for length in (0, 5, 125, 126, 300, 65535, 65536)]
         blob = b"".join(frames)
         boundaries = [0]
-        for one in frames:
-            boundaries.append(boundaries[-1] + len(one))
+        for single in frames:
+            boundaries.append(boundaries[-1] + len(single))
         for offset in (*range(900), *(random.Random(1).randrange(len(blob)) for _ in range(200)), *boundaries):
             expected = next(boundary for boundary in boundaries if boundary >= offset)
             assert rest_of_frame(blob, offset) == expected - offset
@@ -92,8 +92,8 @@ class FanOutCase(ServerCase):
         super().setUp()
         self.fan_out = FanOut()
 
-    def send_all(self, runs: Any) -> None:
-        self.fan_out.send_all(runs)
+    def send_all(self, groups: Any) -> None:
+        self.fan_out.send_all(groups)
 
     def count(self, connections: list[Any]) -> list[list[bytes]]:
         """What is sent to each from now on."""
@@ -105,9 +105,11 @@ class FanOutCase(ServerCase):
 class ManyMixin:
     """The same connections come in the same `Recipients` each time, as from a hub."""
 
-    def send_all(self, runs: Any) -> None:
+    def send_all(self, groups: Any) -> None:
         known: dict[Any, Recipients[Any]] = self.__dict__.setdefault("known", {})
-        super().send_all([(known.setdefault(tuple(one), Recipients(one)), frames) for one, frames in runs])
+        super().send_all(
+            [(known.setdefault(tuple(connections), Recipients(connections)), frames) for connections, frames in groups]
+        )
 
 
 @needs_io_uring
@@ -116,12 +118,12 @@ class RingMixin:
 
     def setUp(self) -> None:
         super().setUp()
-        self.patch(fanout, "SEVERAL", 1)
+        self.patch(fanout, "IO_URING_MIN_SENDS", 1)
         self.fan_out.ring = self.ring = CountingRing()
 
     def tearDown(self) -> None:
         super().tearDown()
-        assert self.ring.failed is None
+        assert self.ring.error is None
         assert self.fan_out.ring is self.ring
         assert bool(self.ring.asked) == bool(self.ring.sends)
 
@@ -134,7 +136,7 @@ class SendAllTests(FanOutCase):
         pairs = [self.connect() for _ in range(size)]
         return [wire for wire, _ in pairs], [connection for _, connection in pairs]
 
-    def test_one_run_is_one_send_of_the_very_same_bytes_to_each(self) -> None:
+    def test_one_group_is_one_send_of_the_same_bytes_object_to_each_connection(self) -> None:
         _, connections = self.room(3)
         sends = self.count(connections)
         frame = text_frame(b"one")
@@ -146,7 +148,7 @@ class SendAllTests(FanOutCase):
         assert sends[0][1] is sends[2][1]
         assert not self.reactor.writers, "the reactor is not asked to write"
 
-    def test_several_runs_are_one_send_to_each_in_the_order_of_the_runs(self) -> None:
+    def test_several_groups_are_one_send_to_each_connection_in_the_order_of_the_groups(self) -> None:
         wires, connections = self.room(4)
         sends = self.count(connections)
         first, second, third, _ = connections
@@ -161,13 +163,28 @@ class SendAllTests(FanOutCase):
         assert [wire.texts() for wire in wires] == [["a", "d"], ["a", "b", "c", "d"], ["b", "c", "d"], []]
         assert [len(own) for own in sends] == [1, 1, 1, 0]
 
+    def test_random_groups_are_sent_as_by_a_plain_loop(self) -> None:
+        wires, connections = self.room(6)
+        source = random.Random(6)
+        for _ in range(100):
+            groups = []
+            expected: dict[Any, list[str]] = {connection: [] for connection in connections}
+            for number in range(source.randrange(5)):
+                recipients = source.sample(connections, source.randrange(6))
+                texts = [f"{number} {position}" for position in range(source.randrange(4))]
+                groups.append((recipients, [text_frame(text.encode()) for text in texts]))
+                for connection in recipients:
+                    expected[connection] += texts
+            self.send_all(groups)
+            assert [wire.texts() for wire in wires] == list(expected.values())
+
     def test_equal_sequences_are_joined_once(self) -> None:
         _, connections = self.room(3)
         sends = self.count(connections)
         self.send_all([(connections, [text_frame(b"a")]), (connections, [text_frame(b"b")])])
         assert sends[0][0] is sends[1][0] is sends[2][0]
 
-    def test_those_who_closed_are_passed_over(self) -> None:
+    def test_closed_connections_are_skipped(self) -> None:
         wires, connections = self.room(3)
         connections[1].close()
         self.send_all([(connections, [text_frame(b"a")])])
@@ -176,7 +193,7 @@ class SendAllTests(FanOutCase):
         self.send_all([(connections, [text_frame(b"b")]), (connections, [])])
         assert wires[0].texts() == ["b"]
 
-    def test_a_dead_socket_hurts_nobody_else(self) -> None:
+    def test_a_closed_socket_does_not_affect_others(self) -> None:
         wires, connections = self.room(3)
         wires[1].socket.close()  # and the reactor has not noticed
         self.send_all([(connections, [text_frame(b"a")])])
@@ -185,13 +202,17 @@ class SendAllTests(FanOutCase):
         self.reactor.turn()
         assert self.component.events[-1] == ("close", 2)
 
-    def test_nobody_and_nothing_are_fine(self) -> None:
+    def test_no_connections_or_no_frames_send_nothing(self) -> None:
         _, connections = self.room(1)
+        sends = self.count(connections)
         self.send_all([])
         self.send_all([([], [text_frame(b"a")])])
         self.send_all([(connections, [])])
+        assert sends == [[]]
+        self.send_all([(connections, [text_frame(b"a")])])
+        assert sends == [[text_frame(b"a")]]
 
-    def test_the_reactor_is_left_alone_and_little_is_allocated_per_delivery(self) -> None:
+    def test_delivery_allocates_little_and_schedules_nothing(self) -> None:
         _, connections = self.room(50)
         frame = text_frame(b"x" * 250)
         room = dict.fromkeys(connections)
@@ -226,7 +247,7 @@ class SlowReaderTests(FanOutCase):
         for number in range(count):
             connection.send(f"{number:05} {MARK}")
 
-    def test_what_the_socket_does_not_take_comes_when_the_peer_reads_in_order(self) -> None:
+    def test_unsent_data_is_sent_in_order_when_the_peer_reads(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
         self.fill(connection, 300)
         assert connection.unsent > 0
@@ -236,17 +257,17 @@ class SlowReaderTests(FanOutCase):
         assert connection.unsent == 0
         assert self.reactor.writers == set()
         connection.send("direct again")
-        assert connection._backlog is None
+        assert connection._send_queue is None
         assert wire.texts() == ["direct again"]
 
-    def test_the_transport_never_holds_more_than_a_piece(self) -> None:
+    def test_transport_holds_at_most_one_chunk(self) -> None:
         _, connection = self.connect(send_buffer=4096)
         self.fill(connection, 600)
         transport = connection.transport
         held = len(transport.dataBuffer) + transport._tempDataLen
-        assert 0 < held <= PIECE
+        assert 0 < held <= CHUNK_SIZE
 
-    def test_fan_out_and_messages_of_ones_own_keep_their_order_behind_a_backlog(self) -> None:
+    def test_events_and_replies_keep_their_order_in_the_send_queue(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
         other_wire, other = self.connect()
         expected = []
@@ -259,7 +280,7 @@ class SlowReaderTests(FanOutCase):
             expected.append(f"{number:05}")
         assert [text[:5] for text in wire.texts()] == expected
 
-    def test_pongs_wait_their_turn_and_do_not_tear_frames(self) -> None:
+    def test_pongs_are_queued_behind_frames_and_do_not_split_them(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
         self.fill(connection, 100)
         wire.send(frame("are you there", opcode=9))
@@ -267,7 +288,7 @@ class SlowReaderTests(FanOutCase):
         assert found[-1] == (0x8A, b"are you there")
         assert len(found) == 101
 
-    def test_more_than_the_send_buffer_closes_with_4001_and_frees_the_memory_at_once(self) -> None:
+    def test_send_queue_over_its_limit_closes_with_4001_and_frees_the_memory(self) -> None:
         self.serve(send_buffer=200_000)
         wire, connection = self.connect(send_buffer=4096)
         bystander_wire, bystander = self.connect()
@@ -275,10 +296,10 @@ class SlowReaderTests(FanOutCase):
         assert connection.is_open
         self.fill(connection, 150)
         assert not connection.is_open
-        assert connection.unsent < PIECE + 2000, "only what the transport holds, and the rest of a frame"
+        assert connection.unsent < CHUNK_SIZE + 2000, "only what the transport holds, and the rest of a frame"
         assert self.ws.stats.slow_consumers == 1
         self.fill(connection, 100)
-        assert connection.unsent < PIECE + 2000
+        assert connection.unsent < CHUNK_SIZE + 2000
         bystander.send("fine")
         assert bystander_wire.texts() == ["fine"]
         # it reads on after all, and what comes is whole
@@ -289,10 +310,10 @@ class SlowReaderTests(FanOutCase):
         assert found[-1][1][:2] == (4001).to_bytes(2, "big")
         wire.send(frame(found[-1][1][:2], opcode=8))
         wire.read()
-        assert wire.ended
+        assert wire.at_eof
         assert self.component.events[-1] == ("close", 1)
 
-    def test_a_reader_who_never_reads_again_is_dropped_after_seconds(self) -> None:
+    def test_a_peer_that_stops_reading_is_dropped(self) -> None:
         self.serve(send_buffer=200_000)
         _, connection = self.connect(send_buffer=4096)
         self.fill(connection, 300)
@@ -301,7 +322,7 @@ class SlowReaderTests(FanOutCase):
         self.reactor.turn()
         assert self.component.events == [("open", 1), ("close", 1)]
 
-    def test_a_message_larger_than_the_send_buffer_may_still_go_to_one_who_reads(self) -> None:
+    def test_a_message_larger_than_send_buffer_reaches_a_reading_peer(self) -> None:
         self.serve(send_buffer=10_000)
         wire, connection = self.connect(send_buffer=4096)
         big = "x" * 500_000
@@ -309,7 +330,7 @@ class SlowReaderTests(FanOutCase):
         assert connection.is_open
         assert wire.texts() == [big]
 
-    def test_a_close_comes_after_what_was_sent_before(self) -> None:
+    def test_a_close_frame_follows_earlier_messages(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
         self.fill(connection, 100)
         connection.close(4012, "restart")
@@ -317,7 +338,7 @@ class SlowReaderTests(FanOutCase):
         assert len(found) == 101
         assert found[-1] == (0x88, b"\x0f\xacrestart")
 
-    def test_a_close_does_not_wait_for_ever(self) -> None:
+    def test_close_with_an_unread_queue_ends_after_a_timeout(self) -> None:
         _, connection = self.connect(send_buffer=4096)
         self.fill(connection, 100)
         connection.close(4012)
@@ -325,24 +346,24 @@ class SlowReaderTests(FanOutCase):
         self.reactor.turn()
         assert self.component.events[-1] == ("close", 1)
 
-    def test_the_peers_close_drops_what_it_did_not_read(self) -> None:
+    def test_the_peer_s_close_discards_unsent_data(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
         self.fill(connection, 500)
         wire.send(frame(b"\x03\xe8", opcode=8))
-        assert connection.unsent < PIECE + 2000
+        assert connection.unsent < CHUNK_SIZE + 2000
         found = wire.frames()
         assert found[-1] == (0x88, b"\x03\xe8")
         assert len(found) < 200
-        assert wire.ended
+        assert wire.at_eof
 
-    def test_a_peer_that_goes_leaves_nothing(self) -> None:
+    def test_lost_connection_releases_its_send_queue(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
         self.fill(connection, 100)
         wire.close()
         assert connection.unsent == 0
         assert self.component.events[-1] == ("close", 1)
 
-    def test_a_reader_who_is_slow_but_reads_is_not_taken_for_dead(self) -> None:
+    def test_a_slow_but_reading_peer_is_not_dropped(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
         self.fill(connection, 900)
         for _ in range(100):
@@ -350,15 +371,15 @@ class SlowReaderTests(FanOutCase):
             wire.frames(8000)  # its pong would have to wait until it has read all before the ping
         assert connection.is_open
 
-    def test_slow_readers_share_the_memory_of_what_they_wait_for(self) -> None:
+    def test_slow_peers_share_the_memory_of_queued_frames(self) -> None:
         connections = [self.connect(send_buffer=4096)[1] for _ in range(20)]
         frame = text_frame(b"x" * 200_000)
         for _ in range(3):
             self.send_all([(connections, [frame])])
         for connection in connections:
-            waiting = [one for one in connection._backlog.queue if isinstance(one, bytes)]
+            waiting = [item for item in connection._send_queue.queue if isinstance(item, bytes)]
             assert len(waiting) == 2
-            assert all(one is frame for one in waiting)
+            assert all(item is frame for item in waiting)
 
 
 class StreamTests(ServerCase):
@@ -381,13 +402,13 @@ class StreamTests(ServerCase):
         assert texts[-1] == "behind"
         assert connection.unsent == 0
 
-    def test_a_short_stream_to_one_who_reads_is_gone_at_once(self) -> None:
+    def test_a_short_stream_to_a_reading_peer_is_sent_at_once(self) -> None:
         wire, connection = self.connect()
         connection.stream(iter([text_frame(b"a"), b"", text_frame(b"b")]))
         connection.stream(iter([]))
         connection.send("c")
         assert wire.texts() == ["a", "b", "c"]
-        assert connection._backlog is None
+        assert connection._send_queue is None
 
     def test_streams_follow_each_other(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
@@ -397,7 +418,7 @@ class StreamTests(ServerCase):
         connection.send("third")
         assert wire.texts()[-2:] == ["second", "third"]
 
-    def test_too_much_behind_a_stream_is_too_slow(self) -> None:
+    def test_messages_behind_a_stream_count_against_send_buffer(self) -> None:
         self.serve(send_buffer=50_000)
         wire, connection = self.connect(send_buffer=4096)
         asked: list[int] = []
@@ -409,7 +430,7 @@ class StreamTests(ServerCase):
         assert found[-1][1][:2] == (4001).to_bytes(2, "big")
         assert len(asked) < 20
 
-    def test_a_stream_that_fails_reaches_on_error_and_what_is_behind_goes_on(self) -> None:
+    def test_a_failing_stream_reaches_on_error_and_later_messages_are_sent(self) -> None:
         def failing() -> Iterator[bytes]:
             yield text_frame(b"one")
             raise LookupError
@@ -444,7 +465,7 @@ class StreamTests(ServerCase):
         connection.stream(sending())
         assert wire.texts() == ["one", "aside", "aside too"]
 
-    def test_a_stream_to_one_who_has_gone_is_not_asked_for(self) -> None:
+    def test_a_stream_to_a_closed_connection_is_not_started(self) -> None:
         wire, connection = self.connect()
         wire.close()
         asked: list[int] = []
@@ -480,7 +501,7 @@ class OtherTransportTests(ServerCase):
         FanOut().send_all([([connection], [text_frame(b"b")])])
         assert self.frames() == [(0x81, b"a"), (0x81, b"b")]
 
-    def test_nothing_is_written_while_it_is_paused_and_all_comes_later(self) -> None:
+    def test_a_paused_connection_sends_everything_after_resuming(self) -> None:
         pipe, connection = self.open()
         pipe.producer.pauseProducing()
         for number in range(300):
@@ -505,7 +526,7 @@ class OtherTransportTests(ServerCase):
         self.reactor.advance(5.5)
         assert pipe.disconnected
 
-    def test_the_producer_goes_before_the_connection_is_let_go(self) -> None:
+    def test_producer_is_unregistered_before_the_connection_closes(self) -> None:
         pipe, _ = self.open()
         self.visitor.dataReceived(frame(b"\x03\xe8", opcode=8))
         assert pipe.producer is None
@@ -513,7 +534,7 @@ class OtherTransportTests(ServerCase):
         assert not pipe.disconnected
         assert self.frames() == [(0x88, b"\x03\xe8")]
 
-    def test_a_close_while_paused_waits_for_room(self) -> None:
+    def test_close_on_a_paused_transport_waits_until_it_resumes(self) -> None:
         pipe, connection = self.open()
         pipe.producer.pauseProducing()
         connection.send("last")
@@ -533,7 +554,7 @@ class OtherTransportTests(ServerCase):
                 asked.append(number)
                 if number == 3:
                     self.pipe.producer.pauseProducing()
-                yield text_frame(b"x" * PIECE)
+                yield text_frame(b"x" * CHUNK_SIZE)
 
         pipe, connection = self.open()
         connection.stream(chunks())
@@ -555,22 +576,39 @@ class SendToManyTogetherTests(ManyMixin, RingMixin, SendAllTests):
     pass
 
 
+class CollectKeysTests(FanOutCase):
+    def test_keys_of_many_lists_are_those_of_each_before_and_after_a_socket_changes(self) -> None:
+        connections = [self.connect()[1] for _ in range(6)]
+        lists = [Recipients(connections[:3]), Recipients(connections[2:]), Recipients(connections[:1])]
+
+        def expected() -> list[bytes]:
+            return [array("Q", [connection._key for connection in members]).tobytes() for members in lists]
+
+        for _ in range(2):  # the second time from the cache
+            assert collect_keys(lists) == expected()
+        connections[2].abort()
+        assert expected()[0][16:] == array("Q", [NULL_KEY]).tobytes()
+        for _ in range(2):
+            assert collect_keys(lists) == expected()
+        assert collect_keys([]) == []
+
+
 class SlowReadersAmongManyTests(ManyMixin, SlowReaderTests):
-    def test_one_that_falls_behind_is_asked_until_it_has_caught_up(self) -> None:
+    def test_a_connection_that_falls_behind_is_sent_individually_until_drained(self) -> None:
         slow, connection = self.connect(send_buffer=4096)
         wire, other = self.connect()
         room = Recipients([connection, other])
         expected = [f"{number:05} {MARK}" for number in range(50)]
         for text in expected:
             self.fan_out.send_all([(room, [text_frame(text.encode())])])
-        assert (room.sockets(), [*array("Q", room.keys())]) == ((None, other._socket), [NOTHING, other._key])
+        assert (room.sockets(), [*array("Q", room.keys())]) == ((None, other._socket), [NULL_KEY, other._key])
         assert connection.unsent > 0
         assert (wire.texts(), slow.texts()) == (expected, expected)
         assert connection._socket is not None
         assert room.sockets() == (connection._socket, other._socket)
         assert [*array("Q", room.keys())] == [connection._key, other._key]
         self.fan_out.send_all([(room, [text_frame(b"direct again")])])
-        assert (slow.texts(), connection._backlog) == (["direct again"], None)
+        assert (slow.texts(), connection._send_queue) == (["direct again"], None)
 
 
 class SlowReadersTogetherTests(RingMixin, SlowReaderTests):
@@ -593,7 +631,7 @@ class TogetherTests(RingMixin, FanOutCase):
         self.addCleanup(globalLogPublisher.removeObserver, observe)
         return lines
 
-    def test_it_is_used_where_the_kernel_permits_it_and_else_the_log_says_why_not(self) -> None:
+    def test_io_uring_is_used_or_its_absence_is_logged(self) -> None:
         log = self.log()
         able = FanOut()
         able.use_io_uring()
@@ -607,17 +645,17 @@ class TogetherTests(RingMixin, FanOutCase):
         unable = FanOut()
         unable.use_io_uring()
         assert unable.ring is None
-        assert log == ["events are sent one by one, as there is no io_uring: Operation not permitted"]
+        assert log == ["io_uring is unavailable, each event is sent by one call: Operation not permitted"]
 
-    def test_the_kernel_is_asked_once_for_all(self) -> None:
+    def test_many_sends_take_one_system_call(self) -> None:
         pairs = [self.connect() for _ in range(20)]
         groups = [[connection for _, connection in pairs[start::5]] for start in range(5)]
         self.send_all([(group, [text_frame(b"%d" % number)]) for number, group in enumerate(groups)])
         assert [wire.texts() for wire, _ in pairs] == [[str(number % 5)] for number in range(20)]
         assert self.ring.asked == 1
 
-    def test_a_few_are_sent_to_one_by_one(self) -> None:
-        self.patch(fanout, "SEVERAL", 3)
+    def test_few_recipients_are_sent_without_io_uring(self) -> None:
+        self.patch(fanout, "IO_URING_MIN_SENDS", 3)
         pairs = [self.connect() for _ in range(3)]
         connections = [connection for _, connection in pairs]
         self.send_all([(connections[:2], [text_frame(b"two")])])
@@ -626,9 +664,9 @@ class TogetherTests(RingMixin, FanOutCase):
         assert self.ring.asked == 1
         assert [wire.texts() for wire, _ in pairs] == [["two", "three"], ["two", "three"], ["three"]]
 
-    def test_more_data_than_there_is_room_for_goes_one_by_one(self) -> None:
+    def test_data_over_the_maximum_payload_is_sent_without_io_uring(self) -> None:
         pairs = [self.connect() for _ in range(2)]
-        size = Ring.ROOM // 2
+        size = Ring.MAX_PAYLOAD // 2
         self.send_all([([connection], [text_frame(b"x" * size)]) for _, connection in pairs])
         assert self.ring.asked == 0
         assert [[len(text) for text in wire.texts()] for wire, _ in pairs] == [[size]] * 2
@@ -636,7 +674,7 @@ class TogetherTests(RingMixin, FanOutCase):
         assert self.ring.asked == 1
         assert [[len(text) for text in wire.texts()] for wire, _ in pairs] == [[size - 10]] * 2
 
-    def test_who_comes_after_one_that_left_does_not_get_what_was_for_that_one(self) -> None:
+    def test_a_reused_descriptor_gets_no_frame_of_its_predecessor(self) -> None:
         wire, connection = self.connect()
         stays, other = self.connect()
         room = Recipients([connection, other])
@@ -648,7 +686,7 @@ class TogetherTests(RingMixin, FanOutCase):
         self.fan_out.send_all([(room, [text_frame(b"b")])])
         assert (newcomer.texts(), stays.texts()) == ([], ["a", "b"])
 
-    def test_when_the_kernel_does_as_it_is_asked_no_more_it_goes_on_one_by_one(self) -> None:
+    def test_a_failing_io_uring_falls_back_to_single_sends(self) -> None:
         pairs = [self.connect() for _ in range(3)]
         connections = [connection for _, connection in pairs]
 
@@ -663,5 +701,5 @@ class TogetherTests(RingMixin, FanOutCase):
             self.send_all([(connections, [text_frame(text)])])
         assert [wire.texts() for wire, _ in pairs] == [["a", "b"]] * 3
         assert self.fan_out.ring is None
-        assert log == ["events are sent one by one from now on: [Errno 1] Operation not permitted"]
+        assert log == ["io_uring failed, each event is sent by one call from now on: [Errno 1] Operation not permitted"]
         self.fan_out.ring = self.ring

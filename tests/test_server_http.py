@@ -6,42 +6,46 @@ import contextlib
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.address import IPv4Address
 from twisted.internet.testing import StringTransport
+from twisted.logger import capturedLogs, formatEvent
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from twisted.trial.unittest import SynchronousTestCase
 from twisted.web.resource import Resource
 
-from chatws.server import pages
+from chatws.server import http_resources
 from chatws.server.http_server import HttpServer
-from chatws.server.request import BadHead, Headers, parse_head
+from chatws.server.request import BadRequest, Headers, parse_request_head
 from tests.server_wire import KEY, ServerCase, frame, head, plain
 
 
 class HeadTests(SynchronousTestCase):
-    def refused(self, raw: bytes) -> int:
-        with pytest.raises(BadHead) as caught:
-            parse_head(raw)
+    def rejected(self, raw: bytes) -> int:
+        with pytest.raises(BadRequest) as caught:
+            parse_request_head(raw)
         return caught.value.status
 
     def test_names_are_lower_case_and_values_trimmed(self) -> None:
-        request = parse_head(b"GET /a%20b?c=d?e HTTP/1.1\r\nHOST: x\r\nX-Thing: \t two words \t\r\nEmpty:\r\n\r\n")
+        request = parse_request_head(
+            b"GET /a%20b?c=d?e HTTP/1.1\r\nHOST: x\r\nX-Thing: \t two words \t\r\nEmpty:\r\n\r\n"
+        )
         assert (request.method, request.path, request.query) == ("GET", "/a%20b", "c=d?e")
         assert dict(request.headers) == {"host": "x", "x-thing": "two words", "empty": ""}
 
     def test_repeated_headers_are_joined(self) -> None:
-        request = parse_head(b"GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\nCookie: a=1\r\na: 2\r\nCookie: b=2\r\n\r\n")
+        request = parse_request_head(b"GET / HTTP/1.1\r\nHost: x\r\nA: 1\r\nCookie: a=1\r\na: 2\r\nCookie: b=2\r\n\r\n")
         assert request.headers["a"] == "1, 2"
         assert request.cookies == {"a": "1", "b": "2"}
 
-    def test_headers_can_be_asked_again_after_they_were_forgotten(self) -> None:
+    def test_headers_can_be_read_again_after_being_released(self) -> None:
         headers = Headers(b"A: 1\r\nB: 2")
         assert len(headers) == 2
-        headers.forget()
+        headers.discard_parsed()
         assert (headers["a"], headers.get("c"), "b" in headers) == ("1", None, True)
         with pytest.raises(KeyError):
             headers["c"]
@@ -50,10 +54,10 @@ class HeadTests(SynchronousTestCase):
         assert "secret" not in repr(Headers(b"Cookie: secret"))
 
     def test_an_absolute_target_is_reduced_to_its_path(self) -> None:
-        assert parse_head(b"GET http://x.example/ws?a HTTP/1.1\r\nHost: x\r\n\r\n").path == "/ws"
-        assert parse_head(b"GET http://x.example HTTP/1.1\r\nHost: x\r\n\r\n").path == "/"
+        assert parse_request_head(b"GET http://x.example/ws?a HTTP/1.1\r\nHost: x\r\n\r\n").path == "/ws"
+        assert parse_request_head(b"GET http://x.example HTTP/1.1\r\nHost: x\r\n\r\n").path == "/"
 
-    def test_what_is_not_http_is_refused(self) -> None:
+    def test_malformed_request_heads_are_rejected(self) -> None:
         for raw in (
             b"\x16\x03\x01\x02\x00\r\n\r\n",
             b"GET / HTTP/1.1 extra\r\nHost: x\r\n\r\n",
@@ -65,10 +69,10 @@ class HeadTests(SynchronousTestCase):
             b"GET /#a HTTP/1.1\r\nHost: x\r\n\r\n",
             b"GET /\xc3\xa9 HTTP/1.1\r\nHost: x\r\n\r\n",
         ):
-            assert self.refused(raw) == 400, raw
+            assert self.rejected(raw) == 400, raw
 
     def test_another_version_is_refused(self) -> None:
-        assert self.refused(b"GET / HTTP/2.0\r\nHost: x\r\n\r\n") == 505
+        assert self.rejected(b"GET / HTTP/2.0\r\nHost: x\r\n\r\n") == 505
 
     def test_malformed_header_lines_are_refused(self) -> None:
         for line in (
@@ -83,25 +87,25 @@ class HeadTests(SynchronousTestCase):
             b"A: \x1b[31m",
             b"(A): 1",
         ):
-            assert self.refused(b"GET / HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n") == 400, line
+            assert self.rejected(b"GET / HTTP/1.1\r\nHost: x\r\n" + line + b"\r\n\r\n") == 400, line
 
     def test_the_host_must_be_there_once_and_well_formed(self) -> None:
-        assert self.refused(b"GET / HTTP/1.1\r\nA: x\r\n\r\n") == 400
-        assert self.refused(b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n") == 400
-        assert self.refused(b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n") == 400
-        assert self.refused(b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n") == 400
+        assert self.rejected(b"GET / HTTP/1.1\r\nA: x\r\n\r\n") == 400
+        assert self.rejected(b"GET / HTTP/1.1\r\nHost: x\r\nHost: x\r\n\r\n") == 400
+        assert self.rejected(b"GET / HTTP/1.1\r\nHost: x/y\r\n\r\n") == 400
+        assert self.rejected(b"GET / HTTP/1.1\r\nHost: a@b\r\n\r\n") == 400
         for host in (b"x", b"x:8080", b"[::1]:8080", b"[::1]", b"10.0.0.1:1", b"a-b.example"):
-            parse_head(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
-        parse_head(b"GET / HTTP/1.0\r\n\r\n")
+            parse_request_head(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n")
+        parse_request_head(b"GET / HTTP/1.0\r\n\r\n")
 
     @given(st.binary(max_size=300))
     def test_no_bytes_make_it_raise_anything_else(self, raw: bytes) -> None:
-        with contextlib.suppress(BadHead):
-            parse_head(raw + b"\r\n\r\n")
+        with contextlib.suppress(BadRequest):
+            parse_request_head(raw + b"\r\n\r\n")
 
 
 class RefusalTests(ServerCase):
-    def refused(self, data: bytes, status: int) -> dict[str, str]:
+    def rejected(self, data: bytes, status: int) -> dict[str, str]:
         wire = self.wire()
         wire.send(data)
         found, headers, body = wire.response()
@@ -111,40 +115,40 @@ class RefusalTests(ServerCase):
             assert len(body) == int(headers["content-length"])
             assert body.endswith(b"\n")
         wire.read()
-        assert wire.ended
+        assert wire.at_eof
         assert self.component.events == []
         return headers
 
     def test_an_upgrade_elsewhere_is_not_found(self) -> None:
         for path in ("/other", "/ws/", "/WS", "//", "/ws%2F", "*"):
-            self.refused(head(path), 404)
+            self.rejected(head(path), 404)
 
     def test_another_method_is_not_allowed(self) -> None:
-        assert self.refused(head(method="POST"), 405)["allow"] == "GET"
-        assert self.refused(head(method="HEAD"), 405)["allow"] == "GET"
+        assert self.rejected(head(method="POST"), 405)["allow"] == "GET"
+        assert self.rejected(head(method="HEAD"), 405)["allow"] == "GET"
 
-    def test_another_version_of_the_protocol_is_told_the_right_one(self) -> None:
+    def test_an_unsupported_websocket_version_gets_426(self) -> None:
         for version in ("8", "14", "13, 13", "x", None):
-            headers = self.refused(head(Sec_WebSocket_Version=version), 426)
+            headers = self.rejected(head(Sec_WebSocket_Version=version), 426)
             assert headers["sec-websocket-version"] == "13"
 
     def test_a_bad_key_is_refused(self) -> None:
         for key in (None, "", "short", "x" * 24, KEY + "=", KEY[:-1] + " ", "dGhlIHNhbXBsZSBub25jZR=="):
-            self.refused(head(Sec_WebSocket_Key=key), 400)
+            self.rejected(head(Sec_WebSocket_Key=key), 400)
 
     def test_two_keys_are_refused(self) -> None:
         data = head().replace(
             b"Sec-WebSocket-Version", b"Sec-WebSocket-Key: " + KEY.encode() + b"\r\nSec-WebSocket-Version"
         )
-        self.refused(data, 400)
+        self.rejected(data, 400)
 
     def test_an_upgrade_with_a_body_is_refused(self) -> None:
-        self.refused(head(Content_Length="5") + b"hello", 400)
-        self.refused(head(Transfer_Encoding="chunked") + b"0\r\n\r\n", 400)
+        self.rejected(head(Content_Length="5") + b"hello", 400)
+        self.rejected(head(Transfer_Encoding="chunked") + b"0\r\n\r\n", 400)
 
     def test_upgrade_counts_only_with_connection_and_in_http_1_1(self) -> None:
-        self.refused(head(Connection="keep-alive"), 426)
-        self.refused(head(version="HTTP/1.0"), 426)
+        self.rejected(head(Connection="keep-alive"), 426)
+        self.rejected(head(version="HTTP/1.0"), 426)
 
     def test_lists_in_upgrade_and_connection_are_understood(self) -> None:
         wire = self.wire()
@@ -161,15 +165,49 @@ class RefusalTests(ServerCase):
             b"\r\n\r\n",
             b"SSH-2.0-OpenSSH_9.2p1\r\n",
         ):
-            self.refused(data, 400)
+            self.rejected(data, 400)
 
     def test_a_head_too_long_is_refused_whether_or_not_it_ends(self) -> None:
-        self.refused(head(X_Long="x" * 8192), 431)
-        self.refused(head(X_Long="x" * 9000)[:8192], 431)
+        self.rejected(head(X_Long="x" * 32768), 431)
+        self.rejected(head(X_Long="x" * 33000)[:32768], 431)
         wire = self.wire()
         data = head(X_Long="")
-        wire.send(head(X_Long="x" * (8192 - len(data))))
+        wire.send(head(X_Long="x" * (32768 - len(data))))
         assert wire.response()[0] == 101
+        assert self.ws.stats.rejected == {"head_size": 2}
+
+    def test_a_request_line_too_long_is_refused_whether_or_not_it_ends(self) -> None:
+        request = head("/ws?" + "x" * 9000)
+        self.rejected(request, 414)
+        self.rejected(request[:8500], 414)
+        wire = self.wire()
+        wire.send(head("/ws?" + "x" * (8192 - len("GET /ws? HTTP/1.1"))))
+        assert wire.response()[0] == 101
+
+    def test_heads_too_long_are_one_log_line_a_minute(self) -> None:
+        with capturedLogs() as logged:
+            for _ in range(100):
+                self.rejected(head(Cookie="x" * 32768), 431)
+            self.rejected(head("/ws?" + "x" * 9000), 414)
+        assert [formatEvent(event) for event in logged] == [
+            "rejected a request from 192.0.2.7: a request head has at most 32768 bytes; see max_head_size (1 so far)"
+        ]
+
+    def test_a_request_head_in_any_two_pieces_is_parsed(self) -> None:
+        request = b"\r\n" + head(Cookie="x" * 100)
+        for cut in range(1, len(request)):
+            wire = self.wire()
+            wire.send(request[:cut])
+            assert not wire.read(), cut
+            wire.send(request[cut:])
+            assert wire.response()[0] == 101, cut
+            wire.close()
+
+    def test_an_ordinary_request_with_many_cookies_is_answered(self) -> None:
+        for path, status in (("/healthz", 200), (http_resources.CLIENT_PATH.decode(), 200), ("/nowhere", 404)):
+            wire = self.wire()
+            wire.send(plain(path, Cookie="x" * 30_000))
+            assert wire.response()[0] == status, path
 
     def test_a_slow_head_times_out(self) -> None:
         wire = self.wire()
@@ -179,20 +217,20 @@ class RefusalTests(ServerCase):
         assert not wire.read()
         self.reactor.advance(1.5)
         assert wire.response()[0] == 408
-        assert wire.ended
+        assert wire.at_eof
 
-    def test_a_connection_that_says_nothing_is_closed_without_a_word(self) -> None:
+    def test_a_silent_connection_is_closed_without_a_response(self) -> None:
         wire = self.wire()
         self.reactor.advance(10.5)
         assert wire.read() == b""
-        assert wire.ended
+        assert wire.at_eof
 
     def test_an_open_websocket_is_not_timed_out(self) -> None:
         _, connection = self.connect()
         self.reactor.advance(15)
         assert connection.is_open
 
-    def test_who_does_not_read_a_refusal_is_dropped(self) -> None:
+    def test_a_client_that_does_not_read_a_rejection_is_dropped(self) -> None:
         self.serve()
         transport = StringTransport()
         protocol = self.http.buildProtocol(None)
@@ -205,16 +243,16 @@ class RefusalTests(ServerCase):
         assert transport.disconnected
         protocol.connectionLost()
 
-    def test_a_client_that_goes_in_the_middle_of_its_head_leaves_nothing(self) -> None:
+    def test_connection_lost_within_the_head_releases_its_memory(self) -> None:
         wire = self.wire()
         wire.send(b"GET /ws HT")
         wire.close()
 
     def test_refusals_are_counted_by_reason(self) -> None:
-        self.refused(head("/nowhere"), 404)
-        self.refused(head("/nowhere"), 404)
-        self.refused(b"x\n", 400)
-        assert self.ws.stats.refused == {"path": 2, "head": 1}
+        self.rejected(head("/nowhere"), 404)
+        self.rejected(head("/nowhere"), 404)
+        self.rejected(b"x\n", 400)
+        assert self.ws.stats.rejected == {"path": 2, "head": 1}
 
     def test_an_empty_line_before_the_request_is_let_pass(self) -> None:
         wire = self.wire()
@@ -228,7 +266,7 @@ class PlainTests(ServerCase):
         wire.send(data)
         answer = wire.response()
         wire.read()
-        assert wire.ended, "every answer ends its connection"
+        assert wire.at_eof, "every answer ends its connection"
         assert answer[1]["connection"] == "close"
         return answer
 
@@ -239,12 +277,31 @@ class PlainTests(ServerCase):
         status, headers, body = self.ask(plain("/healthz", "HEAD"))
         assert (status, headers["content-length"], body) == (200, "3", b"")
 
-    def test_a_websockets_address_asked_without_an_upgrade_says_what_it_is(self) -> None:
+    def test_a_websocket_path_without_upgrade_gets_426(self) -> None:
         for path in ("/", "/ws", "/ws?x=1"):
             status, headers, body = self.ask(plain(path))
             assert (status, headers["upgrade"]) == (426, "websocket")
             assert b"WebSocket endpoint" in body
             assert b"proxy_set_header Upgrade" in body
+
+    def test_a_page_may_ask_whether_its_origin_is_allowed(self) -> None:
+        self.serve(admission={"allowed_origins": ["https://good.example"]})
+        for origin, allowed in (
+            ("https://good.example", True),
+            ("http://good.example", False),
+            ("https://good.example:8443", False),
+            ("http://server.test:81", True),  # the host of the request
+            ("https://evil.example", False),
+            ("null", False),
+            ("", False),
+            ("\udcff", False),
+        ):
+            query = quote(origin, errors="surrogateescape")
+            for path in ("/", "/ws"):
+                status, headers, body = self.ask(plain(f"{path}?origin={query}", Host="server.test"))
+                assert (status, json.loads(body)) == (200, {"allowed": allowed}), origin
+                assert headers["access-control-allow-origin"] == "*"
+                assert headers["cache-control"] == "no-store"
 
     def test_other_paths_are_not_found(self) -> None:
         for path in ("/nothing", "/healthz/x", "/assets", "/assets/js/", "/..%2f"):
@@ -255,13 +312,19 @@ class PlainTests(ServerCase):
     def test_other_methods_are_not_allowed(self) -> None:
         for path in ("/", "/ws", "/healthz", "/assets/js/websocket-client.js"):
             status, headers, _ = self.ask(plain(path, "POST", b"{}"))
-            assert (status, headers["allow"]) == (405, "GET, HEAD"), path
+            assert (status, headers["allow"]) == (405, "GET, HEAD, OPTIONS"), path
+
+    def test_options_is_answered_without_a_body(self) -> None:
+        for path in ("/", "/ws", "/healthz", "/assets/js/websocket-client.js"):
+            status, headers, body = self.ask(plain(path, "OPTIONS"))
+            assert (status, headers["allow"], body) == (204, "GET, HEAD, OPTIONS", b""), path
+        assert self.ask(plain("/nothing", "OPTIONS"))[0] == 404
 
     def test_the_client_library_is_served_for_caches(self) -> None:
         file = Path(self.mktemp())
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("export default 1\n")
-        self.patch(pages, "_CLIENT_FILE", file)
+        self.patch(http_resources, "_CLIENT_FILE", file)
         path = "/assets/js/websocket-client.js"
         status, headers, body = self.ask(plain(path))
         assert (status, body) == (200, b"export default 1\n")
@@ -282,41 +345,43 @@ class PlainTests(ServerCase):
         assert self.ask(plain("/", "POST", Content_Length="1, 1"))[0] == 400
         assert self.ask(plain("/", "POST", Transfer_Encoding="chunked"))[0] == 411
 
-    def test_a_refusal_is_read_by_one_who_goes_on_sending(self) -> None:
+    def test_a_rejection_reaches_a_client_that_is_still_sending(self) -> None:
         wire = self.wire()
         wire.send(plain("/", "POST", Content_Length="3000000"))
         for _ in range(300):
             wire.send(b"x" * 10_000)
         assert wire.response()[0] == 413
-        assert wire.ended
+        assert wire.at_eof
         self.reactor.advance(5.5)
         self.reactor.turn()
-        assert self.http.visitors == set()
+        assert self.http.http_connections == set()
 
     def test_a_second_request_on_the_same_connection_is_not_answered(self) -> None:
         wire = self.wire()
         wire.send(plain("/healthz") + head())
         status, _, body = wire.response()
         assert (status, body) == (200, b"ok\n")
-        assert wire.ended
+        assert wire.at_eof
         assert self.component.events == []
 
     def test_an_idle_request_times_out(self) -> None:
         wire = self.wire()
         wire.send(plain("/", "POST", Content_Length="10") + b"half")
-        self.reactor.advance(30.5)
-        wire.read()
-        assert wire.ended
+        with capturedLogs() as logged:
+            self.reactor.advance(30.5)
+            wire.read()
+        assert wire.at_eof
+        assert logged == [], "peers may do that as often as they like"
 
     def test_a_request_that_drips_is_ended_at_last(self) -> None:
         wire = self.wire()
         wire.send(plain("/", "POST", Content_Length="1000"))
         for _ in range(13):
-            assert not wire.ended
+            assert not wire.at_eof
             wire.send(b"x")
             self.reactor.advance(10)
             wire.read()
-        assert wire.ended
+        assert wire.at_eof
 
     def test_close_visitors_drops_those_that_are_no_websockets(self) -> None:
         wire = self.wire()
@@ -324,10 +389,10 @@ class PlainTests(ServerCase):
         half.send(b"GET")
         answering = self.wire()
         answering.send(plain("/", "POST", Content_Length="1000"))
-        self.http.close_visitors()
-        for one in (wire, half, answering):
-            one.read()
-            assert one.ended
+        self.http.close_http_connections()
+        for client in (wire, half, answering):
+            client.read()
+            assert client.at_eof
 
 
 class Page(Resource):
@@ -342,7 +407,7 @@ class Page(Resource):
 
     def render_POST(self, request: Any) -> bytes:
         return json.dumps(
-            {"got": len(request.content.read()), "rest": [one.decode() for one in request.postpath]}
+            {"got": len(request.content.read()), "rest": [part.decode() for part in request.postpath]}
         ).encode()
 
 
@@ -366,6 +431,21 @@ class ResourceTreeTests(ServerCase):
         assert self.ask(plain("/other"))[0] == 404
         self.connect()
 
+    def test_restricted_tree_answers_only_hosts_that_dns_rebinding_cannot_forge(self) -> None:
+        tree = Resource()
+        tree.putChild(b"", Page(b"the demo"))
+        tree.putChild(b"api", Page(b"the api"))
+        self.serve(
+            http={"resource": tree, "restricts_hosts": True}, admission={"allowed_origins": ["https://demo.example"]}
+        )
+        for host in ("127.0.0.1:8080", "localhost", "a.localhost:1", "[::1]:8080", "192.0.2.1", "demo.example"):
+            assert self.ask(plain("/", Host=host))[0] == 200, host
+        for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:8080", "demo.example.evil"):
+            for path in ("/", "/api", "/other"):
+                assert self.ask(plain(path, Host=host))[0] == 421, (host, path)
+            assert self.ask(plain("/healthz", Host=host)) == (200, b"ok\n")
+        assert self.ask(b"GET / HTTP/1.0\r\n\r\n")[0] == 200
+
     def test_a_tree_without_a_page_at_the_root_leaves_it_to_the_websocket(self) -> None:
         tree = Resource()
         tree.putChild(b"api", Page(b"the api"))
@@ -373,7 +453,7 @@ class ResourceTreeTests(ServerCase):
         assert self.ask(plain("/"))[0] == 426
         assert self.ask(plain("/api"))[0] == 200
 
-    def test_a_leaf_gets_all_paths_but_ours(self) -> None:
+    def test_a_leaf_resource_gets_all_other_paths(self) -> None:
         self.serve(http={"resource": Page(b"all")})
         assert self.ask(plain("/")) == (200, b"all")
         assert self.ask(plain("/a/b", "POST", b"1")) == (200, b'{"got": 1, "rest": ["a", "b"]}')
@@ -381,7 +461,7 @@ class ResourceTreeTests(ServerCase):
 
 
 class TransportTests(ServerCase):
-    def test_a_wrapped_transport_is_told_of_the_other_protocol(self) -> None:
+    def test_a_wrapped_transport_switches_to_the_websocket_protocol(self) -> None:
         self.serve()
         factory = WrappingFactory(self.http)
         factory.noisy = False
@@ -396,7 +476,7 @@ class TransportTests(ServerCase):
         assert self.component.connections[0].remote_address == "192.0.2.1"
         wrapper.connectionLost(None)
 
-    def test_a_transport_that_cannot_be_told_is_served_all_the_same(self) -> None:
+    def test_a_transport_that_cannot_switch_protocols_is_served(self) -> None:
         self.serve()
         transport = StringTransport()
         visitor = self.http.buildProtocol(None)
@@ -411,7 +491,7 @@ class TransportTests(ServerCase):
 class NoNonsenseTests(ServerCase):
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.binary(max_size=80), max_size=6))
-    def test_no_bytes_from_a_stranger_break_the_server(self, pieces: list[bytes]) -> None:
+    def test_arbitrary_bytes_do_not_break_the_server(self, pieces: list[bytes]) -> None:
         if self.http is None:
             self.serve()
         assert isinstance(self.http, HttpServer)

@@ -30,7 +30,7 @@ class OpeningTests(ServerCase):
         assert request.cookies == {"session": "abc", "a": "b"}
         assert request.headers["host"] == "chat.example:8080"
 
-    def test_a_head_that_comes_byte_by_byte_opens_a_connection(self) -> None:
+    def test_a_request_head_sent_byte_by_byte_is_accepted(self) -> None:
         wire = self.wire()
         for byte in head():
             wire.send(bytes([byte]))
@@ -43,17 +43,17 @@ class OpeningTests(ServerCase):
         wire.send(frame("too")[3:])
         assert self.component.events == [("open", 1), ("message", 1, "early"), ("message", 1, "too")]
 
-    def test_resource_ids_count_up_and_connections_carry_what_is_set_on_them(self) -> None:
+    def test_resource_ids_increase_and_connections_take_attributes(self) -> None:
         _, first = self.connect()
         _, second = self.connect()
         assert (first.resource_id, second.resource_id) == (1, 2)
-        assert first.session is None
+        assert first.client is None
         first.nickname = "Ana"
         assert first.nickname == "Ana"
         assert not hasattr(second, "nickname")
         assert first.remote_address == "192.0.2.7"
 
-    def test_what_a_component_sends_as_it_opens_follows_the_answer(self) -> None:
+    def test_messages_sent_in_on_open_follow_the_handshake(self) -> None:
         class Greeter(Recorder):
             def on_open(self, connection: Any) -> None:
                 super().on_open(connection)
@@ -65,14 +65,14 @@ class OpeningTests(ServerCase):
 
 
 class MessageTests(ServerCase):
-    def test_texts_of_every_length_come_and_go_whole(self) -> None:
+    def test_texts_of_every_length_are_echoed(self) -> None:
         self.serve(EchoComponent())
         wire, _ = self.connect()
         for length in (0, 1, 125, 126, 127, 65535, 65536):
             wire.send(frame("x" * length))
             assert wire.texts() == ["x" * length]
 
-    def test_short_texts_that_come_together_come_one_by_one_whatever_stands_among_them(self) -> None:
+    def test_short_texts_of_one_read_are_delivered_separately(self) -> None:
         wire, _ = self.connect()
         long, empty, ping = frame("y" * 126), frame(""), frame("still there?", 9)
         wire.send(
@@ -120,7 +120,7 @@ class MessageTests(ServerCase):
         assert self.component.events[1:] == [("message", 1, "Hello")]
         assert wire.frames() == [(138, b"are you there")]
 
-    def test_a_message_may_be_cut_within_a_character_and_come_byte_by_byte(self) -> None:
+    def test_a_message_fragmented_within_a_character_is_delivered(self) -> None:
         wire, _ = self.connect()
         raw = "olá 👋".encode()
         for byte in frame(raw[:3], fin=False) + frame(raw[3:], opcode=0):
@@ -135,7 +135,7 @@ class MessageTests(ServerCase):
         connection.send(b"\x01\x02")
         assert wire.frames() == [(130, b"\x01\x02")]
 
-    def test_a_binary_message_closes_with_1003_where_the_component_takes_none(self) -> None:
+    def test_binary_message_to_a_text_component_closes_with_1003(self) -> None:
         wire, _ = self.connect()
         wire.send(frame(b"\x00", opcode=2))
         assert wire.closed_with()[0] == 1003
@@ -151,7 +151,7 @@ class MessageTests(ServerCase):
         assert wire.closed_with() == (4000, "go")
         assert self.component.events == [("open", 1)]
 
-    def test_counters_tell_what_passed(self) -> None:
+    def test_stats_count_connections_messages_and_bytes(self) -> None:
         wire, connection = self.connect()
         wire.send(frame("hello"))
         connection.send("you")
@@ -174,7 +174,7 @@ class LimitTests(ServerCase):
         assert wire.closed_with()[0] == code
         wire.send(frame(code.to_bytes(2, "big"), opcode=8))
         wire.read()
-        assert wire.ended
+        assert wire.at_eof
         assert self.component.events == [("close", 2)]
         assert self.ws.stats.protocol_errors == 1
         other.send("still here")
@@ -189,7 +189,7 @@ class LimitTests(ServerCase):
     def test_a_reserved_opcode_is_a_protocol_error(self) -> None:
         self.fails_with(frame("hi", opcode=3), 1002)
 
-    def test_a_continuation_of_nothing_is_a_protocol_error(self) -> None:
+    def test_continuation_without_a_message_is_a_protocol_error(self) -> None:
         self.fails_with(frame("hi", opcode=0), 1002)
 
     def test_a_message_within_a_message_is_a_protocol_error(self) -> None:
@@ -208,7 +208,7 @@ class LimitTests(ServerCase):
         wire, _ = self.connect()
         wire.send(frame((1005).to_bytes(2, "big"), opcode=8))
         assert wire.closed_with()[0] == 1002
-        assert wire.ended
+        assert wire.at_eof
 
     def test_invalid_utf_8_is_refused(self) -> None:
         self.fails_with(frame(b"\xce\xba\xe1\xbd\xb9\xed\xa0\x80"), 1007)
@@ -219,7 +219,7 @@ class LimitTests(ServerCase):
     def test_a_message_past_the_limit_is_refused(self) -> None:
         self.fails_with(frame("x" * 65537), 1009)
 
-    def test_a_length_past_the_limit_is_refused_before_its_payload_comes(self) -> None:
+    def test_a_length_beyond_the_limit_is_rejected_before_its_payload(self) -> None:
         _bystander, _ = self.connect()
         wire, _ = self.connect()
         wire.send(b"\x81\xff" + (1 << 40).to_bytes(8, "big") + b"\0\0\0\0")
@@ -232,7 +232,7 @@ class LimitTests(ServerCase):
         self.serve(max_fragments=8)
         self.fails_with(frame("", fin=False) + frame("", opcode=0, fin=False) * 8, 1009)
 
-    def test_as_many_fragments_as_allowed_are_fine(self) -> None:
+    def test_message_with_the_maximum_of_fragments_is_accepted(self) -> None:
         self.serve(max_fragments=8)
         wire, _ = self.connect()
         message = frame("a", fin=False) + frame("b", opcode=0, fin=False) * 6 + frame("c", opcode=0)
@@ -243,8 +243,7 @@ class LimitTests(ServerCase):
         wire, _ = self.connect()
         wire.send(frame("x", fin=False) + frame("x", opcode=0, fin=False) * 10_000)
         assert wire.closed_with()[0] == 1009
-        protocol = self.component.connections[-1]._protocol
-        assert len(protocol.message_data) < 100
+        assert len(wire.transport.protocol.message_data) < 100
 
     def test_a_flood_of_pings_is_refused(self) -> None:
         wire, _ = self.connect()
@@ -261,11 +260,11 @@ class LimitTests(ServerCase):
         assert self.component.events[0] == ("open", 1)
         self.reactor.advance(6)
         wire.read()
-        assert wire.ended
+        assert wire.at_eof
 
 
 class ShortMessageTests(ServerCase):
-    """Short texts do not go through Autobahn; what looks like one and is none must."""
+    """Short text messages bypass Autobahn. Frames that only resemble one do not."""
 
     def test_all_lengths_and_any_mask(self) -> None:
         wire, _ = self.connect()
@@ -276,24 +275,24 @@ class ShortMessageTests(ServerCase):
         assert self.component.events[1:] == [("message", 1, text) for text in texts for _ in range(2)]
         assert self.ws.stats.messages_received == 2 * len(texts)
 
-    def test_one_in_the_middle_of_a_fragmented_message_is_a_protocol_error(self) -> None:
+    def test_a_message_within_a_fragmented_one_is_a_protocol_error(self) -> None:
         wire, _ = self.connect()
         wire.send(frame("begin", fin=False))
         wire.send(frame("another"))
         assert wire.closed_with()[0] == 1002
 
-    def test_one_that_is_not_utf_8(self) -> None:
+    def test_a_short_message_with_invalid_utf_8_closes_with_1007(self) -> None:
         for payload in (b"\xff", b"\xed\xa0\x80", b"\xc0\xaf", b"\xf4\x90\x80\x80", b"cut \xe2\x82"):
             wire, _ = self.connect()
             wire.send(frame(payload))
             assert wire.closed_with()[0] == 1007
 
-    def test_one_that_is_not_masked(self) -> None:
+    def test_an_unmasked_short_message_closes_with_1002(self) -> None:
         wire, _ = self.connect()
         wire.send(frame("123456", mask=None))
         assert wire.closed_with()[0] == 1002
 
-    def test_one_that_is_longer_than_allowed(self) -> None:
+    def test_a_short_message_beyond_the_limit_closes_with_1009(self) -> None:
         self.serve(max_message_size=10)
         wire, _ = self.connect()
         wire.send(frame("x" * 10))
@@ -349,7 +348,7 @@ class PingTests(ServerCase):
     def test_six_bytes_in_the_middle_of_a_frame_are_no_pong(self) -> None:
         wire, _ = self.connect()
         inner = b"\x8a\x80\1\2\3\4"
-        payload = bytes(one ^ b"\1\2\3\4"[index % 4] for index, one in enumerate(inner))
+        payload = bytes(byte ^ b"\1\2\3\4"[index % 4] for index, byte in enumerate(inner))
         whole = frame(payload, opcode=2)
         wire.send(whole[: -len(inner)])
         wire.send(inner)
@@ -385,7 +384,7 @@ class PingTests(ServerCase):
                 found.append(self.reactor.seconds())
                 if answer:
                     wire.send(frame(b"", opcode=10))
-        return [one - found[0] for one in found]
+        return [moment - found[0] for moment in found]
 
     def test_an_interval_below_the_time_out_is_kept(self) -> None:
         self.serve(ping_interval=5, ping_timeout=60)
@@ -394,18 +393,18 @@ class PingTests(ServerCase):
         assert 55 <= len(pings) <= 60, pings
         assert connection.is_open
 
-    def test_who_answers_none_of_several_pings_is_dropped_at_the_time_out_of_the_first(self) -> None:
+    def test_a_peer_that_answers_no_ping_is_dropped_at_the_first_timeout(self) -> None:
         self.serve(ping_interval=5, ping_timeout=12)
         wire, connection = self.connect()
         pings = self.seconds_of_pings(wire, 16, answer=False)
-        assert [round(one) for one in pings] == [0, 5, 10]
+        assert [round(moment) for moment in pings] == [0, 5, 10]
         assert connection.is_open
         self.reactor.advance(2)
         self.reactor.turn()
         assert not connection.is_open
         assert self.ws.stats.dead_peers == 1
 
-    def test_who_answers_the_second_ping_has_the_whole_time_again(self) -> None:
+    def test_a_peer_that_answers_the_second_ping_gets_the_full_timeout_again(self) -> None:
         self.serve(ping_interval=5, ping_timeout=12)
         wire, connection = self.connect()
         self.seconds_of_pings(wire, 12, answer=False)
@@ -420,10 +419,10 @@ class PingTests(ServerCase):
         pinged = sum(bool(wire.frames()) for wire in wires)
         assert 2 <= pinged <= 14, pinged
 
-    def test_there_are_no_pings_where_the_interval_is_zero(self) -> None:
+    def test_ping_interval_of_zero_disables_pings(self) -> None:
         self.serve(ping_interval=0)
         _wire, _ = self.connect()
-        assert len(self.ws.wheel) == 0
+        assert len(self.ws.timer_wheel) == 0
 
 
 class ClosingTests(ServerCase):
@@ -431,7 +430,7 @@ class ClosingTests(ServerCase):
         wire, _ = self.connect()
         wire.send(frame(b"\x03\xe8bye", opcode=8))
         assert wire.closed_with()[0] == 1000
-        assert wire.ended
+        assert wire.at_eof
         assert self.component.events == [("open", 1), ("close", 1)]
 
     def test_our_close_ends_when_the_peer_answers(self) -> None:
@@ -443,7 +442,7 @@ class ClosingTests(ServerCase):
         assert found == [(129, b"last words"), (136, b"\x0f\xacbye")]
         wire.send(frame(b"\x0f\xac", opcode=8))
         assert wire.read() == b""
-        assert wire.ended
+        assert wire.at_eof
         assert self.component.events == [("open", 1), ("close", 1)]
 
     def test_our_close_ends_after_a_while_when_the_peer_does_not_answer(self) -> None:
@@ -452,7 +451,7 @@ class ClosingTests(ServerCase):
         self.reactor.advance(5.5)
         self.reactor.turn()
         wire.read()
-        assert wire.ended
+        assert wire.at_eof
         assert self.component.events == [("open", 1), ("close", 1)]
 
     def test_a_peer_that_just_goes_is_noticed_once(self) -> None:
@@ -463,7 +462,7 @@ class ClosingTests(ServerCase):
         connection.close()
         connection.abort()
 
-    def test_one_who_never_reads_our_answer_to_its_close_is_dropped(self) -> None:
+    def test_a_peer_that_does_not_read_the_close_reply_is_dropped(self) -> None:
         wire, connection = self.connect(send_buffer=4096)
         for _ in range(300):
             connection.send("x" * 1000)
@@ -497,10 +496,10 @@ class ClosingTests(ServerCase):
         self.successResultOf(gone)
         return counted
 
-    def test_a_storm_of_leavers_is_parted_with_in_portions_and_everyone_once(self) -> None:
+    def test_many_simultaneous_closes_are_reported_in_batches_once_each(self) -> None:
         assert self.leave_by_storm(resets=False) == 50
 
-    def test_a_storm_of_resets_is_told_in_portions_and_everyone_once(self) -> None:
+    def test_many_simultaneous_resets_are_reported_in_batches_once_each(self) -> None:
         assert self.leave_by_storm(resets=True) == 0
 
     def test_a_storm_of_messages_is_served_in_portions_in_order_and_the_last_words_count(self) -> None:
@@ -517,10 +516,10 @@ class ClosingTests(ServerCase):
         assert heard == [("open", 1), *[("message", 1, "a" * 200)] * 60, ("message", 1, "last"), ("close", 1)]
         assert len([event for event in self.component.events if event[0] == "message"]) == 181
 
-    def test_who_pours_in_more_than_is_served_is_not_read(self) -> None:
-        wire, connection = self.connect()
-        protocol = connection._protocol
-        self.ws._storm = 1000  # a storm goes on
+    def test_a_peer_that_floods_is_not_read(self) -> None:
+        wire, _ = self.connect()
+        protocol = wire.transport.protocol
+        self.ws._burst = 1000  # a storm goes on
         for _ in range(40):
             wire.socket.send(frame("a" * 1000))
         for selectable in list(self.reactor.readers):
@@ -551,7 +550,7 @@ class ClosingTests(ServerCase):
                 connection.close(code)
         assert connection.is_open
 
-    def test_closing_while_opening_is_fine(self) -> None:
+    def test_close_during_on_open_succeeds(self) -> None:
         class Bouncer(Recorder):
             def on_open(self, connection: Any) -> None:
                 super().on_open(connection)
@@ -563,7 +562,7 @@ class ClosingTests(ServerCase):
         assert wire.response()[2] == b"\x88\x04\x13'no"
         assert self.component.events == [("open", 1)]
 
-    def test_close_all_closes_everybody_and_tells_when_they_are_gone(self) -> None:
+    def test_close_all_closes_all_connections_and_fires_when_done(self) -> None:
         polite, _ = self.connect()
         self.connect()
         gone = self.ws.close_all()
@@ -589,7 +588,7 @@ class ClosingTests(ServerCase):
 
 
 class FaultyComponentTests(ServerCase):
-    def test_an_exception_reaches_on_error_and_nobody_else(self) -> None:
+    def test_an_exception_reaches_on_error_of_its_connection_alone(self) -> None:
         class Faulty(Recorder):
             def on_message(self, connection: Any, text: str) -> None:
                 if text == "bad":
@@ -604,7 +603,7 @@ class FaultyComponentTests(ServerCase):
         assert connection.is_open
         assert self.ws.stats.component_errors == 1
 
-    def test_an_exception_while_opening_leaves_the_connection_open_and_its_close_is_told(self) -> None:
+    def test_an_exception_in_on_open_keeps_the_connection_and_its_on_close(self) -> None:
         class Faulty(Recorder):
             def on_open(self, connection: Any) -> None:
                 super().on_open(connection)

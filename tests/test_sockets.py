@@ -1,4 +1,4 @@
-"""chatws.sockets: what can be had of a transport's socket without waiting for the reactor."""
+"""chatws.net.sockets: what can be had of a transport's socket without waiting for the reactor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from twisted.internet import tcp
 from twisted.internet.testing import MemoryReactorClock, StringTransport
 
-from chatws.sockets import plain_socket, read_now
+from chatws.net.sockets import plain_socket, read_now
 
 
 class Transport(tcp.Server):
@@ -36,7 +36,7 @@ def pair() -> Any:
         yield Transport(ours), theirs
 
 
-def test_what_has_come_and_no_more_than_was_asked_for(pair: Any) -> None:
+def test_read_now_returns_at_most_the_requested_bytes(pair: Any) -> None:
     transport, theirs = pair
     assert read_now(transport, 10) == b""
     theirs.sendall(b"0123456789abc")
@@ -45,14 +45,14 @@ def test_what_has_come_and_no_more_than_was_asked_for(pair: Any) -> None:
     assert transport.aborted == 0
 
 
-def test_the_end_is_left_to_the_reactor(pair: Any) -> None:
+def test_read_now_leaves_the_end_of_input_to_the_reactor(pair: Any) -> None:
     transport, theirs = pair
     theirs.close()
     assert read_now(transport, 10) == b""
     assert transport.aborted == 0
 
 
-def test_a_reset_is_told_only_once_so_the_connection_is_aborted(pair: Any) -> None:
+def test_a_reset_during_read_now_aborts_the_connection(pair: Any) -> None:
     transport, theirs = pair
     theirs.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     theirs.close()
@@ -60,7 +60,7 @@ def test_a_reset_is_told_only_once_so_the_connection_is_aborted(pair: Any) -> No
     assert transport.aborted == 1
 
 
-def test_nothing_is_read_past_tls_or_from_what_is_no_socket(pair: Any) -> None:
+def test_read_now_reads_plain_sockets_only(pair: Any) -> None:
     transport, theirs = pair
     theirs.sendall(b"a record")
     transport.TLS = True

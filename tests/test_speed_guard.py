@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 from twisted.internet.testing import StringTransport
 
-from chatws.brokers.contract import Audience
-from chatws.chat import chat_server
-from chatws.chat.audience import MAX_KEPT
-from chatws.chat.chat_server import ChatServer
+from chatws.brokers.interface import Audience
+from chatws.chat import server as chat_server
+from chatws.chat.audience import MAX_CACHED_AUDIENCES
+from chatws.chat.server import ChatServer
 from chatws.push.listener import PushFactory
-from chatws.server.fanout import SEVERAL, FanOut
+from chatws.server.fanout import IO_URING_MIN_SENDS, FanOut
 from chatws.server.io_uring import Ring
 from tests.e2e.wire import until as poll_until
 from tests.requirements import needs, needs_io_uring
@@ -50,7 +50,9 @@ class CountingSocket:
 class ChatCase(ServerCase):
     def start(self, ring: Ring | None = None) -> None:
         self.serve()
-        self.chat = ChatServer(reactor=self.reactor, schedule=self.ws.wheel.schedule, send_all=FanOut(ring).send_all)
+        self.chat = ChatServer(
+            reactor=self.reactor, schedule=self.ws.timer_wheel.schedule, send_all=FanOut(ring).send_all
+        )
         self.ws.component = self.chat
         self.push = PushFactory(self.chat, secret=lambda: None, reactor=self.reactor)
 
@@ -62,7 +64,7 @@ class ChatCase(ServerCase):
         wire.send(frame(json.dumps({"type": "auth", "user_id": user_id})))
         wire.send(frame(json.dumps({"type": "subscribe", "conversation_id": conversation_id})))
         (connection,) = self.ws.connections - known
-        assert connection.session.session.conversations == {conversation_id}
+        assert connection.client.session.conversations == {conversation_id}
         return connection
 
     def backend(self) -> Any:
@@ -78,7 +80,7 @@ class ChatCase(ServerCase):
         for wire in self.wires:
             wire.close()
         self.reactor.turn()
-        self.chat.hold_presence()
+        self.chat.freeze_presence()
         super().tearDown()
 
 
@@ -95,7 +97,7 @@ class HotPathTests(ChatCase):
             connection._socket = counters[-1]
         return counters
 
-    def test_lines_that_come_together_are_one_send_to_each_and_one_frame_for_all(self) -> None:
+    def test_lines_of_one_read_are_one_send_per_connection_and_shared_frames(self) -> None:
         self.start()
         counters = self.count([self.enter(user, 1) for user in range(20)])
         backend = self.backend()
@@ -123,33 +125,33 @@ class HotPathTests(ChatCase):
         for connection in self.ws.connections:
             connection._socket = Sink()
         backend = self.backend()
-        many, one = (peak(partial(backend.dataReceived, line(number))) for number in (1, 2))
+        many, single = (peak(partial(backend.dataReceived, line(number))) for number in (1, 2))
         # the list of recipients has one word for each; an object would have forty bytes at least
-        assert (many - one) / 99 < 16, (many, one)
+        assert (many - single) / 99 < 16, (many, single)
 
     @needs_io_uring
-    def test_nor_does_one_more_that_is_sent_to_together_with_the_others(self) -> None:
+    def test_one_more_recipient_of_io_uring_makes_no_more_system_calls(self) -> None:
         ring = Ring()
         asked: list[int] = []
         whole = ring._enter
         ring._enter = lambda count: asked.append(count) or whole(count)  # type: ignore[method-assign]
         self.start(ring)
-        for user in range(SEVERAL + 100):
+        for user in range(IO_URING_MIN_SENDS + 100):
             self.enter(user, 1)
-        for user in range(SEVERAL):
+        for user in range(IO_URING_MIN_SENDS):
             self.enter(500 + user, 2)
         for wire in self.wires:
             wire.read()
         backend = self.backend()
         asked.clear()
         backend.dataReceived(line(1) * 16)
-        assert asked == [SEVERAL + 100]
-        assert all(len(wire.texts()) == 16 for wire in self.wires[: SEVERAL + 100])
+        assert asked == [IO_URING_MIN_SENDS + 100]
+        assert all(len(wire.texts()) == 16 for wire in self.wires[: IO_URING_MIN_SENDS + 100])
         many, few = (peak(partial(backend.dataReceived, line(number))) for number in (1, 2))
         # three numbers for each stand in two arrays each, of twenty bytes together: less than one object in a list
         assert (many - few) / 100 < 44, (many, few)
 
-    def test_what_a_delivery_leaves_behind_does_not_grow_with_its_recipients(self) -> None:
+    def test_objects_left_by_a_delivery_do_not_grow_with_recipients(self) -> None:
         self.start()
         for user in range(100):
             self.enter(user, 1)
@@ -167,17 +169,17 @@ class HotPathTests(ChatCase):
         self.start()
         table = self.chat.audiences
 
-        def draft(conversation_id: int, except_user_id: int | None = None) -> Any:
+        def new_event(conversation_id: int, except_user_id: int | None = None) -> Any:
             data = json.dumps({"conversation_id": conversation_id}).encode()
-            return table.draft("new_message", data, None, except_user_id)
+            return table.new_event("new_message", data, None, except_user_id)
 
-        first = draft(1)
-        assert draft(1).audience is first.audience
-        assert draft(1, 5).audience == Audience(("conversation:1",), 5)
-        assert draft(1).audience == Audience(("conversation:1",))
-        for conversation_id in range(MAX_KEPT):
-            draft(conversation_id)
-        assert len(table._conversations) <= MAX_KEPT
+        first = new_event(1)
+        assert new_event(1).audience is first.audience
+        assert new_event(1, 5).audience == Audience(("conversation:1",), 5)
+        assert new_event(1).audience == Audience(("conversation:1",))
+        for conversation_id in range(MAX_CACHED_AUDIENCES):
+            new_event(conversation_id)
+        assert len(table._conversations) <= MAX_CACHED_AUDIENCES
 
     def test_an_idle_connection_is_small(self) -> None:
         self.start()
@@ -196,7 +198,7 @@ class HotPathTests(ChatCase):
         # what the test's own side of the socket holds is not counted
         own = [tracemalloc.Filter(False, "*/tests/*"), tracemalloc.Filter(False, tracemalloc.__file__)]
         grown = after.filter_traces(own).compare_to(before.filter_traces(own), "filename")
-        size = sum(one.size_diff for one in grown) / 100
+        size = sum(difference.size_diff for difference in grown) / 100
         assert size < BYTES_A_CONNECTION, size
 
 
@@ -230,7 +232,7 @@ SERVER = """
 import os, sys
 from twisted.internet import reactor
 from chatws.chat.audience import AudienceTable, Kind
-from chatws.chat.chat_server import ChatServer
+from chatws.chat.server import ChatServer
 from chatws.push.listener import PushFactory
 from chatws.server import HttpServer, WsServer
 from chatws.server.fanout import FanOut
@@ -246,7 +248,7 @@ reactor.run()
 
 
 #: How many get the events that are counted.
-PAGES = SEVERAL
+PAGES = IO_URING_MIN_SENDS
 
 #: How strace's line of a read ends that brought nothing.
 NOTHING_CAME = "= -1 EAGAIN (Resource temporarily unavailable)"
@@ -260,7 +262,7 @@ NOTHING_CAME = "= -1 EAGAIN (Resource temporarily unavailable)"
         pytest.param("together", ["io_uring_enter"], marks=needs_io_uring),
     ],
 )
-def test_the_kernel_is_asked_to_send_and_whether_more_has_come(tmp_path: Path, how: str, expected: list[str]) -> None:
+def test_an_event_costs_a_bounded_number_of_system_calls(tmp_path: Path, how: str, expected: list[str]) -> None:
     trace = tmp_path / "trace"
     strace = ["strace", "-fqq", "-s", "4096", "-e", "trace=network,epoll_ctl,io_uring_enter", "-o", trace]
     server = subprocess.Popen(
@@ -280,10 +282,10 @@ def test_the_kernel_is_asked_to_send_and_whether_more_has_come(tmp_path: Path, h
             sockets[-1].settimeout(10)
             return sockets[-1]
 
-        def until(one: socket.socket, what: bytes) -> None:
+        def until(sock: socket.socket, expected_bytes: bytes) -> None:
             data = b""
-            while what not in data:
-                data += one.recv(65536)
+            while expected_bytes not in data:
+                data += sock.recv(65536)
 
         pages = [dial(browsers) for _ in range(PAGES)]
         for number, page in enumerate(pages):
@@ -307,8 +309,8 @@ def test_the_kernel_is_asked_to_send_and_whether_more_has_come(tmp_path: Path, h
         for page in pages:
             until(page, b'"finish"')
     finally:
-        for one in sockets:
-            one.close()
+        for sock in sockets:
+            sock.close()
         # strace goes when what it looks at has gone
         os.kill(pid or server.pid, signal.SIGKILL)
         server.wait(10)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,13 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import pytest_twisted
 from twisted.application.service import IService, IServiceMaker
+from twisted.internet import reactor
 from twisted.plugin import getPlugins
 
 import chatws
-from chatws.config import Config, settings
-from chatws.configure import environment_name, flag_name
-from chatws.tap import Options, help_page, makeService, without_secrets
+from chatws.cli.twistd import Options, help_page, makeService, without_secrets
+from chatws.config.names import environment_name, flag_name
+from chatws.config.schema import Config, settings
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +65,7 @@ def check(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 def test_the_plugin_is_found() -> None:
     makers = {maker.tapname: maker for maker in getPlugins(IServiceMaker)}
-    assert makers["chatws"].module == "chatws.tap"
+    assert makers["chatws"].module == "chatws.cli.twistd"
 
 
 def test_no_options_are_the_defaults() -> None:
@@ -73,10 +76,16 @@ def test_each_setting_has_an_option_except_the_secret() -> None:
     for name, (setting, default, _) in settings().items():
         option = flag_name(name)
         if setting.environment_only:
-            assert f"{option} is no option" in complaint(option, "x")
+            assert f"{option} is not an option" in complaint(option, "x")
         elif isinstance(default, bool):
             assert getattr(parsed(option), name) is True
             assert getattr(parsed(option, flag_name(f"no_{name}")), name) is False
+        elif setting.choices:
+            for choice in setting.choices:
+                assert getattr(parsed(option, choice), name) == choice
+            assert (
+                complaint(option, "/a") == f'twistd chatws: {option} must be {" or ".join(setting.choices)}, not "/a"'
+            )
         elif isinstance(default, tuple) and name != "audience":
             assert getattr(parsed(option, "/a", option, "/b"), name) == ("/a", "/b")
         elif isinstance(default, int | float):
@@ -85,10 +94,29 @@ def test_each_setting_has_an_option_except_the_secret() -> None:
             assert getattr(parsed(f"{option}=/a"), name) == "/a"
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--drain-seconds", "5"), "--drain-seconds is now --drain-timeout"),
+        (("--presence-lease=5",), "--presence-lease is now --presence-ttl"),
+        (("--ticket-audience", "x"), "--ticket-audience is now --token-audience"),
+        (("--durable",), "--durable is now --sqlite-synchronous full"),
+        (("--push-queue", "5"), "--push-queue has been removed: clients repeat an unacknowledged push with its key"),
+    ],
+)
+def test_a_former_flag_is_one_line_with_the_new_name(words: tuple[str, ...], line: str) -> None:
+    assert complaint(*words) == f"twistd chatws: {line}"
+
+
+def test_an_unknown_variable_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATWS_AUTH", "trust")
+    assert complaint() == "twistd chatws: CHATWS_AUTH is now CHATWS_AUTH_METHODS"
+
+
 def test_the_environment_and_a_file_count_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "chatws.toml").write_text('[chat.audience]\npaid = "everyone"\n')
-    monkeypatch.setenv("CHATWS_RATE", "5")
-    assert parsed("--config", str(tmp_path / "chatws.toml")) == Config(rate=5.0, audience=("paid=everyone",))
+    monkeypatch.setenv("CHATWS_MESSAGE_RATE", "5")
+    assert parsed("--config", str(tmp_path / "chatws.toml")) == Config(message_rate=5.0, audience=("paid=everyone",))
 
 
 @pytest.mark.parametrize(
@@ -102,7 +130,7 @@ def test_the_environment_and_a_file_count_too(tmp_path: Path, monkeypatch: pytes
         (["start"], 'twistd chatws: only options are expected, not "start"'),
         (["--config", "/nowhere"], "twistd chatws: cannot read /nowhere: No such file or directory"),
         (["--check", "--listen", "tpc:1"], "twistd chatws: --listen"),
-        (["--check", "--interface", "0.0.0.0"], "twistd chatws: --interface 0.0.0.0 lets others in"),
+        (["--check", "--interface", "0.0.0.0"], "twistd chatws: --interface 0.0.0.0 is reachable from other hosts"),
     ],
 )
 def test_a_wrong_command_line_is_one_line(words: list[str], line: str) -> None:
@@ -121,18 +149,18 @@ def test_help_names_every_option_and_every_default(capsys: pytest.CaptureFixture
     for name, (setting, default, _) in settings().items():
         assert (environment_name(name) if setting.environment_only else flag_name(name)) in page
         assert " ".join(setting.help.split()) in words
-        if setting.zero:
-            assert " ".join(setting.zero.split()) in words
+        if setting.zero_meaning:
+            assert " ".join(setting.zero_meaning.split()) in words
         if not isinstance(default, bool) and default:
             assert str(default if not isinstance(default, tuple) else default[0]).removesuffix(".0") in words
     assert "Examples:" in page
 
 
 @pytest.mark.parametrize("page", ["--help", "--check"])
-def test_who_reads_no_further_gets_no_traceback(page: str) -> None:
+def test_a_closed_pipe_on_the_output_is_no_traceback(page: str) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    command = [sys.executable, "-c", f"from chatws.tap import Options; Options().parseOptions([{page!r}])"]
+    command = [sys.executable, "-c", f"from chatws.cli.twistd import Options; Options().parseOptions([{page!r}])"]
     try:
         done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=60)
     finally:
@@ -157,13 +185,12 @@ def test_the_version_is_chatws_own(capsys: pytest.CaptureFixture[str]) -> None:
 # --- check ----------------------------------------------------------------------------------------------------------
 
 
-def test_check_says_what_would_run_and_where_each_setting_comes_from(
+def test_check_prints_the_settings_with_their_sources(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "chatws.toml"
-    file.write_text("[door]\nrate = 5\n")
+    file.write_text("[limits]\nmessage_rate = 5\n")
     monkeypatch.setenv("CHATWS_PUSH_PORT", "9999")
-    monkeypatch.setenv("CHATWS_PROT", "1")
     report = check(capsys, "--config", str(file), "--port", "9000", "--demo")
     lines = [" ".join(line.split()) for line in report.splitlines()]
     for expected in (
@@ -175,11 +202,10 @@ def test_check_says_what_would_run_and_where_each_setting_comes_from(
         "events memory",
         "port = 9000 --port",
         "push_port = 9999 CHATWS_PUSH_PORT",
-        f"rate = 5 rate in {file}",
+        f"message_rate = 5 message_rate in {file}",
         "demo = true --demo",
         'interface = "127.0.0.1"',
-        "--auth trust takes every browser's word for who it is",
-        "the environment's CHATWS_PROT is no setting and is passed over; did you mean CHATWS_PORT?",
+        "--auth trust accepts any user_id: clients are not authenticated",
     ):
         assert expected in lines
 
@@ -193,7 +219,7 @@ def test_check_names_every_setting_once(capsys: pytest.CaptureFixture[str]) -> N
 def test_check_shows_no_secret(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATWS_SECRET", "hunter2" * 5)
     monkeypatch.setenv("CHATWS_DATABASE", "postgresql://chat:hunter2@db:5433/shop?password=hunter2")
-    report = check(capsys, "--auth-url", "http://u:hunter2@app/whoami?key=hunter2", "--auth", "ticket")
+    report = check(capsys, "--auth-url", "http://app/whoami?key=hunter2", "--auth", "token")
     assert "hunter2" not in report
     assert "database  postgresql://db:5433/shop" in report
     assert "secret = (not shown)" in report
@@ -220,7 +246,7 @@ def test_check_shows_no_secret_of_the_database_file(capsys: pytest.CaptureFixtur
         ("postgresql://u:12#3@h/d", "(not shown)"),
     ],
 )
-def test_urls_are_shown_without_what_is_secret_in_them(text: str, shown: str) -> None:
+def test_urls_are_printed_without_secrets(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
 
 
@@ -237,8 +263,28 @@ def options_for(*words: str) -> Options:
     return options
 
 
+@pytest.fixture
+def _same_signals() -> Iterator[None]:
+    """What handles signals afterwards is what did before."""
+    numbers = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
+    before = [signal.getsignal(number) for number in numbers]
+    yield
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("_same_signals")
 def test_the_options_become_a_service() -> None:
     assert IService.providedBy(makeService(options_for("--port", "0", "--push-port", "0")))
+
+
+@pytest.mark.usefixtures("_same_signals")
+@pytest_twisted.ensureDeferred
+@pytest.mark.parametrize("more", [(), ("--workers", "2")], ids=["stand-alone", "supervisor"])
+async def test_make_service_in_a_running_reactor_schedules_nothing(more: tuple[str, ...]) -> None:
+    before = set(reactor.getDelayedCalls())
+    makeService(options_for("--port", "0", "--push-port", "0", *more))
+    assert set(reactor.getDelayedCalls()) <= before
 
 
 @pytest.mark.parametrize("option", ["--port", "--push-port"])
@@ -247,11 +293,12 @@ def test_a_port_in_use_is_one_line_before_anything_is_started(option: str, taken
     with pytest.raises(SystemExit) as left:
         makeService(options)
     assert left.value.code == (
-        f"twistd chatws: {option}: cannot listen on 127.0.0.1 port {taken}: Address already in use"
+        f"twistd chatws: {option}: cannot listen on 127.0.0.1 port {taken}: Address already in use: "
+        "stop the other server, or choose another port"
     )
 
 
 def test_settings_that_do_not_go_together_are_one_line() -> None:
     with pytest.raises(SystemExit) as left:
-        makeService(options_for("--durable"))
-    assert str(left.value.code).startswith("twistd chatws: --durable needs --broker")
+        makeService(options_for("--sqlite-synchronous", "full"))
+    assert str(left.value.code).startswith("twistd chatws: --sqlite-synchronous needs --broker")

@@ -17,21 +17,22 @@ from twisted.internet.ssl import Certificate, optionsForClientTLS, trustRootFrom
 from twisted.internet.task import deferLater
 from twisted.python.systemd import ListenFDs
 
-from chatws.endpoints import BACKLOG
-from chatws.errors import OperatorError
-from chatws.workers.sockets import Door, adopting_endpoint, open_door
+from chatws.errors import ConfigError
+from chatws.net import listeners
+from chatws.net.endpoints import BACKLOG
+from chatws.workers.shared_listener import SharedListener, adopting_endpoint, bind_listener
 from tests.certificates import self_signed
 
 
 class Worker:
-    """Who listens on its share of some doors, and says its name to whoever comes."""
+    """Listens on its share of some sockets, and sends its name to each client."""
 
     def __init__(self, reactor: Any, number: int) -> None:
         self.reactor = reactor
         self.number = number
         self.ports: list[Any] = []
 
-    async def listen(self, door: Door) -> None:
+    async def listen(self, door: SharedListener) -> None:
         name = b"%d" % self.number
 
         class Greeting(Protocol):
@@ -42,7 +43,7 @@ class Worker:
         factory = Factory()
         factory.protocol = Greeting  # type: ignore[assignment]
         factory.noisy = False
-        descriptor = os.dup(door.of_worker(self.number).fileno())
+        descriptor = os.dup(door.socket_for(self.number).fileno())
         self.ports.append(await adopting_endpoint(self.reactor, door.inherited(descriptor)).listen(factory))
 
     async def end(self) -> None:
@@ -78,15 +79,15 @@ class Doors:
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
-        self.doors: list[Door] = []
+        self.doors: list[SharedListener] = []
         self.workers: list[Worker] = []
 
-    def open(self, description: str, workers: int = 2) -> Door:
-        door = open_door(self.reactor, "browsers", description, "--listen", workers)
+    def open(self, description: str, workers: int = 2) -> SharedListener:
+        door = bind_listener("browsers", description, "--listen", workers)
         self.doors.append(door)
         return door
 
-    async def worker(self, number: int, door: Door) -> Worker:
+    async def worker(self, number: int, door: SharedListener) -> Worker:
         worker = Worker(self.reactor, number)
         self.workers.append(worker)
         await worker.listen(door)
@@ -101,13 +102,13 @@ def doors() -> Iterator[Doors]:
     made = Doors(reactor)
     yield made
     for door in made.doors:
-        pytest_twisted.blockon(door.close())
+        door.close()
     for worker in made.workers:
         pytest_twisted.blockon(Deferred.fromCoroutine(worker.end()))
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_tcp_port_has_a_queue_for_each_worker_and_a_successor_takes_what_waits(doors: Doors) -> None:
+async def test_each_worker_has_an_accept_queue_that_its_replacement_takes_over(doors: Doors) -> None:
     door = doors.open("tcp:0:interface=127.0.0.1")
     port = door.getHost().port
     one, _ = await doors.worker(0, door), await doors.worker(1, door)
@@ -131,7 +132,7 @@ async def test_a_tcp_port_has_a_queue_for_each_worker_and_a_successor_takes_what
 @pytest_twisted.ensureDeferred
 async def test_a_port_that_another_server_shares_out_is_in_use_nevertheless(doors: Doors) -> None:
     port = doors.open("tcp:0:interface=127.0.0.1").getHost().port
-    with pytest.raises(OperatorError, match=f"--listen: cannot listen on 127.0.0.1 port {port}"):
+    with pytest.raises(ConfigError, match=f"--listen: cannot listen on 127.0.0.1 port {port}"):
         doors.open(f"tcp:{port}:interface=127.0.0.1")
 
 
@@ -163,7 +164,7 @@ async def test_a_unix_socket_is_one_for_all_and_goes_with_the_supervisor(doors: 
     await doors.worker(1, door)
     assert await greeting(client) == b"1"
     doors.doors.remove(door)
-    await door.close()
+    door.close()
     assert not path.exists()
 
 
@@ -175,19 +176,16 @@ async def test_systemds_socket_is_one_for_all_and_stays(
     ours = socket.socket(getattr(socket, f"AF_{family}"))
     ours.bind(("127.0.0.1", 0) if family == "INET" else f"{tmp_path}/s")
     ours.listen(BACKLOG)
-    from twisted.internet import endpoints
-
-    monkeypatch.setattr(endpoints._SystemdParser, "_sddaemon", ListenFDs([ours.fileno()], ()))
+    monkeypatch.setattr(listeners, "_systemd", ListenFDs([ours.fileno()], ()))
     prefix = "haproxy:" if family == "INET" else ""
     door = doors.open(f"{prefix}systemd:domain={family}:index=0")
-    assert door.description == f"{prefix}{'tcp:0' if family == 'INET' else 'unix:inherited'}"
     workers = [await doors.worker(number, door) for number in (0, 1)]
     if family == "UNIX":  # behind haproxy: a client would have to begin with a PROXY line
         assert await greeting(clientFromString(doors.reactor, f"unix:{tmp_path}/s")) in (b"0", b"1")
     for worker in workers:
         await worker.end()
     doors.doors.remove(door)
-    await door.close()
+    door.close()
     with socket.socket(ours.family) as client:
         client.connect(ours.getsockname())  # systemd's own is open as before
     ours.close()

@@ -1,4 +1,4 @@
-"""The processes of a cluster: real engines on the loopback, nodes, and what each has used of the machine."""
+"""The processes of a cluster: real engines on the loopback, nodes, and the resources that each used."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ sys.path.insert(0, str(HERE.parents[1]))
 
 from tests.postgres import find_all_programs  # noqa: E402
 
-#: Seconds in which a process has to take connections.
+#: Seconds in which a process has to accept connections.
 DEADLINE = 30.0
-#: What differs from the engines' defaults. The data lies in a directory of its own on the machine's disk.
+#: Settings of the engines other than the defaults. Each has its own data directory on the machine's disk.
 REDIS_SETTINGS = ("--appendonly", "yes", "--appendfsync", "everysec", "--save", "")
 POSTGRES_SETTINGS = ("fsync=on", "synchronous_commit=on", "full_page_writes=on", "shared_buffers=128MB")
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody has."""
+    """Free ports of 127.0.0.1."""
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
         return [one.getsockname()[1] for one in taken]
@@ -48,7 +48,7 @@ def _threads_cpu(pid: int) -> float:
 
 
 def _resident_kib(pid: int) -> int:
-    """Memory of a process, in which what n processes share counts for an n-th."""
+    """Memory of a process, with a proportional share of shared pages (PSS)."""
     with contextlib.suppress(OSError):
         return int(re.findall(r"^Pss: +(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[0])
     return 0
@@ -69,9 +69,9 @@ class Single:
 
 
 class Running:
-    """A process, its children included, in a directory of its own."""
+    """A process with its children, in its own directory."""
 
-    #: The directory is made here, where files are on the disk and not in memory.
+    #: Parent of the directory: on a disk, not in memory.
     ROOT = "/var/tmp"
 
     def __init__(self, command: list[str], ports: list[int], **options: Any) -> None:
@@ -94,7 +94,7 @@ class Running:
             raise
 
     def await_ports(self, ports: list[int]) -> None:
-        """Until it takes connections on them."""
+        """Wait until it accepts connections on these ports."""
         deadline = time.monotonic() + DEADLINE
         for port in ports:
             while True:
@@ -117,7 +117,7 @@ class Running:
         return []
 
     def cpu(self) -> float:
-        """Seconds of processor time, of all threads and children, those that have ended included."""
+        """Seconds of processor time of all threads and children, including those that have ended."""
         ended = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(") ")[2].split()[13:15]
         return sum(map(_threads_cpu, self._family())) + sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
 
@@ -125,11 +125,11 @@ class Running:
         return sum(map(_resident_kib, self._family()))
 
     def parts(self) -> list[Single]:
-        """The process by itself, and then each of its children."""
+        """The process itself, and then each of its children."""
         return [Single(pid) for pid in self._family()]
 
     def end(self, ask: int | None = None) -> None:
-        """Kill it: how it ends is not measured here.
+        """Kill it, because its end is not measured.
 
         :param ask: a signal to try first.
         """
@@ -148,7 +148,7 @@ class Running:
 class Engine:
     """A store that nodes share.
 
-    :ivar url: what `--broker` and the peers are given.
+    :ivar url: for `--broker` and the peers.
     """
 
     url: str
@@ -164,18 +164,18 @@ class Engine:
         return self.running.resident_kib()
 
     def traffic(self) -> tuple[int, int]:
-        """Bytes that it has received and sent on the connections that are open now."""
+        """Bytes received and sent on the open connections."""
         ask = ["ss", "-tinH", "state", "established", f"( sport = :{self.port} )"]
         text = subprocess.run(ask, check=True, capture_output=True, text=True).stdout
         received = sum(map(int, re.findall(r"\bbytes_received:(\d+)", text)))
         return received, sum(map(int, re.findall(r"\bbytes_sent:(\d+)", text)))
 
     def stored(self) -> int:
-        """Bytes that it holds."""
+        """Bytes that it stores."""
         raise NotImplementedError
 
     def batches(self) -> int:
-        """How often something was appended to the log, or published to the peers' channels, so far."""
+        """Number of batches that were appended, or published to the peers' channels."""
         raise NotImplementedError
 
     def end(self) -> None:
@@ -213,7 +213,7 @@ class Redis(Engine):
 
 
 class Postgres(Engine):
-    """A new PostgreSQL cluster that waits for the disk with every commit."""
+    """A new PostgreSQL cluster that writes to the disk with every commit."""
 
     def __init__(self) -> None:
         programs = next(iter(find_all_programs().values()), None)
@@ -221,7 +221,7 @@ class Postgres(Engine):
             raise RuntimeError("PostgreSQL is missing: apt-get install postgresql")
         directory = tempfile.mkdtemp(prefix="chatws-cluster-", dir=Running.ROOT)
         options: dict[str, Any] = {"env": {"PATH": "/usr/bin:/bin", "LC_ALL": "C"}}
-        if os.geteuid() == 0:  # it refuses to run as root
+        if os.geteuid() == 0:  # PostgreSQL does not run as root
             nobody = pwd.getpwnam("nobody")
             os.chown(directory, nobody.pw_uid, nobody.pw_gid)
             options |= {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
@@ -254,17 +254,17 @@ class Postgres(Engine):
         return int(self._ask("SELECT pg_database_size(current_database())"))
 
     def end(self) -> None:
-        """In order, or it would leave shared memory behind."""
+        """Stop it regularly. Otherwise shared memory would remain."""
         if hasattr(self, "_admin"):
             self._admin.close()
         self.running.end(signal.SIGINT)
 
     def batches(self) -> int:
-        # what was appended together has the same stamp; the log keeps more than one phase pushes
-        return int(self._ask("SELECT count(DISTINCT stamp) FROM chatws.events"))
+        # rows of one append have the same id, and the history keeps more than one phase pushes
+        return int(self._ask("SELECT count(DISTINCT append_id) FROM chatws.events"))
 
     def logged(self) -> int:
-        """Bytes of write-ahead log since it was made."""
+        """Bytes of write-ahead log since its creation."""
         return int(self._ask("SELECT pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')"))
 
 
@@ -272,7 +272,7 @@ ENGINES = {"redis": Redis, "postgresql": Postgres}
 
 
 def disk_sync_ms(directory: str = Running.ROOT) -> float:
-    """What one write of 8 KiB with fdatasync takes here, the median of 200."""
+    """Milliseconds of a write of 8 KiB with fdatasync, the median of 200."""
     took = []
     with tempfile.TemporaryFile(dir=directory) as file:
         for _ in range(200):

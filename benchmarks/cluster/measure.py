@@ -1,17 +1,17 @@
-"""Clusters under the same load, one after the other: how soon an event arrives, how many go through, what they cost.
+"""Measure latency, throughput and cost of clusters under the same load, one after the other.
 
     make bench-cluster                              everything, and the report: twelve minutes at most
-    python benchmarks/cluster/measure.py --quick    a look: shorter phases, one repetition
+    python benchmarks/cluster/measure.py --quick    a first impression: shorter phases, one repetition
     python benchmarks/cluster/measure.py --only redis-3 socketio-3
 
-Each cluster is started anew: the engine, then its nodes, all on the loopback. Nothing is bound to a core: the engine,
-up to three nodes and the load client (benchmarks/cluster/flow.c) share what there is. The phases:
+Each cluster is started from an empty state: the engine, then its nodes, all on the loopback. Nothing is pinned to a
+core: the engine, up to three nodes and the load client (benchmarks/cluster/flow.c) share the machine. The phases:
 
     idle     nothing happens
     quiet    200 events a second pushed to node 1; a browser on each node
     busy     six backends, spread over all nodes, each with up to 64 lines unanswered; a browser on each node
-    small    four backends on each node but the last, each waiting for every answer; no browser, so that what the last
-             node does is nothing but reading the log
+    small    four backends on each node but the last, each waiting for every answer; no browser, so that the
+             last node only reads events
     flood    the same, each backend with up to 64 lines unanswered
 
 Results go to benchmarks/cluster/results.json, and from there into docs/scaling.md (benchmarks/cluster/report.py).
@@ -54,24 +54,30 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
 from entrants import BUILD, PAD, PEERS  # noqa: E402
+from running import environment_without_settings  # noqa: E402
 from scaling import QUIET  # noqa: E402
 
 NODE_PEERS = ("socket.io", "@socket.io/redis-adapter", "@socket.io/redis-streams-adapter", "redis")
 FLOW = BUILD / "flow"
 LINE = f'{{"event":"new_message","data":{{"conversation_id":1,"ts":%T,"seq":%S,"content":"{PAD}"}},"ack":true}}'
 IDLE_SECONDS = 1.0
-#: Of the engines that have been started.
+#: Versions of the engines that have been started.
 ENGINE_VERSIONS: dict[str, str] = {}
-#: For the cost of a connection that only stays: how many, and seconds between its pings.
+#: For the cost of an idle connection: number of connections, and seconds between pings.
 STAYING = 8_000
 PING_INTERVAL = 2
 
 
 @dataclass(frozen=True)
 class Phase:
-    """:ivar rate: events a second; 0 for as many as go through. :ivar window: lines that a backend has unanswered.
-    :ivar backends: how many. :ivar where: "first" node, "all" of them together, or on "each" but the last.
-    :ivar browsers: how many a node."""
+    """A phase of the load.
+
+    :ivar rate: events per second. 0: as many as possible.
+    :ivar window: unanswered lines of a backend.
+    :ivar backends: number of backends.
+    :ivar where: nodes of the backends: "first", "all" together, or "each" but the last.
+    :ivar browsers: browsers of each node.
+    """
 
     seconds: float
     rate: int
@@ -82,20 +88,24 @@ class Phase:
 
 
 PHASES = {
-    "warm": Phase(0.6, 0, 64, 6, "all"),  # not counted: what compiles at run time is to have done so
+    "warm": Phase(0.6, 0, 64, 6, "all"),  # not counted: for just-in-time compilers
     "quiet": Phase(3, 200, 64, 1, "first"),
     "busy": Phase(2.5, 0, 64, 6, "all"),
     "small": Phase(1.5, 0, 1, 4, "each", 0),
     "flood": Phase(1.5, 0, 64, 4, "each", 0),
 }
-#: What only the calculation (benchmarks/cluster/model.py) uses, and so is measured on what it carries on.
+#: Phases for the calculation (benchmarks/cluster/model.py), measured only on the clusters that it uses.
 FOR_THE_MODEL = ("small", "flood")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """:ivar engine: a shared one; empty where the log is the node's own. :ivar workers: processes that share the ports
-    of one node, under a supervisor that keeps the log. :ivar in_model: whether the calculation carries it on."""
+    """A cluster.
+
+    :ivar engine: the shared engine. Empty if the history is the node's own.
+    :ivar workers: processes that share the ports of one node, under a supervisor with the history.
+    :ivar in_model: whether the calculation uses it.
+    """
 
     title: str
     engine: str
@@ -111,7 +121,11 @@ def _clusters() -> dict[str, Cluster]:
         "memory-1": Cluster("chatws, memory", "", 1),
         "sqlite-1": Cluster("chatws, sqlite", "", 1, options=("--broker=sqlite:///log.db",)),
         "sqlite-durable-1": Cluster(
-            "chatws, sqlite, durable", "", 1, options=("--broker=sqlite:///log.db", "--durable"), in_model=False
+            "chatws, sqlite, synchronous=full",
+            "",
+            1,
+            options=("--broker=sqlite:///log.db", "--sqlite-synchronous=full"),
+            in_model=False,
         ),
     }
     for broker, option in (("memory", "memory"), ("sqlite", "sqlite:///log.db")):
@@ -136,7 +150,7 @@ CLUSTERS = _clusters()
 
 
 def install() -> None:
-    """Build the load client and bring Socket.IO."""
+    """Build the load client and install Socket.IO."""
     BUILD.mkdir(parents=True, exist_ok=True)
     source = HERE / "flow.c"
     if not FLOW.exists() or FLOW.stat().st_mtime < source.stat().st_mtime:
@@ -145,7 +159,7 @@ def install() -> None:
     if not all((place / "node_modules" / name).exists() for name in NODE_PEERS):
         place.mkdir(exist_ok=True)
         subprocess.run(["npm", "install", "--silent", "--prefix", str(place), *NODE_PEERS], check=True)
-    shutil.copy(HERE / "socketio_node.mjs", place)  # modules are looked for beside the script
+    shutil.copy(HERE / "socketio_node.mjs", place)  # Node searches modules beside the script
 
 
 class Node:
@@ -160,10 +174,10 @@ class Node:
         else:
             command = ["node", str(PEERS / "cluster" / "socketio_node.mjs"), str(self.port), str(self.push), url]
             command.append(cluster.kind)
-        self.running = Running(command, [], env=dict(os.environ, NODE_ENV="production"))
+        self.running = Running(command, [], env=dict(environment_without_settings(), NODE_ENV="production"))
 
     def await_ready(self, workers: int = 1) -> None:
-        """Until it takes connections, and has its workers."""
+        """Wait until it accepts connections and has its workers."""
         self.running.await_ports([self.port, self.push])
         deadline = time.monotonic() + DEADLINE
         while workers > 1 and len(self.running.parts()) <= workers:
@@ -174,7 +188,7 @@ class Node:
 
 @contextlib.contextmanager
 def started(cluster: Cluster) -> Iterator[tuple[list[Node], Engine | None]]:
-    """The engine and its nodes, ended afterwards whatever happens."""
+    """Start the engine and its nodes, and stop them after the block."""
     with contextlib.ExitStack() as stack:
         engine = ENGINES[cluster.engine]() if cluster.engine else None
         url = ""
@@ -184,7 +198,7 @@ def started(cluster: Cluster) -> Iterator[tuple[list[Node], Engine | None]]:
             url = engine.url
             if isinstance(engine, Postgres):
                 upgrade = [str(Path(sys.executable).with_name("chatws")), "db", "upgrade", "--broker", url]
-                subprocess.run(upgrade, check=True, capture_output=True)
+                subprocess.run(upgrade, check=True, capture_output=True, env=environment_without_settings())
         nodes = []
         for _ in range(cluster.nodes):
             node = Node(cluster, url)
@@ -224,7 +238,7 @@ class Flow:
         return found
 
     def run(self) -> dict[str, Any]:
-        """Let it begin, and wait for what it has seen."""
+        """Start the phase, and wait for the results."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -241,7 +255,7 @@ class Flow:
 
 
 def _places(nodes: list[Node], phase: Phase, workers: int) -> str:
-    """For flow: each node's ports, and how many listeners and backends it has."""
+    """Arguments of flow: each node's ports, and its numbers of listeners and backends."""
     words = []
     for index, node in enumerate(nodes):
         if phase.where == "all":
@@ -256,7 +270,7 @@ def _places(nodes: list[Node], phase: Phase, workers: int) -> str:
 
 
 def _processes(cluster: Cluster, nodes: list[Node], engine: Engine | None) -> dict[str, Any]:
-    """What each is called: node1 … and engine, which of several workers is their supervisor."""
+    """Processes by name: node1 … and engine, which is the supervisor of workers."""
     if cluster.workers > 1:
         supervisor, *workers = nodes[0].running.parts()
         if len(workers) != cluster.workers:
@@ -267,7 +281,7 @@ def _processes(cluster: Cluster, nodes: list[Node], engine: Engine | None) -> di
 
 
 def _await_quiet(processes: dict[str, Any]) -> None:
-    """Until what the start has left behind is done, or five seconds."""
+    """Wait until the processes are idle, for up to five seconds."""
     for _ in range(17):
         before = sum(process.cpu() for process in processes.values())
         time.sleep(0.3)
@@ -276,10 +290,10 @@ def _await_quiet(processes: dict[str, Any]) -> None:
 
 
 def measure(cluster: Cluster, scale: float = 1.0) -> dict[str, Any]:
-    """One cluster through all phases.
+    """Run one cluster through all phases.
 
-    :param scale: the phases' length, as a part of the full one.
-    :returns: by phase what the client saw, and `cpu_us` per event by process; `idle_cpu`, shares of a core;
+    :param scale: length of the phases, as a share of the full length.
+    :returns: by phase the client's results, and `cpu_us` per event by process; `idle_cpu`, shares of a core;
         `resident_kib`; per event what the engine received, sent and stored, in bytes, and how many batches it took.
     :raises RuntimeError: something failed, was lost or came twice.
     """
@@ -324,7 +338,7 @@ def measure(cluster: Cluster, scale: float = 1.0) -> dict[str, Any]:
 
 
 def _slab_kib() -> int:
-    """The kernel's own memory."""
+    """Memory of the kernel in KiB."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("Slab:"):
             return int(line.split()[1])
@@ -332,7 +346,7 @@ def _slab_kib() -> int:
 
 
 def staying() -> dict[str, float]:
-    """What connections cost that only stay.
+    """Measure the cost of idle connections.
 
     :returns: `ping_us`, processor time of one ping and its answer; `socket_kib`, the kernel's memory for one end of a
         connection, the server's and the client's taken to be alike; `connections`.
@@ -354,7 +368,7 @@ def staying() -> dict[str, float]:
     finally:
         node.running.end()
     time.sleep(0.5)
-    # what others give back meanwhile would be taken off: the larger of coming and going
+    # other programs may free memory meanwhile, so use the larger of the growth and the decrease
     kernel = full - min(slab, _slab_kib())
     if seen["errors"] > count / 100 or not seen["pings"]:  # a busy machine may lose a few to their time-outs
         raise RuntimeError(f"staying: {seen}")
@@ -362,7 +376,7 @@ def staying() -> dict[str, float]:
 
 
 def versions() -> dict[str, str]:
-    """What was measured."""
+    """The versions of everything that was measured."""
     found = {"python": platform.python_version(), "kernel": platform.release(), "machine": platform.machine()}
     for name in ("chatws", "Twisted", "txpostgres", "psycopg2-binary", "txredisapi"):
         with contextlib.suppress(PackageNotFoundError):
@@ -375,7 +389,7 @@ def versions() -> dict[str, str]:
 
 
 def middle(runs: list[Any]) -> Any:
-    """The medians of what has the same place in each run."""
+    """The medians of the same values of all runs."""
     first = runs[0]
     if isinstance(first, dict):
         return {key: middle([run[key] for run in runs]) for key in first}
@@ -386,9 +400,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CLUSTERS, default=list(CLUSTERS))
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--minutes", type=float, default=12, help="begin no repetition that would take longer")
+    parser.add_argument("--minutes", type=float, default=12, help="start no repetition that would take longer")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--add", action="store_true", help="keep what the output file has of other clusters")
+    parser.add_argument("--add", action="store_true", help="keep the results of other clusters in the output file")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)

@@ -1,14 +1,14 @@
-"""From what was measured to a million connections: nodes, memory, what the engine bears, and what breaks first.
+"""Calculate clusters of up to a million connections from measured costs: nodes, memory, engine, and the first limit.
 
     python benchmarks/cluster/model.py
     python benchmarks/cluster/model.py --set connections=200000 --set agent_share=0.5 --set message_seconds=20
 
-A calculation, not a run. The costs come from benchmarks/results.json, benchmarks/storms.json and
-benchmarks/cluster/results.json; the load from `Workload`, and what the machines may give from `Limits`, all of which
-`--set` changes. A process pays for each batch of events that goes through the log and for each event in it; both follow
-from two measured phases, one with small batches and one with large ones. An append takes a while, and what a node is
-given meanwhile makes the next batch; so there are fewer batches than events where there is much to do. What the engine
-spends for n nodes is the straight line through one, two and three of them.
+This is a calculation, not a run. The costs come from benchmarks/results.json, benchmarks/storms.json and
+benchmarks/cluster/results.json, the load from `Workload`, and the capacity of the machines from `Limits`. `--set`
+changes fields of both. A process has a cost for each batch of events and for each event in it. Two measured phases,
+with small and with large batches, determine both. Events that arrive during a node's append form the next batch, so
+there are fewer batches than events under load. The engine's cost for n nodes is on the straight line through one, two
+and three nodes.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ BENCHMARKS = HERE.parent
 
 @dataclass(frozen=True)
 class Workload:
-    """What the connections do: customers with a chat window open, and the agents who answer them."""
+    """The load of the connections: customers with an open chat window, and the agents who answer them."""
 
     connections: int = 1_000_000
-    agent_share: float = 0.1  # the part of the connections that are agents' tabs
+    agent_share: float = 0.1  # share of the connections that are agents' tabs
     tabs: float = 2  # of an agent
     conversations: float = 3  # that an agent has at once
     message_seconds: float = 60  # between two messages in a conversation, from either side
@@ -46,26 +46,29 @@ class Workload:
 
     @property
     def messages(self) -> float:
-        """A second."""
+        """Messages per second."""
         return self.agents * self.conversations / self.message_seconds
 
     @property
     def arrivals(self) -> float:
-        """Connections a second."""
+        """New connections per second."""
         customers = self.connections * (1 - self.agent_share)
         return customers / self.customer_seconds + self.agents * self.tabs / self.agent_seconds
 
     @property
     def presence_changes(self) -> float:
-        """Users who come online or go offline, a second: to chatws a customer with a `user_id` is an agent too."""
+        """Users who come online or go offline, per second. Customers with a `user_id` count as agents too."""
         users_customers = self.connections * (1 - self.agent_share)
         return 2 * (users_customers / self.customer_seconds + self.agents / self.agent_seconds)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """:ivar agent_status: whether everybody is told who comes and goes. :ivar updates_to_everyone: whether everybody
-    gets `conversation_updated`, or only the agent whose conversation it is."""
+    """Who gets presence and updates.
+
+    :ivar agent_status: whether presence is announced to all connections.
+    :ivar updates_to_everyone: whether all connections get `conversation_updated`, or only the conversation's agent.
+    """
 
     title: str
     agent_status: bool
@@ -81,15 +84,18 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Limits:
-    """What may be used of the machines. A node is a process on a core of its own, and so is the engine: Redis runs in
-    one thread, and who publishes into PostgreSQL's log waits in line for its offset."""
+    """The capacity of the machines.
 
-    cpu: float = 0.5  # of a core, so that bursts and the loss of a node have room
+    A node is a process with its own core, and so is the engine: Redis runs in one thread, and appends to PostgreSQL run
+    one after the other.
+    """
+
+    cpu: float = 0.5  # of a core, to leave capacity for bursts and for the loss of a node
     gigabits: float = 10  # the engine's network interface
-    network: float = 0.5  # the part of it
+    network: float = 0.5  # share of it
     node_gib: float = 8  # memory of a node
-    node_connections: float = 50_000  # that one process is trusted with; up to 19,000 were measured
-    reconnect_seconds: float = 60  # in which all must be back after everything was restarted
+    node_connections: float = 50_000  # of one process; up to 19,000 were measured
+    reconnect_seconds: float = 60  # for all clients to reconnect after a restart of all nodes
     nodes: int = 100
     ping_seconds: float = 30  # chatws' --ping-interval
 
@@ -98,8 +104,9 @@ class Limits:
 class Cost:
     """Processor time of one process.
 
-    :ivar idle: the share of a core when nothing happens. :ivar batch_us: for each batch of events that goes through the
-        log, however small. :ivar event_us: for each event in it.
+    :ivar idle: share of a core without load.
+    :ivar batch_us: µs for each batch of events, of any size.
+    :ivar event_us: µs for each event in it.
     """
 
     idle: float
@@ -107,21 +114,22 @@ class Cost:
     event_us: float
 
     def share(self, batches: float, events: float) -> float:
-        """Of a core, for so many a second."""
+        """Share of a core for these batches and events per second."""
         return self.idle + (batches * self.batch_us + events * self.event_us) / 1e6
 
 
 @dataclass(frozen=True)
 class EngineCosts:
-    """
-    :ivar publisher: a node that takes events from backends, and delivers them to nobody.
-    :ivar reader: a node that reads events which concern nobody there; None where there is only one node.
+    """The costs with one engine.
+
+    :ivar publisher: a node that gets events from backends and delivers them to no client.
+    :ivar reader: a node that reads events without recipients. None if there is only one node.
     :ivar engine: the engine, by the number of nodes.
-    :ivar append_s: how long an append takes; what comes meanwhile goes with the next one. :ivar in_turn: whether the
-        nodes' appends wait for each other, so that there are no more of them when there are more nodes.
+    :ivar append_s: seconds that an append takes. Events that arrive meanwhile form the next batch.
+    :ivar in_turn: whether the appends of all nodes wait for each other, so that more nodes make no more appends.
     :ivar sent: bytes that the engine sends for an event, by the number of nodes.
-    :ivar received: the same for what it receives.
-    :ivar node_kib: memory of a node with its log and hardly any connections.
+    :ivar received: bytes that the engine receives for an event, by the number of nodes.
+    :ivar node_kib: memory of a node with its history and few connections.
     """
 
     title: str
@@ -135,14 +143,21 @@ class EngineCosts:
     node_kib: float
 
     def batches(self, events: float, nodes: int) -> float:
-        """In how many batches `events` go through the log, a second."""
+        """Batches per second for these events per second."""
         return min(events, (1 if self.in_turn else nodes) / self.append_s)
 
 
 @dataclass(frozen=True)
 class Costs:
-    """:ivar delivery_us: to one connection, one event at a time. :ivar reconnect_us: to come back and recover what was
-    missed. The rest speaks for itself; each is the server's."""
+    """The costs of the server.
+
+    :ivar delivery_us: to deliver one event to one connection.
+    :ivar connect_us: to connect, authenticate and subscribe.
+    :ivar reconnect_us: the same, and to recover `recovered` events.
+    :ivar ping_us: for a ping and its answer.
+    :ivar idle_kib: memory of chatws for an idle connection.
+    :ivar socket_kib: memory of the kernel for it.
+    """
 
     delivery_us: float
     connect_us: float
@@ -155,7 +170,7 @@ class Costs:
 
 
 def read_costs(directory: Path = BENCHMARKS) -> Costs:
-    """What has been measured."""
+    """Read the measured costs."""
     single = json.loads((directory / "results.json").read_text())["medians"]
     storms = json.loads((directory / "storms.json").read_text())
     cluster = json.loads((directory / "cluster" / "results.json").read_text())
@@ -173,11 +188,11 @@ def read_costs(directory: Path = BENCHMARKS) -> Costs:
 
 
 def _engine_costs(document: dict[str, Any]) -> dict[str, EngineCosts]:
-    found = {}
+    costs = {}
     for name in ("memory", "sqlite", "redis", "postgresql"):
         by_nodes = {
-            document["clusters"][key]["nodes"]: one
-            for key, one in document["medians"].items()
+            document["clusters"][key]["nodes"]: medians
+            for key, medians in document["medians"].items()
             if key.rpartition("-")[0] == name
         }
         if not by_nodes:
@@ -195,25 +210,25 @@ def _engine_costs(document: dict[str, Any]) -> dict[str, EngineCosts]:
                 max(0.0, publisher.event_us * (nodes - 1) - reader.event_us * others),
             )
         shared = "engine" in most["idle_cpu"]
-        found[name] = EngineCosts(
+        costs[name] = EngineCosts(
             title=document["clusters"][f"{name}-1"]["title"].removeprefix("chatws, "),
             publisher=publisher,
             reader=reader,
-            engine={count: _cost(one, "engine") for count, one in by_nodes.items()} if shared else {},
+            engine={count: _cost(medians, "engine") for count, medians in by_nodes.items()} if shared else {},
             append_s=most["quiet"]["same"]["p50_ms"] / 1000,
             in_turn=name != "redis",
-            sent={count: _bytes(one, "sent") for count, one in by_nodes.items()} if shared else {},
-            received={count: _bytes(one, "received") for count, one in by_nodes.items()} if shared else {},
-            node_kib=max(one["resident_kib"]["node1"] for one in by_nodes.values()),
+            sent={count: _bytes(medians, "sent") for count, medians in by_nodes.items()} if shared else {},
+            received={count: _bytes(medians, "received") for count, medians in by_nodes.items()} if shared else {},
+            node_kib=max(medians["resident_kib"]["node1"] for medians in by_nodes.values()),
         )
-    return found
+    return costs
 
 
 def _cost(medians: dict[str, Any], process: str) -> Cost:
-    """Batch and event, from two phases of which one has smaller batches than the other."""
+    """The cost of a batch and of an event, from a phase with small batches and one with large batches."""
     idle = medians["idle_cpu"][process]
     small, large = medians["small"], medians["flood"]
-    # where nobody counts them: each event by itself, and so many at once that the batch costs nothing
+    # without a count: each event is a batch, and in the large phase the batch costs nothing
     few, many = small.get("batches", 1.0), large.get("batches", 0.0)
     one, other = (phase["cpu_us"][process] - idle / phase["per_s"] * 1e6 for phase in (small, large))
     batch = max(0.0, (one - other) / (few - many)) if few > many else 0.0
@@ -225,17 +240,21 @@ def _bytes(medians: dict[str, Any], which: str) -> float:
 
 
 def for_nodes(measured: dict[int, float], nodes: int) -> float:
-    """The straight line through what was measured with one, two and three nodes, at `nodes`."""
+    """The value at `nodes` on the straight line through the measurements with one, two and three nodes."""
     if nodes in measured or len(measured) < 2:
         return measured.get(nodes, next(iter(measured.values())))
     slope, intercept = linear_regression(list(measured), list(measured.values()))
-    # one that falls is noise: nothing becomes cheaper for more nodes
+    # a falling line is noise, because nothing becomes cheaper with more nodes
     return intercept + slope * nodes if slope > 0 else max(measured.values())
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one cluster has to do, a second. :ivar events: through the log. :ivar deliveries: to browsers."""
+    """The work of one cluster per second.
+
+    :ivar events: through the broker.
+    :ivar deliveries: to browsers.
+    """
 
     events: float
     to_conversations: float
@@ -248,11 +267,11 @@ class Load:
 
 
 def load(work: Workload, settings: Settings) -> Load:
-    """:returns: what `work` comes to with these settings."""
+    """The load of `work` with these settings."""
     recipients = 1 + work.tabs  # the customer and the agent's tabs
     conversation = work.messages * (work.kept_events * recipients + work.typing_events * recipients / 2)
     updates = work.messages * work.updates
-    # what the nodes tell each other of who is online goes through the log in any case
+    # presence updates between the nodes go through the broker in any case
     presence = work.presence_changes * (2 if settings.agent_status else 1)
     return Load(
         events=work.messages * (work.kept_events + work.typing_events + work.updates) + presence,
@@ -264,7 +283,7 @@ def load(work: Workload, settings: Settings) -> Load:
 
 @dataclass(frozen=True)
 class Need:
-    """One thing that a cluster of some nodes needs, and how much of it there is."""
+    """A resource that a cluster needs, and its limit."""
 
     what: str
     used: float
@@ -276,13 +295,13 @@ class Need:
 
 
 #: The names of needs, as the tables show them.
-NODE_CPU, READING, ENGINE_CPU = "a node's processor", "reading the log", "the engine's processor"
-NETWORK, MEMORY, RETURN = "the engine's network", "a node's memory", "the time to come back"
+NODE_CPU, READING, ENGINE_CPU = "a node's processor", "reading events", "the engine's processor"
+NETWORK, MEMORY, RETURN = "the engine's network", "a node's memory", "the time to reconnect"
 CONNECTIONS = "a node's connections"
 
 
 def needs(work: Workload, settings: Settings, engine: EngineCosts, costs: Costs, limits: Limits, n: int) -> list[Need]:
-    """What each of `n` nodes needs, and their engine."""
+    """The needs of each of `n` nodes, and of their engine."""
     todo = load(work, settings)
     share = todo.events / n
     reading = 0.0
@@ -295,7 +314,7 @@ def needs(work: Workload, settings: Settings, engine: EngineCosts, costs: Costs,
     idle = work.connections / n / limits.ping_seconds * costs.ping_us
     arriving = work.arrivals / n * costs.connect_us
     memory = engine.node_kib + work.connections / n * (costs.idle_kib + costs.socket_kib)
-    found = [
+    result = [
         Need(READING, reading, limits.cpu),
         Need(NODE_CPU, own + (deliveries + idle + arriving) / 1e6, limits.cpu),
         Need(CONNECTIONS, work.connections / n, limits.node_connections),
@@ -305,20 +324,24 @@ def needs(work: Workload, settings: Settings, engine: EngineCosts, costs: Costs,
     if engine.engine:
         by_nodes = {count: cost.share(batches, todo.events) for count, cost in engine.engine.items()}
         traffic = max(for_nodes(engine.sent, n), for_nodes(engine.received, n)) * todo.events
-        found.append(Need(ENGINE_CPU, for_nodes(by_nodes, n), limits.cpu))
-        found.append(Need(NETWORK, traffic * 8 / 1e9, limits.gigabits * limits.network))
-    return found
+        result.append(Need(ENGINE_CPU, for_nodes(by_nodes, n), limits.cpu))
+        result.append(Need(NETWORK, traffic * 8 / 1e9, limits.gigabits * limits.network))
+    return result
 
 
-#: What more nodes do not make less; and what they make less without end.
+#: Needs that more nodes do not reduce, and needs that they divide.
 COMMON = (READING, ENGINE_CPU, NETWORK)
 DIVIDED = (CONNECTIONS, MEMORY, RETURN)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """:ivar fits: whether a cluster can do it. :ivar nodes: the fewest that do. Where it does not fit, the fewest that
-    would if only the nodes counted and not what they share; or else the number of them that is least overloaded."""
+    """A cluster for a workload.
+
+    :ivar fits: whether every need is within its limit.
+    :ivar nodes: the fewest nodes that fit. If none fit, the fewest without the needs in `COMMON`, or else the number of
+        nodes with the least overload.
+    """
 
     fits: bool
     nodes: int
@@ -326,12 +349,12 @@ class Plan:
 
     @property
     def tightest(self) -> Need:
-        """What is nearest to its limit, or furthest beyond."""
+        """The need that is nearest to its limit, or furthest beyond it."""
         return max(self.needs, key=lambda need: need.ratio)
 
     @property
     def breaks(self) -> str:
-        """What `tightest` is, more precisely: a node's processor may have most of its work from reading."""
+        """The first limit. Reading, if it is most of the work of a node's processor."""
         first = self.tightest.what
         return READING if first == NODE_CPU and self.used(READING) > self.tightest.used / 2 else first
 
@@ -342,21 +365,21 @@ class Plan:
 def plan(work: Workload, settings: Settings, engine: EngineCosts, costs: Costs, limits: Limits) -> Plan:
     """The smallest cluster."""
     best: Plan | None = None
-    enough = False  # nodes for what they divide among them
+    enough = False  # whether the needs in DIVIDED fit
     for n in range(1, (1 if engine.reader is None else limits.nodes) + 1):
-        one = needs(work, settings, engine, costs, limits, n)
-        found = Plan(all(need.ratio <= 1 for need in one), n, one)
-        if found.fits or all(need.ratio <= 1 for need in one if need.what not in COMMON):
-            return found
-        divided = all(need.ratio <= 1 for need in one if need.what in DIVIDED)
-        if best is None or not enough or (divided and found.tightest.ratio < best.tightest.ratio):
-            best, enough = found, divided
+        all_needs = needs(work, settings, engine, costs, limits, n)
+        candidate = Plan(all(need.ratio <= 1 for need in all_needs), n, all_needs)
+        if candidate.fits or all(need.ratio <= 1 for need in all_needs if need.what not in COMMON):
+            return candidate
+        divided = all(need.ratio <= 1 for need in all_needs if need.what in DIVIDED)
+        if best is None or not enough or (divided and candidate.tightest.ratio < best.tightest.ratio):
+            best, enough = candidate, divided
     assert best is not None
     return best
 
 
 def largest(work: Workload, settings: Settings, engine: EngineCosts, costs: Costs, limits: Limits) -> tuple[int, Plan]:
-    """How many connections one cluster can have, and the plan for a twentieth more, which does not fit."""
+    """The most connections of one cluster, and the plan for 5 % more, which does not fit."""
 
     def planned(connections: int) -> Plan:
         return plan(replace(work, connections=connections), settings, engine, costs, limits)
@@ -373,9 +396,9 @@ def largest(work: Workload, settings: Settings, engine: EngineCosts, costs: Cost
 def sharded(
     work: Workload, settings: Settings, engine: EngineCosts, costs: Costs, limits: Limits
 ) -> tuple[int, Plan] | None:
-    """Independent clusters that divide the connections among them, so that the fewest processes do.
+    """Independent clusters that divide the connections, with the fewest processes.
 
-    :returns: how many clusters, and the plan of one; None when not even the smallest fits.
+    :returns: the number of clusters, and the plan of one. None if not even the smallest fits.
     """
     best: tuple[int, Plan] | None = None
     fewest = 0
@@ -383,23 +406,23 @@ def sharded(
     for shards in sorted({round(step * 10**power) for power in range(5) for step in steps}):
         if shards > work.connections:
             break
-        one = plan(replace(work, connections=-(-work.connections // shards)), settings, engine, costs, limits)
-        processes = shards * (one.nodes + bool(engine.engine))
-        if one.fits and (best is None or processes < fewest):
-            best, fewest = (shards, one), processes
+        candidate = plan(replace(work, connections=-(-work.connections // shards)), settings, engine, costs, limits)
+        processes = shards * (candidate.nodes + bool(engine.engine))
+        if candidate.fits and (best is None or processes < fewest):
+            best, fewest = (shards, candidate), processes
     return best
 
 
 T = TypeVar("T", Workload, Limits)
 
 
-def changed(what: T, assignments: Sequence[str]) -> T:
-    """`what`, with those of the `name=value` that are its fields."""
+def changed(values: T, assignments: Sequence[str]) -> T:
+    """Apply those assignments (`name=value`) that are fields of `values`."""
     kinds: dict[str, Callable[[str], Any]] = {
-        field.name: int if field.type == "int" else float for field in fields(what)
+        field.name: int if field.type == "int" else float for field in fields(values)
     }
     pairs = [assignment.partition("=") for assignment in assignments]
-    return replace(what, **{name: kinds[name](value) for name, _, value in pairs if name in kinds})
+    return replace(values, **{name: kinds[name](value) for name, _, value in pairs if name in kinds})
 
 
 def main() -> None:
@@ -407,7 +430,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", dest="assignments")
-    parser.add_argument("--benchmarks", type=Path, default=BENCHMARKS, help="where the results lie")
+    parser.add_argument("--benchmarks", type=Path, default=BENCHMARKS, help="directory of the results")
     arguments = parser.parse_args()
     known = {field.name for kind in (Workload, Limits) for field in fields(kind)}
     for assignment in arguments.assignments:

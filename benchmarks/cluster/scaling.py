@@ -1,9 +1,9 @@
-"""Writes the tables of docs/scaling.md, and docs/images/cluster.svg, from what was measured and calculated.
+"""Write the tables of docs/scaling.md, and docs/images/cluster.svg, from measurements and the calculation.
 
     python benchmarks/cluster/scaling.py
 
-Each part between `<!-- cluster: NAME -->` and `<!-- end -->` is made anew; every figure of the page, and every sentence
-that compares figures, stands in one of them.
+The program replaces each part between `<!-- cluster: NAME -->` and `<!-- end -->`. Every figure of the page, and every
+sentence that compares figures, is in one of them.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from model import SETTINGS, Cost, Costs, Limits, Plan, Workload  # noqa: E402
 from report import STYLE  # noqa: E402
 
 DOCS = HERE.parents[1] / "docs"
-#: The part of the machine that others may use before the run without the page warning of its figures.
+#: Share of the machine that other programs may use before the run. Above it, the page has a warning.
 QUIET = 0.05
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
 VERSIONS = {
@@ -48,7 +48,7 @@ VERSIONS = {
 }
 
 
-# What was measured
+# Measured
 
 
 def measured_sections(document: dict[str, Any]) -> dict[str, str]:
@@ -62,39 +62,38 @@ def measured_sections(document: dict[str, Any]) -> dict[str, str]:
 
 
 def _name(document: dict[str, Any], key: str) -> str:
-    one = document["clusters"][key]
-    parts = [one["title"]]
-    if one["engine"]:
-        parts.append("1 node" if one["nodes"] == 1 else f"{one['nodes']} nodes")
+    cluster = document["clusters"][key]
+    parts = [cluster["title"]]
+    if cluster["engine"]:
+        parts.append("1 node" if cluster["nodes"] == 1 else f"{cluster['nodes']} nodes")
     return ", ".join(parts)
 
 
 def _conditions(document: dict[str, Any]) -> str:
     busy = document["busy_before"]
     counts = sorted({len(runs) for runs in document["runs"].values()})
-    spread = "" if counts[-1] == 1 else ", and for events per second the least and the most beside them"
-    times = "once" if counts[-1] == 1 else f"{' to '.join(map(str, counts))} times; medians are shown"
-    share = max(one["busy"]["client_cpu"] for one in document["medians"].values())
+    spread = "" if counts[-1] == 1 else ", and for events per second the minimum and maximum"
+    times = "once" if counts[-1] == 1 else f"{' to '.join(map(str, counts))} times. The tables show medians"
+    share = max(medians["busy"]["client_cpu"] for medians in document["medians"].values())
     settings = document["settings"]
     cores = document["cores"]
-    found = document["versions"]
-    versions = ", ".join(f"{title} {found[key]}" for key, title in VERSIONS.items() if key in found)
+    by_program = document["versions"]
+    versions = ", ".join(f"{title} {by_program[key]}" for key, title in VERSIONS.items() if key in by_program)
     paragraphs = (
-        f"""Measured {times}{spread}. The machine has **{cores}
-        cores** for the nodes, the engine and the load client together. So latencies are those of a machine with time to
-        spare, and stand; events per second do not grow with the nodes here, as they would on machines of their own: two
-        nodes and an engine have more to do, as each reads every event, and no more cores to do it with. What can be
-        carried over to other machines is the processor time of each process, and what follows from it. The column
-        *cores of their own* says how many events a second the busiest process could do with a core to itself:
-        calculated from its processor time, not measured.""",
-        f"""The load client (C, one epoll loop) used at most {share * 100:.0f} % of a core in the busy phases: it is not
-        what bounds them. Redis ran with `{settings["redis"]}`, PostgreSQL with `{settings["postgresql"]}`; a write of
+        f"""Measured {times}{spread}. The nodes, the engine and the load client share **{cores} cores**. Latencies
+        are therefore those of a machine with spare capacity, and are valid. Events per second do not grow with the
+        nodes here, as they would on separate machines. Two nodes and an engine have more work, because each reads every
+        event, and no more cores. The processor time of each process can be carried over to other machines. The column
+        *cores of their own* is calculated from it: the events per second of the busiest process with a core to
+        itself.""",
+        f"""The load client (C, one epoll loop) used at most {share * 100:.0f} % of a core in the busy phases and is not
+        the bottleneck. Redis ran with `{settings["redis"]}`, PostgreSQL with `{settings["postgresql"]}`. A write of
         8 KiB with `fdatasync` takes {document["disk_sync_ms"]:.1f} ms on this disk. Measured with {versions}.""",
     )
     if busy > QUIET:
         paragraphs = (
             f"""**Other programs were running** and used {busy * 100:.0f} % of this machine before the first cluster
-            was started: take these figures for a look, and no more.""",
+            was started. These figures are only a first impression.""",
             *paragraphs,
         )
     return "\n\n".join(
@@ -108,7 +107,7 @@ def _delay(delays: dict[str, float] | None, which: str) -> str:
 
 
 def _alone(medians: dict[str, Any]) -> float:
-    """Events a second if each process had a core to itself."""
+    """Events per second if each process had its own core."""
     costs = dict(medians["busy"]["cpu_us"])
     engine = costs.pop("engine", 0.0)
     return 1e6 / max(engine, sum(costs.values()) / len(costs))
@@ -148,7 +147,7 @@ def _costs_per_event(document: dict[str, Any]) -> str:
 
 
 def _verdict(document: dict[str, Any]) -> str:
-    """chatws on each engine beside Socket.IO with as many nodes."""
+    """chatws on each engine compared with Socket.IO with as many nodes."""
     medians = document["medians"]
     lines = []
     for engine in ("redis", "postgresql"):
@@ -159,18 +158,21 @@ def _verdict(document: dict[str, Any]) -> str:
             where = "other" if nodes > 1 else "same"
             delay, beside = ours["quiet"][where], theirs["quiet"][where]
             rate, their_rate = ours["busy"]["per_s"], theirs["busy"]["per_s"]
-            cost, their_cost = (sum(one["busy"]["cpu_us"].values()) for one in (ours, theirs))
+            cost, their_cost = (
+                sum(medians_of_cluster["busy"]["cpu_us"].values()) for medians_of_cluster in (ours, theirs)
+            )
             lines.append(
                 f"- {_name(document, f'{engine}-{nodes}')}: {rate / their_rate:.1f} times as many events a second as "
-                f"Socket.IO with its Redis adapter, for {cost / their_cost:.2f} times its processor time; a quiet "
-                f"event takes {delay['p50_ms']:.2f} ms (p99 {delay['p99_ms']:.2f}) beside {beside['p50_ms']:.2f} ms "
-                f"(p99 {beside['p99_ms']:.2f})" + (" to a browser on another node." if nodes > 1 else ".")
+                f"Socket.IO with its Redis adapter, for {cost / their_cost:.2f} times its processor time. A quiet "
+                f"event takes {delay['p50_ms']:.2f} ms (p99 {delay['p99_ms']:.2f}), that of Socket.IO "
+                f"{beside['p50_ms']:.2f} ms (p99 {beside['p99_ms']:.2f})"
+                + (" to a browser on another node." if nodes > 1 else ".")
             )
     return "\n".join(lines) or "Not measured in this run."
 
 
 def chart(document: dict[str, Any]) -> str:
-    """Bars: how soon a quiet event arrives (p50, and p99 behind it), and how many a second go through."""
+    """Bars: latency of a quiet event (p50, and p99 behind it), and events per second."""
     medians = document["medians"]
     left, width, row, y = 270, 400, 20, 10
     parts: list[str] = []
@@ -180,7 +182,7 @@ def chart(document: dict[str, Any]) -> str:
         if not figures:
             return
         ordered = sorted(second for _, second in figures.values())
-        # one that is far beyond would leave a hair's breadth to the others
+        # an outlier would make the other bars invisible
         scale = min(ordered[-1], ordered[len(ordered) // 2] * 4)
         y += row
         parts.append(f'<text class="head" x="10" y="{y}">{escape(title)}</text>')
@@ -198,7 +200,7 @@ def chart(document: dict[str, Any]) -> str:
         y += row // 2
 
     bars(
-        "push to browser (on another node, where there is one), ms: median, and 99 of 100 within",
+        "push to browser (on another node with several nodes), ms: median, 99th percentile",
         {key: _pair(one["quiet"]["other"] or one["quiet"]["same"]) for key, one in medians.items()},
         lambda first, second: f"{first:.2f}, {second:.2f}",
     )
@@ -220,7 +222,7 @@ def _pair(delays: dict[str, float]) -> tuple[float, float]:
     return delays["p50_ms"], delays["p99_ms"]
 
 
-# What is calculated
+# Calculated
 
 
 def model_sections(costs: Costs, work: Workload, limits: Limits) -> dict[str, str]:
@@ -261,15 +263,15 @@ def _workload(work: Workload, limits: Limits) -> str:
         ],
         ["a customer's page stays open", f"{work.customer_seconds / 60:g} minutes"],
         ["an agent stays online", f"{work.agent_seconds / 3600:g} hours"],
-        ["connections that come, and as many that go", f"{work.arrivals:,.0f} a second"],
-        ["who is online changes", f"{work.presence_changes:,.0f} times a second"],
-        ["events through the log", f"{load.events:,.0f} a second, who is online included"],
+        ["new connections, and as many that close", f"{work.arrivals:,.0f} a second"],
+        ["presence changes", f"{work.presence_changes:,.0f} a second"],
+        ["events through the broker", f"{load.events:,.0f} a second, presence included"],
         [
             "limits",
             f"{limits.cpu * 100:.0f} % of a core for each node and for the engine, {limits.node_gib:g} GiB and "
             f"{limits.node_connections:,.0f} connections for a node, "
             f"{limits.network * 100:.0f} % of {limits.gigabits:g} Gbit/s at the engine, {limits.reconnect_seconds:g} s "
-            f"for everybody to come back after everything was restarted",
+            f"for all clients to reconnect after a restart of all nodes",
         ],
     ]
     return table(["assumed", ""], rows).replace("| --- | ---: |", "| --- | --- |")
@@ -285,24 +287,28 @@ def _carried(costs: Costs) -> str:
         ["… and the kernel", f"{number(costs.socket_kib)} KiB", "`cluster/results.json`, staying"],
     ]
     for name in _engines(costs):
-        one = costs.engines[name]
+        engine = costs.engines[name]
         where = "`cluster/results.json`, small and flood"
 
         def pair(cost: Cost) -> str:
             return f"{number(cost.batch_us)} + {number(cost.event_us)} µs"
 
-        rows.append([f"{one.title}: to publish a batch + each event in it", pair(one.publisher), where])
-        if one.reader is not None:
-            rows.append(["… to read them where they concern nobody", pair(one.reader), where])
-        for count, cost in one.engine.items():
+        rows.append([f"{engine.title}: to publish a batch + each event in it", pair(engine.publisher), where])
+        if engine.reader is not None:
+            rows.append(["… to read them without recipients", pair(engine.reader), where])
+        for count, cost in engine.engine.items():
             rows.append([f"… the engine, for {count} node{'s' if count > 1 else ''}", pair(cost), where])
-        rows.append(["… time that an append takes", f"{one.append_s * 1000:.2f} ms", "`cluster/results.json`, quiet"])
-        rows.append(["… memory of a node with its log", f"{one.node_kib / 1024:.0f} MiB", "`cluster/results.json`"])
+        rows.append(
+            ["… time that an append takes", f"{engine.append_s * 1000:.2f} ms", "`cluster/results.json`, quiet"]
+        )
+        rows.append(
+            ["… memory of a node with its history", f"{engine.node_kib / 1024:.0f} MiB", "`cluster/results.json`"]
+        )
     return table(["measured", "", "from"], rows).replace("| --- | ---: | ---: |", "| --- | ---: | --- |")
 
 
 def _everybody(costs: Costs, work: Workload, limits: Limits) -> str:
-    """What goes to everybody grows with the square."""
+    """Broadcasts grow with the square of the connections."""
     rows = []
     for size in SIZES:
         load = model.load(replace(work, connections=size), SETTINGS[0])
@@ -325,8 +331,8 @@ def _everybody(costs: Costs, work: Workload, limits: Limits) -> str:
     return table([*head, "`agent_status` to all", "cores"], rows)
 
 
-def _processes(found: Plan, shared: bool) -> str:
-    return f"{found.nodes:,}" + (" + engine" if shared else "")
+def _processes(plan: Plan, shared: bool) -> str:
+    return f"{plan.nodes:,}" + (" + engine" if shared else "")
 
 
 def _largest(costs: Costs, work: Workload, limits: Limits) -> str:
@@ -337,12 +343,12 @@ def _largest(costs: Costs, work: Workload, limits: Limits) -> str:
             most, beyond = model.largest(work, settings, engine, costs, limits)
             nodes = model.plan(replace(work, connections=most), settings, engine, costs, limits).nodes
             rows.append([settings.title, engine.title, f"{_rounded(most):,}", f"{nodes:,}", beyond.breaks])
-    text = table(["settings", "engine", "connections at most", "nodes", "what breaks first"], rows)
+    text = table(["settings", "engine", "connections at most", "nodes", "first limit"], rows)
     return text.replace("| ---: |\n", "| --- |\n", 1).replace("| --- | ---: |", "| --- | --- |", 1)
 
 
 def _rounded(value: int) -> int:
-    """Two digits that count."""
+    """Round down to two significant digits."""
     power = 10 ** max(0, len(str(value)) - 2)
     return value // power * power
 
@@ -352,22 +358,22 @@ def _sizes(costs: Costs, work: Workload, limits: Limits) -> str:
     for size in SIZES:
         for name in _engines(costs):
             engine = costs.engines[name]
-            found = model.plan(replace(work, connections=size), SETTINGS[-1], engine, costs, limits)
+            plan = model.plan(replace(work, connections=size), SETTINGS[-1], engine, costs, limits)
             events = model.load(replace(work, connections=size), SETTINGS[-1]).events
             rows.append(
                 [
                     f"{size:,}",
                     engine.title,
                     f"{events:,.0f}",
-                    f"{found.nodes:,}" if found.fits else f"does not fit: {found.breaks}",
-                    _percent(found.used(model.NODE_CPU)),
-                    _percent(found.used(model.READING)),
-                    _percent(found.used(model.ENGINE_CPU)) if engine.engine else "",
-                    f"{found.used(model.NETWORK) * 1000:,.1f}" if engine.engine else "",
-                    f"{found.used(model.MEMORY):.2f}",
+                    f"{plan.nodes:,}" if plan.fits else f"does not fit: {plan.breaks}",
+                    _percent(plan.used(model.NODE_CPU)),
+                    _percent(plan.used(model.READING)),
+                    _percent(plan.used(model.ENGINE_CPU)) if engine.engine else "",
+                    f"{plan.used(model.NETWORK) * 1000:,.1f}" if engine.engine else "",
+                    f"{plan.used(model.MEMORY):.2f}",
                 ]
             )
-    head = ["connections", "engine", "events a second", "nodes", "a node's core", "of it reading the log"]
+    head = ["connections", "engine", "events a second", "nodes", "a node's core", "of it reading events"]
     text = table([*head, "the engine's core", "its Mbit/s", "GiB a node"], rows)
     return text.replace("| --- | ---: |", "| --- | --- |", 1)
 
@@ -382,24 +388,24 @@ def _million(costs: Costs, work: Workload, limits: Limits) -> str:
         for name in _engines(costs):
             engine = costs.engines[name]
             whole = model.plan(work, settings, engine, costs, limits)
-            found = model.sharded(work, settings, engine, costs, limits)
+            clusters = model.sharded(work, settings, engine, costs, limits)
             row = [settings.title, engine.title]
             row.append(f"{whole.nodes:,}" if whole.fits else f"no: {whole.breaks}")
-            if found is None:
+            if clusters is None:
                 rows.append([*row, "", "", "", ""])
                 continue
-            shards, one = found
+            shards, plan = clusters
             size = -(-work.connections // shards)
-            memory = one.used(model.MEMORY) * one.nodes * shards
-            total = shards * one.nodes
+            memory = plan.used(model.MEMORY) * plan.nodes * shards
+            total = shards * plan.nodes
             rows.append(
                 [*row, f"{shards:,} of {size:,}", f"{total:,}", f"{shards if engine.engine else 0:,}", f"{memory:,.0f}"]
             )
             if settings is SETTINGS[-1]:
                 sentences.append(
-                    f"- {engine.title}: {shards:,} clusters of {one.nodes} node{'s' if one.nodes > 1 else ''} "
-                    f"({total:,} processes with {memory:,.0f} GiB); nearest to its limit is {one.breaks}, "
-                    f"at {one.tightest.ratio * 100:.0f} % of it."
+                    f"- {engine.title}: {shards:,} clusters of {plan.nodes} node{'s' if plan.nodes > 1 else ''} "
+                    f"({total:,} processes with {memory:,.0f} GiB). The tightest limit is {plan.breaks}, "
+                    f"used to {plan.tightest.ratio * 100:.0f} %."
                 )
     head = ["settings", "engine", "in one cluster: nodes", "clusters", "nodes in all", "engines", "GiB in all"]
     text = table(head, rows).replace("| --- | ---: | ---: |", "| --- | --- | ---: |", 1)
@@ -412,9 +418,9 @@ def _storm(costs: Costs, work: Workload, limits: Limits) -> str:
         return "Not calculated: no shared engine was measured."
     rows = []
     for size in SIZES[1:]:
-        one = replace(work, connections=size)
-        found = model.plan(one, SETTINGS[-1], costs.engines[engine], costs, limits)
-        nodes = max(2, found.nodes)
+        workload = replace(work, connections=size)
+        plan = model.plan(workload, SETTINGS[-1], costs.engines[engine], costs, limits)
+        nodes = max(2, plan.nodes)
         each = size / nodes * costs.reconnect_us / 1e6
         rows.append([f"{size:,}", f"{nodes:,}", f"{each / (nodes - 1):,.1f} s", f"{each:,.1f} s"])
     return table(["connections", "nodes", "one node lost: the others are busy for", "all restarted: busy for"], rows)
@@ -424,7 +430,7 @@ def _storm(costs: Costs, work: Workload, limits: Limits) -> str:
 
 
 def fill(page: str, sections: dict[str, str]) -> str:
-    """:returns: the page with what stands between its markers made anew.
+    """Replace the text between the page's markers.
 
     :raises KeyError: the page lacks a marker.
     """
@@ -437,7 +443,7 @@ def fill(page: str, sections: dict[str, str]) -> str:
 
 
 def sections(benchmarks: Path = HERE.parent) -> dict[str, str]:
-    """Everything that stands between markers."""
+    """The text between each pair of markers."""
     document = json.loads((benchmarks / "cluster" / "results.json").read_text())
     return measured_sections(document) | model_sections(model.read_costs(benchmarks), Workload(), Limits())
 
@@ -448,10 +454,10 @@ def main() -> None:
     arguments = parser.parse_args()
     page = arguments.docs / "scaling.md"
     try:
-        found = sections()
+        texts = sections()
     except (KeyError, FileNotFoundError) as error:
         sys.exit(f"not all that the page needs was measured: {error} is missing (make bench, make bench-cluster)")
-    page.write_text(fill(page.read_text(), found))
+    page.write_text(fill(page.read_text(), texts))
     document = json.loads((HERE / "results.json").read_text())
     (arguments.docs / "images" / "cluster.svg").write_text(chart(document))
 

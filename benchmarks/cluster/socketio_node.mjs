@@ -2,9 +2,9 @@
 //
 //     node socketio_node.mjs PORT PUSH_PORT REDIS_URL redis|streams
 //
-// The backends' door is a TCP listener like that of chatws: one JSON object a line, emitted to the room of its
-// conversation and answered {"ok":true}. Neither adapter says when an event has reached Redis, so that the answer only
-// says that this process has read the line and handed it on.
+// The push API is a TCP listener like that of chatws. Each line is a JSON object, which is emitted to the room of its
+// conversation and answered {"ok":true}. Neither adapter reports when an event has reached Redis. The response only says
+// that this process has read the line and passed it to the adapter.
 import { createServer } from "node:http";
 import net from "node:net";
 import { createAdapter as createPubSubAdapter } from "@socket.io/redis-adapter";

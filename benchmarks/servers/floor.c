@@ -1,8 +1,8 @@
-/* The floor under every server: a loop of send(), without frames being built, rooms, or anything said about errors.
+/* The lower bound for every server: a loop of send() without building frames, without rooms, without error messages.
  *
  *     floor PORT PUSH_PORT      (PER=n: connection i is of group i / n; without it all are of one group)
  *
- * Each line of the backend goes to the group named by "conversation_id", in one frame whose header is the only work. */
+ * Each line of the backend goes to the group in "conversation_id", in one frame with a prepared header. */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <netinet/tcp.h>

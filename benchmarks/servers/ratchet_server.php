@@ -1,8 +1,8 @@
 <?php
-// Ratchet as the inbox applications in the field use it: for each message one loop over all connections, which looks
-// through the subscriptions of each. These stand in a property of the connection (docs/migrating-from-ratchet.md) or,
-// with a third argument, "storage", beside it in the SplObjectStorage, which spares Ratchet's decorators their __get.
-// Run where RATCHET_VENDOR names a vendor directory with cboden/ratchet.
+// Ratchet as existing inbox applications use it: for each message one loop over all connections, which searches the
+// subscriptions of each. They are in a property of the connection (docs/migrating-from-ratchet.md) or, with a third
+// argument, "storage", in the SplObjectStorage, which avoids the __get of Ratchet's decorators.
+// RATCHET_VENDOR names a vendor directory with cboden/ratchet.
 
 require getenv('RATCHET_VENDOR') . '/autoload.php';
 

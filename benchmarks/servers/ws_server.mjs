@@ -1,4 +1,4 @@
-// ws (Node): a room server; each frame is sent to each listener as its documentation's broadcast does.
+// ws (Node): a room server. Each frame is sent to each listener, as in the broadcast of its documentation.
 import net from "node:net";
 import { WebSocketServer } from "ws";
 

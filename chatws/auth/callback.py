@@ -1,189 +1,280 @@
-"""The application says who a browser is: chatws asks it with the browser's own cookies.
+"""The authentication method `callback`: asks the application about the session of the browser's cookies.
 
-One GET to `--auth-url` with the headers of the request that opened the connection. 200 with
-`{"user_id":123}`, optionally with `"conversations":[…]`, is a yes; 401 and 403 are a no. Anything else (a redirect,
-another status, no JSON, too much of it, no answer in time) says nothing, and is neither: `Unavailable`.
+The server sends one GET to `--auth-url`, with headers of the request that opened the connection. The application
+accepts with 200 and `{"user_id":123}` or `{"contact_id":7}`, optionally with `conversations`, `groups` and `role`. It
+rejects with 401, 403 or `{"user_id":null}`. Every other result (a redirect, another status, invalid JSON, a timeout)
+is `Unavailable`.
 """
 
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
-from twisted.internet.defer import CancelledError, Deferred, DeferredSemaphore
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
+from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
+from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
+from twisted.web.iweb import IAgentEndpointFactory
+from zope.interface import implementer
 
-from chatws.auth.lookup import Complaints, Lookup
-from chatws.auth.methods import agree
-from chatws.chat.contracts import Credentials, Identity
-from chatws.errors import AuthenticationFailed, ClientError, OperatorError, Unavailable
-from chatws.ids import Id, parse_id
+from chatws.auth.auth_url import check_auth_url
+from chatws.auth.cache import RepeatedErrorLog, SingleFlightCache
+from chatws.auth.fair_queue import FairQueue
+from chatws.auth.methods import require_same_user
+from chatws.auth.roles import parse_conversations, parse_role
+from chatws.chat.interfaces import Credentials, Identity
+from chatws.errors import AuthenticationFailed, ClientError, Unavailable
+from chatws.ids import Id, parse_groups, parse_id
+from chatws.interfaces import Reactor
 
-__all__ = ["FORWARDED", "MAX_ANSWER", "MAX_PARALLEL", "CallbackMethod"]
+__all__ = ["FORWARDED", "MAX_PARALLEL", "MAX_RESPONSE_BYTES", "CallbackMethod", "parse_response"]
 
-#: Headers of the browser that are passed on as they are. Some applications bind a session to the User-Agent.
+#: Headers of the browser that are forwarded unchanged. Some applications bind a session to the User-Agent.
 FORWARDED = ("cookie", "authorization", "origin", "user-agent")
-#: Bytes that an answer may have.
-MAX_ANSWER = 65_536
-#: Questions that are put to the application at once; the others wait their turn, within their timeout.
+#: Bytes in the body of a response. 5,000 conversations of 12 digits fit.
+MAX_RESPONSE_BYTES = 65_536
+#: Bytes of a whole response on the wire: the head, which twisted.web does not limit, and the framing of chunks.
+MAX_WIRE_BYTES = 4 * MAX_RESPONSE_BYTES
+#: Parallel requests to the application: about the workers of a PHP-FPM pool. The others wait.
 MAX_PARALLEL = 32
 
 _Key = tuple[tuple[str, str], ...]
 
 
-class _Answer(msgspec.Struct, frozen=True):
-    user_id: Id
-    conversations: frozenset[Id] | None
+class _CallbackBody(msgspec.Struct):
+    user_id: object = msgspec.UNSET
+    contact_id: object = msgspec.UNSET
+    conversations: object = msgspec.UNSET
+    groups: object = msgspec.UNSET
+    role: object = msgspec.UNSET
 
 
-class _Body(msgspec.Struct):
-    user_id: object
-    conversations: list[object] | msgspec.UnsetType = msgspec.UNSET
-
-
-class _Odd(Exception):
-    """The application answered, but neither yes nor no."""
+class _InvalidResponse(Exception):
+    """The response neither accepts nor rejects the session."""
 
 
 class CallbackMethod:
-    """:param url: http or https.
-    :param timeout: seconds for one question, waiting for a turn included.
-    :raises OperatorError: the URL is none.
+    """Accept the user that the application returns for the browser's cookies.
+
+    :param url: http or https.
+    :param timeout: seconds for one request, without its wait for one of the `MAX_PARALLEL` slots. Addresses take turns.
+    :raises ConfigError: the URL is invalid.
     """
 
     name = "callback"
-    wants = "a Cookie or Authorization header"
-    proves = True
+    required_credential = "a Cookie or Authorization header"
+    verifies_identity = True
     _log = Logger()
 
-    def __init__(self, url: str, *, timeout: float, reactor: Any) -> None:
-        try:
-            parts = urlsplit(url)
-            usable = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc
-            self._url = url.encode("ascii")
-        except ValueError:
-            usable = False
-        if not usable:
-            raise OperatorError("--auth-url must be an http:// or https:// URL, without a password")
+    def __init__(self, url: str, *, timeout: float, reactor: Reactor) -> None:
+        self._url = check_auth_url(url)
         self._pool = HTTPConnectionPool(reactor, persistent=True)  # type: ignore[no-untyped-call]
         self._pool.maxPersistentPerHost = MAX_PARALLEL
-        self._pool.cachedConnectionTimeout = 30
-        agent = Agent(reactor, connectTimeout=timeout, pool=self._pool)  # type: ignore[no-untyped-call]
-        self._agent: Any = agent
-        self._turns = DeferredSemaphore(MAX_PARALLEL)
-        self._complaints = Complaints(self._log, reactor)
-        # an answer is not kept: who logs out is out
-        self._lookup: Lookup[_Key, _Answer | None] = Lookup(self._ask, keep=0, timeout=timeout, clock=reactor)
+        self._pool.cachedConnectionTimeout = 30  # seconds; web servers close idle connections after 60 s or more
+        endpoints = _QuietEndpoints(reactor, timeout)
+        self._agent: Any = Agent.usingEndpointFactory(reactor, endpoints, self._pool)  # type: ignore[no-untyped-call]
+        self._error_log = RepeatedErrorLog(self._log, reactor)
+        # nothing is cached: a logout must take effect at once
+        self._users: SingleFlightCache[_Key, Identity | None] = SingleFlightCache(
+            self._load, ttl=0, timeout=timeout, clock=reactor, queue=FairQueue(MAX_PARALLEL, timeout, reactor)
+        )
 
-    def has_opinion(self, credentials: Credentials) -> bool:
+    def can_handle(self, credentials: Credentials) -> bool:
+        """Return whether the request that opened the connection has a Cookie or an Authorization header."""
         headers = credentials.http_request.headers
         return bool(headers.get("cookie") or headers.get("authorization"))
 
     def authenticate(self, credentials: Credentials) -> Deferred[Identity]:
+        """See `Method.authenticate`."""
         return Deferred.fromCoroutine(self._authenticate(credentials))
 
+    def forget(self, user_id: Id) -> None:
+        """See `Revocable.forget`. The users of pending requests are unknown, so this affects all of them."""
+        self._users.forget(lambda key: True)
+
     def stop(self) -> Deferred[None]:
-        """Close the connections that are kept open for the next question."""
+        """Close the idle connections to the application."""
         closed: Deferred[None] = self._pool.closeCachedConnections()  # type: ignore[no-untyped-call]
         return closed
 
     async def _authenticate(self, credentials: Credentials) -> Identity:
-        found = self._lookup.get(_headers(credentials))
-        answer = await found if isinstance(found, Deferred) else found
-        if answer is None:
+        pending = self._users.get(_headers(credentials), owner=("address", credentials.remote_address))
+        response = await pending if isinstance(pending, Deferred) else pending
+        if response is None:
             raise AuthenticationFailed("the application does not know this session")
-        agree(credentials, answer.user_id)
-        return Identity(user_id=answer.user_id, method=self.name, conversations=answer.conversations)
+        require_same_user(credentials, response.user_id)
+        return response
 
-    async def _ask(self, headers: _Key) -> _Answer | None:
-        """The application's yes, or None for its no.
+    async def _load(self, headers: _Key) -> Identity | None:
+        """Return the accepted user, or None if the application rejects the session.
 
-        :raises Unavailable: it said neither.
+        :raises Unavailable: the request failed, or the response is invalid.
         """
-        await self._turns.acquire()
         try:
             return await self._request(headers)
-        except CancelledError:
+        except (CancelledError, AuthenticationFailed):
             raise
-        except _Odd as error:
-            self._complaints.make(f"--auth-url: {error}")
+        except _InvalidResponse as error:
+            self._error_log.make(f"--auth-url: {error}")
         except Exception as error:
-            self._complaints.make(f"--auth-url: no answer: {_sentence(error)}")
-        finally:
-            self._turns.release()
-        raise Unavailable("the application cannot be asked now")
+            self._error_log.make(f"--auth-url: no response: {_describe(error)}")
+        raise Unavailable("the application is unavailable")
 
-    async def _request(self, headers: _Key) -> _Answer | None:
-        sent = Headers({"accept": ["application/json"]})
+    async def _request(self, headers: _Key) -> Identity | None:
+        request_headers = Headers({"accept": ["application/json"]})
         for name, value in headers:
-            # as they came: chatws.server reads them as Latin-1
-            sent.addRawHeader(name.encode(), value.encode("latin-1", "replace"))
-        response = await self._agent.request(b"GET", self._url, sent, None)
-        body = _Reader(MAX_ANSWER if response.code == 200 else 0)
+            # unchanged: chatws.server decodes headers as Latin-1
+            request_headers.addRawHeader(name.encode(), value.encode("latin-1", "replace"))
+        response = await self._agent.request(b"GET", self._url, request_headers, None)
+        body = _BodyReader(MAX_RESPONSE_BYTES if response.code == 200 else 0)
         response.deliverBody(body)
         if response.code in (401, 403):
             return None
         if response.code != 200:
-            hint = "; a redirect is not followed" if 300 <= response.code < 400 else ""
-            raise _Odd(f"status {response.code} is neither a yes (200) nor a no (401, 403){hint}")
-        return _parse(await body.done)
+            hint = "; redirects are not followed" if 300 <= response.code < 400 else ""
+            raise _InvalidResponse(f"status {response.code} is neither 200 (accept) nor 401 or 403 (reject){hint}")
+        return parse_response(await body.done)
+
+
+@implementer(IAgentEndpointFactory)
+class _QuietEndpoints:
+    """Twisted's default endpoints, without their log lines ("Starting factory …") and with limited responses.
+
+    :param timeout: seconds for a connection attempt.
+    """
+
+    def __init__(self, reactor: Reactor, timeout: float) -> None:
+        self._reactor = reactor
+        self._timeout = timeout
+        self._policy = BrowserLikePolicyForHTTPS()  # type: ignore[no-untyped-call]
+
+    def endpointForURI(self, uri: Any) -> Any:
+        """See `IAgentEndpointFactory`."""
+        endpoint: Any = HostnameEndpoint(self._reactor, uri.host, uri.port, self._timeout)
+        if uri.scheme == b"https":
+            endpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
+        return _QuietEndpoint(endpoint)
+
+
+@implementer(IStreamClientEndpoint)
+class _QuietEndpoint:
+    def __init__(self, endpoint: Any) -> None:
+        self._endpoint = endpoint
+
+    def connect(self, factory: Any) -> Any:
+        """See `IStreamClientEndpoint`."""
+        factory.noisy = False
+        connected: Deferred[Any] = self._endpoint.connect(factory)
+        return connected.addCallback(_limit_responses)
+
+
+def _limit_responses(protocol: Any) -> Any:
+    """Make an HTTP client protocol close its connection after `MAX_WIRE_BYTES` of one response."""
+    received = 0
+    request, receive, lose = protocol.request, protocol.dataReceived, protocol.connectionLost
+
+    def start_request(message: Any) -> Any:
+        nonlocal received
+        received = 0
+        return request(message)
+
+    def data_received(data: bytes) -> None:
+        nonlocal received
+        received += len(data)
+        if received <= MAX_WIRE_BYTES:
+            receive(data)
+        else:
+            protocol.transport.abortConnection()
+
+    def connection_lost(reason: Failure) -> None:
+        if received > MAX_WIRE_BYTES:
+            reason = Failure(_InvalidResponse(f"the response has more than {MAX_WIRE_BYTES} bytes"))  # type: ignore[no-untyped-call]
+        lose(reason)
+
+    protocol.request, protocol.dataReceived, protocol.connectionLost = start_request, data_received, connection_lost
+    return protocol
 
 
 def _headers(credentials: Credentials) -> _Key:
-    """What is sent to the application, which is also what makes two questions one."""
-    given = credentials.http_request.headers
-    found = [(name, given[name]) for name in FORWARDED if given.get(name)]
-    # the last one is ours, and true; what stands before it is hearsay
-    hops = [one for one in (given.get("x-forwarded-for", ""), credentials.remote_address) if one]
-    if hops:
-        found.append(("x-forwarded-for", ", ".join(hops)))
-    return tuple(found)
+    """Return the headers of the request to the application. Equal headers share one request."""
+    headers = credentials.http_request.headers
+    forwarded = [(name, headers[name]) for name in FORWARDED if headers.get(name)]
+    # only the last address is verified, by this server; the client may have written those before it
+    addresses = [address for address in (headers.get("x-forwarded-for", ""), credentials.remote_address) if address]
+    if addresses:
+        forwarded.append(("x-forwarded-for", ", ".join(addresses)))
+    return tuple(forwarded)
 
 
-def _parse(body: bytes) -> _Answer:
-    """:raises _Odd: it is no answer."""
+def parse_response(body: bytes) -> Identity | None:
+    """Parse the body of a response with status 200.
+
+    :return: the user, or None if the application rejects the session.
+    :raises _InvalidResponse: the body is invalid.
+    :raises AuthenticationFailed: the role is not a text.
+    """
     try:
-        # files saved with a byte order mark are common in PHP, and it precedes what they print
-        said = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"), type=_Body)
-        user_id = parse_id(said.user_id, "user_id")
-        conversations = said.conversations
-        if conversations is msgspec.UNSET:
-            return _Answer(user_id, None)
-        return _Answer(user_id, frozenset(parse_id(one, "conversations") for one in conversations))
+        # PHP prints the byte order mark of a source file before its output
+        content = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"), type=_CallbackBody)
+        if content.user_id is msgspec.UNSET and content.contact_id is msgspec.UNSET:
+            raise _InvalidResponse("the response has neither a user_id nor a contact_id")
+        has_contact = _has_session(content.contact_id)
+        if not has_contact and not _has_session(content.user_id):
+            return None
+        if has_contact and _has_session(content.user_id):
+            raise _InvalidResponse("the response has both a user_id and a contact_id")
+        return Identity(
+            parse_id(content.contact_id, "contact_id") if has_contact else parse_id(content.user_id, "user_id"),
+            CallbackMethod.name,
+            conversations=parse_conversations(content.conversations),
+            is_contact=has_contact,
+            groups=None if content.groups is msgspec.UNSET else parse_groups(content.groups),
+            role=parse_role(content.role),
+        )
+    except AuthenticationFailed:
+        raise
     except ClientError as error:
-        raise _Odd(f"in the answer {error.message}") from None
+        raise _InvalidResponse(f"in the response, {error.message}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise _Odd('the answer to a yes must be JSON like {"user_id":123}') from None
+        raise _InvalidResponse(
+            'a response with status 200 must be a JSON object like {"user_id":123}; to reject, respond with 401'
+        ) from None
 
 
-def _sentence(error: Exception) -> str:
-    reasons = getattr(error, "reasons", None)  # twisted.web wraps what happened to the connection
+def _has_session(id: object) -> bool:
+    """Return whether PHP has an id: not `$_SESSION['user_id'] ?? null` without a session, or its casts of that."""
+    return id is not msgspec.UNSET and id is not None and id is not False and id != ""
+
+
+def _describe(error: Exception) -> str:
+    reasons = getattr(error, "reasons", None)  # twisted.web wraps the reasons of a failed connection
     if reasons and isinstance(reasons[0], Failure):
         return f"{type(error).__name__}: {reasons[0].getErrorMessage()}"
     return str(error) or type(error).__name__
 
 
-class _Reader(Protocol):
-    """Collects an answer, and hangs up when there is more of it than `limit` bytes.
+class _BodyReader(Protocol):
+    """Collect the body of a response, and close the connection if it exceeds `limit` bytes.
 
-    :ivar done: fires with the whole of it.
+    :param limit: bytes; 0 closes without reading.
+    :ivar done: fires with the body.
     """
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._parts: list[bytes] = []
         self._size = 0
-        self.done: Deferred[bytes] = Deferred(lambda _: self._hang_up())
+        self.done: Deferred[bytes] = Deferred(lambda _: self._close())
 
     def connectionMade(self) -> None:
         if not self._limit:
-            self._hang_up()
+            self._close()
 
     def dataReceived(self, data: bytes) -> None:
         self._size += len(data)
@@ -191,9 +282,9 @@ class _Reader(Protocol):
             self._parts.append(data)
             return
         self._parts.clear()
-        self._hang_up()
+        self._close()
         if not self.done.called and self._limit:
-            self.done.errback(_Odd(f"the answer has more than {self._limit} bytes"))
+            self.done.errback(_InvalidResponse(f"the response has more than {self._limit} bytes"))
 
     def connectionLost(self, reason: Any = None) -> None:
         if self.done.called or not self._limit:
@@ -203,7 +294,7 @@ class _Reader(Protocol):
         else:
             self.done.errback(reason)
 
-    def _hang_up(self) -> None:
+    def _close(self) -> None:
         transport: Any = self.transport
         if transport is not None:
             transport.loseConnection()

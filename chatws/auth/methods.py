@@ -1,4 +1,4 @@
-"""What a way to say who one is looks like, and the two that take a browser's word: `database` and `trust`."""
+"""The interface of an authentication method (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -6,86 +6,60 @@ from typing import Protocol, runtime_checkable
 
 from twisted.internet.defer import Deferred
 
-from chatws.auth.lookup import Lookup
-from chatws.chat.contracts import Credentials, Identity
+from chatws.chat.interfaces import Credentials, Identity
 from chatws.errors import AuthenticationFailed
 from chatws.ids import Id
 
-__all__ = ["DatabaseMethod", "Method", "Stoppable", "TrustMethod", "agree"]
+__all__ = ["Method", "Revocable", "Stoppable", "require_same_user"]
 
 
 @runtime_checkable
 class Stoppable(Protocol):
-    """A method that keeps something open."""
+    """A method with resources to close, such as connections."""
 
     def stop(self) -> Deferred[None]:
-        """Close it."""
+        """Close them."""
+        ...
+
+
+@runtime_checkable
+class Revocable(Protocol):
+    """A method whose requests in progress a revocation invalidates."""
+
+    def forget(self, user_id: Id) -> None:
+        """Let no later `authenticate` share a request that has started before."""
         ...
 
 
 class Method(Protocol):
-    """One way to say who one is.
+    """One authentication method.
 
-    :ivar name: as in `--auth` and `Identity.method`.
-    :ivar wants: what a browser must send, for the sentence when it sent nothing that any method could judge.
-    :ivar proves: whether a yes proves who is calling.
+    :ivar name: the name in `--auth` and in `Identity.method`.
+    :ivar required_credential: the credential that it needs, for the error when a client sends none.
+    :ivar verifies_identity: whether success proves the identity of the client. `trust` and `database` believe the
+        `user_id` of the message.
     """
 
     name: str
-    wants: str
-    proves: bool
+    required_credential: str
+    verifies_identity: bool
 
-    def has_opinion(self, credentials: Credentials) -> bool:
-        """Whether it can judge these credentials. If so, its answer is final: a bad ticket is not tried as a cookie."""
+    def can_handle(self, credentials: Credentials) -> bool:
+        """Return whether it can decide on these credentials. If so, its decision is final.
+
+        An invalid token is therefore not followed by an attempt with the cookie.
+        """
         ...
 
     def authenticate(self, credentials: Credentials) -> Identity | Deferred[Identity]:
-        """As `Authenticator.authenticate`. Only called where it has an opinion."""
+        """Authenticate, as `Authenticator.authenticate`. Only called if `can_handle` returned True."""
         ...
 
 
-def agree(credentials: Credentials, user_id: Id) -> None:
-    """:raises AuthenticationFailed: the message names a user, and another than the one that was proved."""
+def require_same_user(credentials: Credentials, user_id: Id) -> None:
+    """Check the `user_id` of the message, where it has one, against the authenticated one.
+
+    :raises AuthenticationFailed: they differ.
+    """
     if credentials.user_id is not None and credentials.user_id != user_id:
         raise AuthenticationFailed("user_id is not the user of these credentials")
-
-
-class TrustMethod:
-    """Everybody is who they say they are."""
-
-    name = "trust"
-    wants = "user_id"
-    proves = False
-
-    def has_opinion(self, credentials: Credentials) -> bool:
-        return credentials.user_id is not None
-
-    def authenticate(self, credentials: Credentials) -> Identity:
-        assert credentials.user_id is not None
-        return Identity(user_id=credentials.user_id, method=self.name)
-
-
-class DatabaseMethod:
-    """Everybody is who they say they are, provided that such a user exists and is active."""
-
-    name = "database"
-    wants = "user_id"
-    proves = False
-
-    def __init__(self, users: Lookup[Id, bool]) -> None:
-        self._users = users
-
-    def has_opinion(self, credentials: Credentials) -> bool:
-        return credentials.user_id is not None
-
-    def authenticate(self, credentials: Credentials) -> Identity | Deferred[Identity]:
-        assert credentials.user_id is not None
-        user_id = credentials.user_id
-
-        def decide(is_active: bool) -> Identity:
-            if not is_active:
-                raise AuthenticationFailed("the user is unknown or not active")
-            return Identity(user_id=user_id, method=self.name)
-
-        found = self._users.get(user_id)
-        return found.addCallback(decide) if isinstance(found, Deferred) else decide(found)

@@ -1,15 +1,15 @@
-"""Leases in this process's memory: which node has which users, for the engines that one process holds."""
+"""Leases in memory, for the engines that one process holds: the users of each node."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from chatws.brokers.contract import RESTART_GRACE, Leased
+from chatws.brokers.interface import RESTART_GRACE, LeaseResult
 from chatws.ids import Id
 
 __all__ = ["Leases"]
 
-#: The node that had the users of before a restart.
+#: Name of the node that holds the users of the time before a restart.
 _BEFORE = ""
 
 
@@ -22,28 +22,28 @@ class _Node:
 
 
 class Leases:
-    """See `Broker.lease`. Times are seconds on whatever clock the caller reads."""
+    """See `Broker.lease`. Times are seconds on the caller's clock."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, _Node] = {}
         self._holders: dict[Id, int] = {}
 
     def expect(self, users: Iterable[Id], now: float) -> None:
-        """These were online when the process before this one ended: they count as held for `RESTART_GRACE`."""
+        """Hold the users that were online when the previous process ended, for `RESTART_GRACE`."""
         before = self._nodes[_BEFORE] = _Node()
         before.until = now + RESTART_GRACE
         for user_id in users:
             before.users[user_id] = 0
             self._holders[user_id] = 1
 
-    def lease(self, node: str, tabs: Mapping[Id, int | None], seconds: float, now: float) -> Leased:
+    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, now: float) -> LeaseResult:
         """See `Broker.lease`."""
         mine = self._nodes.get(node)
         if mine is None:
             mine = self._nodes[node] = _Node()
         mine.until = now + seconds
         before: dict[Id, bool] = {}
-        for user_id, count in tabs.items():
+        for user_id, count in connection_counts.items():
             if count is None:
                 if mine.users.pop(user_id, None) is not None:
                     self._release(user_id, before)
@@ -51,16 +51,16 @@ class Leases:
                 if user_id not in mine.users:
                     self._hold(user_id, before)
                 mine.users[user_id] = count
-        for name in [name for name, one in self._nodes.items() if one.until <= now and one is not mine]:
+        for name in [name for name, other in self._nodes.items() if other.until <= now and other is not mine]:
             for user_id in self._nodes.pop(name).users:
                 self._release(user_id, before)
         changed = [(user, user in self._holders) for user, was in before.items() if (user in self._holders) != was]
-        return Leased(changed, len(mine.users), len(self._holders))
+        return LeaseResult(changed, len(mine.users), len(self._holders))
 
     def online(self, now: float) -> list[Id]:
         """See `Broker.online`."""
-        if any(one.until <= now for one in self._nodes.values()):
-            return list({user for one in self._nodes.values() if one.until > now for user in one.users})
+        if any(node.until <= now for node in self._nodes.values()):
+            return list({user for node in self._nodes.values() if node.until > now for user in node.users})
         return list(self._holders)
 
     def _hold(self, user_id: Id, before: dict[Id, bool]) -> None:

@@ -1,91 +1,94 @@
-"""The log in this process's memory: nothing to set up, and gone with the process."""
+"""The event history in the memory of one process. It ends with the process."""
 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
+from twisted.logger import Logger
 
-from chatws.brokers.contract import Bounds, Draft, Event, Leased, Listener
-from chatws.brokers.delivery import Delivery
-from chatws.brokers.keys import Keys, accept
+from chatws.brokers.base import BaseBroker, requires_open
+from chatws.brokers.event_buffer import EventBuffer
+from chatws.brokers.idempotency import IdempotencyCache, assign_offsets
+from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
 from chatws.brokers.leases import Leases
-from chatws.brokers.window import Window
-from chatws.errors import Unavailable
+from chatws.brokers.listener_queue import ListenerQueue
 from chatws.ids import Id
+from chatws.runtime.clock import steady_time
 
 __all__ = ["MemoryBroker"]
 
 _offset_of = attrgetter("offset")
 
 
-class MemoryBroker:
-    """A broker (see chatws.brokers.contract) whose every Deferred has fired when it is returned, except for a publish
-    from within the listener's `deliver`: that fires when the listener has been told of it.
+class MemoryBroker(BaseBroker):
+    """A broker (see chatws.brokers.interface) in memory.
 
-    Each instance is a log of its own with an epoch of its own, so that browsers know after a restart that their ids
-    are of another log.
+    Every Deferred has fired when it is returned. A publish from within the listener's `deliver` is the exception: it
+    fires when the listener has the event.
 
-    :param bounds: how much `read` can reach back to.
+    Each instance has an epoch of its own, so that browsers detect after a restart that their offsets are invalid.
+
+    :param retention: limits of what `read` returns.
     :param now: seconds since 1970, for the events' times and the age of events and keys.
     """
 
+    _log = Logger()
     shared = False
 
-    def __init__(self, bounds: Bounds | None = None, now: Callable[[], float] = time.time) -> None:
+    def __init__(self, retention: Retention | None = None, now: Callable[[], float] = steady_time) -> None:
+        super().__init__()
         self.epoch = secrets.token_urlsafe(8)
         self._now = now
-        self._window = Window(bounds or Bounds())
-        self._keys = Keys()
-        self._delivery = Delivery()
+        self._window = EventBuffer(retention or Retention())
+        self._keys = IdempotencyCache()
+        self._listener_queue = ListenerQueue()
         self._leases = Leases()
-        self._open = False
 
-    def start(self, listener: Listener) -> Deferred[None]:
+    def start(self, listener: EventHandler) -> Deferred[None]:
         """See `Broker.start`. Never fails."""
-        self._delivery.start(listener)
+        self._log.warn(
+            "the history is in memory and starts empty, epoch {epoch}: what an earlier process had is lost, and its "
+            "pages reload; --broker sqlite:///path keeps it",
+            epoch=self.epoch,
+        )
+        self._listener_queue.start(listener)
         self._open = True
         return succeed(None)
 
-    def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
+    @requires_open
+    def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
         """See `Broker.publish`."""
-        if not self._open:
-            return fail(Unavailable("the log is closed"))
         now = self._now()
         window = self._window
-        batch = accept(drafts, window.last, self._keys, now)
+        batch = assign_offsets(new_events, window.last, self._keys, now)
         if batch.last != window.last:
             window.extend([*filter(_offset_of, batch.fresh)], now)
         if batch.keys is not None:
             for key, event in batch.keys.items():
                 self._keys.remember(key, event.offset, now)
-        return self._delivery.tell(batch.fresh, batch.receipts)
+        return self._listener_queue.notify(batch.fresh, batch.receipts)
 
+    @requires_open
     def read(self, after: int, limit: int) -> Deferred[list[Event]]:
         """See `Broker.read`."""
-        if not self._open:
-            return fail(Unavailable("the log is closed"))
         return succeed(self._window.read(after, limit))
 
-    def bounds(self) -> Deferred[tuple[int, int]]:
-        """See `Broker.bounds`."""
-        if not self._open:
-            return fail(Unavailable("the log is closed"))
+    @requires_open
+    def offset_range(self) -> Deferred[tuple[int, int]]:
+        """See `Broker.offset_range`."""
         return succeed((self._window.first, self._window.last))
 
-    def lease(self, node: str, tabs: Mapping[Id, int | None], seconds: float) -> Deferred[Leased]:
+    @requires_open
+    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
-        if not self._open:
-            return fail(Unavailable("the log is closed"))
-        return succeed(self._leases.lease(node, tabs, seconds, self._now()))
+        return succeed(self._leases.lease(node, connection_counts, seconds, self._now()))
 
+    @requires_open
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        if not self._open:
-            return fail(Unavailable("the log is closed"))
         return succeed(self._leases.online(self._now()))
 
     def stop(self) -> Deferred[None]:

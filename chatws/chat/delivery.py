@@ -1,9 +1,11 @@
-"""From events to runs: which frames go to which connections, with as few distinct writes as possible.
+"""Group events into deliveries: which frames go to which connections, with as few distinct writes as possible.
 
-A run is (connections, frames): all of its frames go to each of its connections in one write. Consecutive events for
-the same channels make one run. Events that each leave out somebody else (agents' statuses do: the server's own report
-goes to all but that agent) still make one run for everybody who misses none, plus one for each user left out, so that
-a batch of n of them costs its recipients once and not n times.
+A delivery is `(connections, frames)`: all of its frames go to each of its connections in one write. Consecutive
+events for the same channels make one delivery. If such events exclude different users (the server's `agent_status`
+events exclude the agent itself), they make one delivery for all connections that miss none, and one for each excluded
+user. A batch of n such events then costs each recipient one write and not n.
+
+Hot path: processes a batch by columns. Its reference is `plan_deliveries` in tests/chat_reference.py.
 """
 
 from __future__ import annotations
@@ -11,46 +13,50 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from itertools import compress, groupby
 from operator import attrgetter
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
-from chatws.brokers.contract import Audience, Event
+from chatws.brokers.interface import Audience, Event
 from chatws.chat.audience import user_channel
 from chatws.chat.hub import Hub
+from chatws.ids import Id
 
-__all__ = ["make_runs"]
+__all__ = ["DeliveryGroup", "plan_deliveries"]
 
 T = TypeVar("T")
+
+#: Connections, and the frames that each of them gets. A plain tuple, because one is made for almost every event.
+DeliveryGroup: TypeAlias = tuple[Collection[T], Sequence[bytes]]
 
 _audience_of, _channels_of = attrgetter("audience"), attrgetter("audience.channels")
 
 
-def make_runs(
+def plan_deliveries(
     events: Sequence[Event], hub: Hub[T], make_frames: Callable[[Sequence[Event]], list[bytes]]
-) -> list[tuple[Collection[T], Sequence[bytes]]]:
-    """The runs of `events`, in their order; sets `delivered` of each event.
+) -> list[DeliveryGroup[T]]:
+    """Return the deliveries of `events`, in order, and set `delivered` of each event.
 
-    :param make_frames: called once, at most, for each event that anybody gets.
+    :param make_frames: makes one frame for each event. It gets each event with a recipient once.
     """
     if len({*map(_channels_of, events)}) == len(events):
-        return _runs_apart(events, hub, make_frames)
-    runs: list[tuple[Collection[T], Sequence[bytes]]] = []
-    for channels, alike in groupby(events, _channels_of):
-        batch = [*alike]
+        return _plan_distinct(events, hub, make_frames)
+    deliveries: list[DeliveryGroup[T]] = []
+    for channels, group in groupby(events, _channels_of):
+        batch = [*group]
         if len({event.audience.except_user_id for event in batch}) == 1:
             recipients = hub.recipients(batch[0].audience)
             for event in batch:
                 event.delivered = len(recipients)
             if recipients:
-                runs.append((recipients, make_frames(batch)))
+                deliveries.append((recipients, make_frames(batch)))
         else:
-            _runs_with_gaps(batch, channels, hub, make_frames, runs)
-    return runs
+            deliveries += _plan_with_exclusions(batch, channels, hub, make_frames)
+    return deliveries
 
 
-def _runs_apart(
+def _plan_distinct(
     events: Sequence[Event], hub: Hub[T], make_frames: Callable[[Sequence[Event]], list[bytes]]
-) -> list[tuple[Collection[T], Sequence[bytes]]]:
-    """The same, where no two events are for the same channels: the usual, in few steps for each."""
+) -> list[DeliveryGroup[T]]:
+    """Plan the usual batch, in which no two events have the same channels: one delivery for each event."""
     recipients = hub.recipients_of_each([*map(_audience_of, events)])
     counts = [*map(len, recipients)]
     for event, count in zip(events, counts, strict=True):
@@ -60,31 +66,34 @@ def _runs_apart(
     return [*zip(recipients, zip(make_frames(events), strict=True), strict=True)]
 
 
-def _runs_with_gaps(
+def _plan_with_exclusions(
     batch: list[Event],
     channels: tuple[str, ...],
     hub: Hub[T],
     make_frames: Callable[[Sequence[Event]], list[bytes]],
-    runs: list[tuple[Collection[T], Sequence[bytes]]],
-) -> None:
-    everybody = set(hub.recipients(Audience(channels)))
-    if not everybody:
-        return
+) -> list[DeliveryGroup[T]]:
+    """Plan events for the same channels of which some exclude a user."""
+    recipients = set(hub.recipients(Audience(channels)))
+    if not recipients:
+        return []
     frames = make_frames(batch)
-    gaps: dict[object, list[T]] = {}
-    missed: dict[object, list[int]] = {}
+    excluded: dict[Id, list[T]] = {}
+    events_excluding: dict[Id | None, list[int]] = {}
     for index, event in enumerate(batch):
         user_id = event.audience.except_user_id
-        if user_id is not None and user_id not in gaps:
-            gaps[user_id] = [one for one in hub.listeners(user_channel(user_id)) if one in everybody]
-        missed.setdefault(user_id, []).append(index)
-        event.delivered = len(everybody) - len(gaps.get(user_id, ()))
-    whole = everybody.difference(*gaps.values())
-    if whole:
-        runs.append((list(whole), frames))
-    for left_out, connections in gaps.items():
-        rest = frames.copy()
-        for index in reversed(missed[left_out]):
-            del rest[index]
-        if connections and rest:
-            runs.append((connections, rest))
+        if user_id is not None and user_id not in excluded:
+            connections = hub.subscribers(user_channel(user_id))
+            excluded[user_id] = [connection for connection in connections if connection in recipients]
+        events_excluding.setdefault(user_id, []).append(index)
+        event.delivered = len(recipients) - (0 if user_id is None else len(excluded[user_id]))
+    deliveries: list[DeliveryGroup[T]] = []
+    get_all = recipients.difference(*excluded.values())
+    if get_all:
+        deliveries.append((list(get_all), frames))
+    for excluded_user, user_connections in excluded.items():
+        remaining = frames.copy()
+        for index in reversed(events_excluding[excluded_user]):
+            del remaining[index]
+        if user_connections and remaining:
+            deliveries.append((user_connections, remaining))
+    return deliveries

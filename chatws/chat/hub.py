@@ -1,50 +1,59 @@
-"""Who listens to what, indexed both ways: channel → connections, and connection → its channels.
+"""The local subscriptions, indexed both ways: channel to connections, and connection to channels.
 
-A close costs the connection's own subscriptions, a publish its own recipients; neither depends on how many others
-are connected.
+The cost of a close depends on the connection's own subscriptions, and that of an event on its recipients. Neither
+depends on the number of other connections.
+
+Hot path: `Hub.recipients_of_each` processes a batch by columns. Its reference is `Hub.recipients`, called for each
+audience.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Generic, TypeVar
 
-from chatws.brokers.contract import Audience
-from chatws.chat.audience import user_channel
+from chatws.brokers.interface import EXCLUDE, Audience
+from chatws.chat.audience import connection_channel, excluding, user_channel
 from chatws.server.recipients import Recipients
 
 __all__ = ["Hub"]
 
 T = TypeVar("T")
 
-_channels_of, _left_out_of = attrgetter("channels"), attrgetter("except_user_id")
+_channels_of, _excluded_of = attrgetter("channels"), attrgetter("except_user_id")
 
-#: From how many listeners on their sockets are worth being gathered.
-MANY = 2
+#: Number of subscribers from which `Recipients` caches their sockets. For a single one there is nothing to save.
+CACHE_MIN_RECIPIENTS = 2
 
 
 class Hub(Generic[T]):
-    """:ivar subscriptions: how many (channel, connection) pairs there are."""
+    """Subscriptions of the connections of this process.
 
-    def __init__(self) -> None:
-        # in the order in which they came: so do their sockets lie in memory, and are quicker gone through
-        self._listeners: dict[str, dict[T, None]] = {}
+    :param connection_id: returns the id of a connection, by which an audience may exclude it.
+    :ivar subscriptions: number of (channel, connection) pairs.
+    """
+
+    def __init__(self, connection_id: Callable[[T], str] = str) -> None:
+        self._connection_id = connection_id
+        # Dictionaries and not sets: in order of arrival, connections lie near each other in memory, which makes
+        # fewer cache misses when an event goes to all of them.
+        self._subscribers: dict[str, dict[T, None]] = {}
         self._channels: dict[T, set[str]] = {}
-        # the listeners of channels that had events since somebody came or went: nothing to copy for the next one
+        # Subscribers of channels that had an event since their last change, ready for the next event.
         self._recipients: dict[str, Collection[T]] = {}
         self.subscriptions = 0
 
     def add(self, channel: str, connection: T) -> None:
-        """Idempotent."""
-        listeners = self._listeners.get(channel)
-        if listeners is None:
-            self._listeners[channel] = {connection: None}
-        elif connection in listeners:
+        """Subscribe a connection to a channel. Idempotent."""
+        subscribers = self._subscribers.get(channel)
+        if subscribers is None:
+            self._subscribers[channel] = {connection: None}
+        elif connection in subscribers:
             return
         else:
-            listeners[connection] = None
+            subscribers[connection] = None
             self._recipients.pop(channel, None)
         channels = self._channels.get(connection)
         if channels is None:
@@ -54,63 +63,105 @@ class Hub(Generic[T]):
         self.subscriptions += 1
 
     def discard(self, channel: str, connection: T) -> None:
-        """Idempotent."""
+        """Unsubscribe a connection from a channel. Idempotent."""
         channels = self._channels.get(connection)
         if channels is None or channel not in channels:
             return
         channels.discard(channel)
         if not channels:
             del self._channels[connection]
-        self._forget(channel, connection)
+        self._remove_subscriber(channel, connection)
 
     def remove(self, connection: T) -> None:
-        """Take a connection out of everything."""
+        """Unsubscribe a connection from all channels. Idempotent."""
         for channel in self._channels.pop(connection, ()):
-            self._forget(channel, connection)
+            self._remove_subscriber(channel, connection)
 
-    def _forget(self, channel: str, connection: T) -> None:
-        listeners = self._listeners[channel]
-        listeners.pop(connection, None)
+    def _remove_subscriber(self, channel: str, connection: T) -> None:
+        subscribers = self._subscribers[channel]
+        subscribers.pop(connection, None)
         self._recipients.pop(channel, None)
-        if not listeners:
-            del self._listeners[channel]
+        if not subscribers:
+            del self._subscribers[channel]
         self.subscriptions -= 1
 
-    def listeners(self, channel: str) -> Collection[T]:
-        """Those of now: whoever goes through them may close what it finds."""
-        found = self._recipients.get(channel)
-        if found is None:
-            found = tuple(self._listeners.get(channel, ()))
-            if len(found) >= MANY:
-                found = Recipients(found)
-            if found:
-                self._recipients[channel] = found
-        return found
+    def subscribers(self, channel: str) -> Collection[T]:
+        """Return the connections subscribed to a channel now. Later changes do not affect the result."""
+        recipients = self._recipients.get(channel)
+        if recipients is None:
+            recipients = tuple(self._subscribers.get(channel, ()))
+            if len(recipients) >= CACHE_MIN_RECIPIENTS:
+                recipients = Recipients(recipients)
+            if recipients:
+                self._recipients[channel] = recipients
+        return recipients
 
     def recipients_of_each(self, audiences: Sequence[Audience]) -> list[Collection[T]]:
-        """`recipients` of each of them: in a few steps for all, where nobody is left out and each has one channel."""
+        """Return the `recipients` of each audience.
+
+        Takes few steps for the usual batch, in which each audience is one channel and no user is excluded.
+        """
         channels = [*map(_channels_of, audiences)]
-        if [*map(_left_out_of, audiences)].count(None) != len(audiences) or {*map(len, channels)} != {1}:
+        if [*map(_excluded_of, audiences)].count(None) != len(audiences) or {*map(len, channels)} != {1}:
             return [*map(self.recipients, audiences)]
         names = [*chain.from_iterable(channels)]
-        found = [*map(self._recipients.get, names)]
-        if None in found:
-            return [*map(self.listeners, names)]
-        return found  # type: ignore[return-value]
+        recipients = [*map(self._recipients.get, names)]
+        if None in recipients:
+            return [*map(self.subscribers, names)]
+        return recipients  # type: ignore[return-value]  # none of them is None
 
     def count(self, channel: str) -> int:
-        """How many connections listen to `channel`."""
-        return len(self._listeners.get(channel, ()))
+        """Return the number of connections subscribed to a channel."""
+        return len(self._subscribers.get(channel, ()))
 
     def recipients(self, audience: Audience) -> Collection[T]:
-        """Each connection of the audience once, as of now."""
+        """Return each connection of an audience once, as of now."""
         channels, except_user_id = audience.channels, audience.except_user_id
         if len(channels) == 1:
-            found = self.listeners(channels[0])
+            recipients = self.subscribers(channels[0])
         else:
-            found = tuple(dict.fromkeys([one for channel in channels for one in self._listeners.get(channel, ())]))
+            occupied = [channel for channel in channels if channel in self._subscribers]
+            if len(occupied) == 1:
+                recipients = self.subscribers(occupied[0])
+            else:
+                recipients = tuple(dict.fromkeys(chain.from_iterable(map(self._subscribers.__getitem__, occupied))))
+            recipients = self._without_excluded(recipients, channels)
         if except_user_id is not None:
-            left_out = self._listeners.get(user_channel(except_user_id))
-            if left_out:
-                return [one for one in found if one not in left_out]
-        return found
+            excluded = self._subscribers.get(user_channel(except_user_id))
+            if excluded:
+                return [connection for connection in recipients if connection not in excluded]
+        return recipients
+
+    def has_subscribers(self, channels: Iterable[str]) -> bool:
+        """Return whether any of the channels has a subscriber."""
+        return not self._subscribers.keys().isdisjoint(channels)
+
+    def channels_of(self, connection: T) -> Collection[str]:
+        """Return the channels of a connection now."""
+        return tuple(self._channels.get(connection, ()))
+
+    def is_excluded(self, connection: T, channels: Iterable[str], joining: Iterable[str] = ()) -> bool:
+        """Return whether a channel that begins with `EXCLUDE` names the connection.
+
+        :param joining: channels that the connection is about to be added to.
+        """
+        excluded = [channel for channel in channels if channel.startswith(EXCLUDE)]
+        if not excluded:
+            return False
+        own = map(
+            excluding, (*self.channels_of(connection), *joining, connection_channel(self._connection_id(connection)))
+        )
+        return not set(excluded).isdisjoint(own)
+
+    def _without_excluded(self, recipients: Collection[T], channels: Iterable[str]) -> Collection[T]:
+        for channel in channels:
+            if not channel.startswith(EXCLUDE):
+                continue
+            name = channel.removeprefix(EXCLUDE)
+            excluded = self._subscribers.get(name, ())
+            if excluded:
+                recipients = [connection for connection in recipients if connection not in excluded]
+            elif name.startswith("connection:"):
+                ids = map(connection_channel, map(self._connection_id, recipients))
+                recipients = [connection for connection, id in zip(recipients, ids, strict=True) if id != name]
+        return recipients

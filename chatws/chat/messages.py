@@ -1,4 +1,7 @@
-"""A browser's messages and the server's replies as JSON (docs/protocol.md §1, §2): the one place that knows it."""
+"""Parse clients' messages and encode replies and events (docs/protocol.md §1, §2).
+
+Hot path: `event_payloads` processes a batch by columns. Its reference is `event_payload` in tests/chat_reference.py.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,12 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-from chatws.brokers.contract import Event
+from chatws.brokers.interface import Event
+from chatws.chat.interfaces import Identity
 from chatws.errors import ClientError, ErrorCode
 from chatws.ids import Id, parse_id
 
@@ -29,6 +33,7 @@ __all__ = [
     "authenticated",
     "error",
     "event_payloads",
+    "groups",
     "parse",
     "presence",
     "status_data",
@@ -37,7 +42,7 @@ __all__ = [
     "unsubscribed",
 ]
 
-#: Names that a backend may not push: the server's replies and the client library's own events.
+#: Event names that backends may not publish: the server's replies and the client library's own events.
 RESERVED_EVENTS = frozenset(
     [
         "authenticated",
@@ -46,24 +51,34 @@ RESERVED_EVENTS = frozenset(
         "presence",
         "error",
         "pong",
+        "contact_status",
+        "groups",
+        "available",
         "connected",
         "disconnected",
         "reconnect_failed",
         "resync",
         "recovered",
+        "identity_changed",
+        "token_failed",
     ]
 )
 
 
+#: Characters of a `last_event_id`: an epoch has 32 at most, an offset 16. Messages with longer ones would take memory
+#: while they wait for a check.
+MAX_POSITION_LENGTH = 64
+
+
 class Position(msgspec.Struct, frozen=True, gc=False):
-    """A place in the log, "EPOCH:OFFSET" on the wire."""
+    """A position in the event history: "EPOCH:OFFSET" on the wire."""
 
     epoch: str
     offset: int
 
     @classmethod
     def parse(cls, text: str) -> Position:
-        """Never fails: what is no position becomes one that no log can recover from."""
+        """Parse a position. An invalid text becomes a position that no history can recover from."""
         epoch, colon, offset = text.rpartition(":")
         if colon and len(offset) <= 16 and offset.isascii() and offset.isdigit():
             return cls(epoch, int(offset))
@@ -71,11 +86,11 @@ class Position(msgspec.Struct, frozen=True, gc=False):
 
 
 class _Message(msgspec.Struct, tag_field="type", gc=False):
-    """What all have in common."""
+    """Base of the messages: `type` selects the class."""
 
 
 class Auth(_Message, tag="auth"):
-    """Who I am."""
+    """Authenticate, and recover the events after `last_event_id`."""
 
     user_id: int | str | None = None
     token: str | None = None
@@ -83,99 +98,134 @@ class Auth(_Message, tag="auth"):
 
 
 class Subscribe(_Message, tag="subscribe"):
-    """Send me this conversation's events."""
+    """Subscribe to a conversation, and recover its events after `last_event_id`."""
 
     conversation_id: int | str
     last_event_id: str | None = None
 
 
 class Unsubscribe(_Message, tag="unsubscribe"):
-    """Stop sending them."""
+    """Unsubscribe from a conversation."""
 
     conversation_id: int | str
 
 
 class Typing(_Message, tag="typing"):
-    """Tell the others in the conversation."""
+    """Report that the user has started or stopped typing.
+
+    :ivar role: "agent" tells only agents, as for an internal note; None tells all subscribers.
+    """
 
     conversation_id: int | str
     is_typing: bool = True
+    role: Literal["agent"] | None = None
 
 
 class Ping(_Message, tag="ping"):
-    """Heartbeat. `last_activity`: milliseconds since 1970."""
+    """Heartbeat.
+
+    :ivar last_activity: when the user was last active, in milliseconds since 1970, or None.
+    """
 
     last_activity: float | None = None
 
 
 class Activity(_Message, tag="activity"):
-    """The person did something."""
+    """Report an activity of the user."""
 
     activity_type: str = ""
 
 
 class Presence(_Message, tag="presence"):
-    """Which agents are online now?"""
+    """Ask for the agents online."""
 
 
 Message = Auth | Subscribe | Unsubscribe | Typing | Ping | Activity | Presence
 
 _decode: Any = msgspec.json.Decoder(Message).decode
+_check_json = msgspec.json.Decoder(msgspec.Raw).decode
 _encode = msgspec.json.Encoder().encode
-#: msgspec names the field as `$.field`, or says which required one is missing.
+#: The field in an error of msgspec: `$.field`, or the name of a missing one.
 _FIELD = re.compile(r"`\$\.(\w+)[^`]*`|required field `(\w+)`")
+#: All types, for the error text.
 _TYPES = "auth, subscribe, unsubscribe, typing, ping, activity, presence"
 
 
 def parse(text: str | bytes) -> Message:
-    """One text message.
+    """Parse a text message.
 
-    :raises ClientError: `bad_json`, `bad_message` with the field's name, or `unknown_type`.
+    :raises ClientError: `bad_json`, `bad_message` with the name of the field, or `unknown_type`.
     """
     try:
         message: Message = _decode(text)
-    except msgspec.ValidationError as exception:
-        raise _explain(str(exception)) from None
-    except (msgspec.DecodeError, RecursionError, UnicodeError):
-        raise ClientError(ErrorCode.BAD_JSON, "the message is not valid JSON") from None
-    kind = type(message)
-    if kind is Subscribe or kind is Unsubscribe or kind is Typing:
+    except (msgspec.DecodeError, RecursionError, UnicodeError) as exception:
+        raise _explain(text, exception) from None
+    message_type = type(message)
+    if message_type is Subscribe or message_type is Auth:
+        last_event_id = message.last_event_id  # type: ignore[union-attr]
+        if last_event_id is not None and len(last_event_id) > MAX_POSITION_LENGTH:
+            message.last_event_id = ""  # type: ignore[union-attr]  # no position either
+    if message_type is Subscribe or message_type is Unsubscribe or message_type is Typing:
         message.conversation_id = parse_id(message.conversation_id, "conversation_id")  # type: ignore[union-attr]
-    elif kind is Auth and message.user_id is not None:  # type: ignore[union-attr]
+    elif message_type is Auth and message.user_id is not None:  # type: ignore[union-attr]
         message.user_id = parse_id(message.user_id, "user_id")  # type: ignore[union-attr]
     return message
 
 
-def _explain(complaint: str) -> ClientError:
-    found = _FIELD.search(complaint)
-    if found is None:
+def _explain(text: str | bytes, exception: Exception) -> ClientError:
+    """Return the error for a message that msgspec rejects, naming the field.
+
+    msgspec stops at the first invalid field. Invalid JSON may follow it, and takes precedence.
+    """
+    try:
+        _check_json(text)
+    except (msgspec.DecodeError, RecursionError, UnicodeError):
+        return ClientError(ErrorCode.BAD_JSON, "the message is not valid JSON")
+    if not isinstance(exception, msgspec.ValidationError):  # nested too deeply to be decoded
+        return ClientError(ErrorCode.BAD_JSON, "the message is not valid JSON")
+    reason = str(exception)
+    match = _FIELD.search(reason)
+    if match is None:
         return ClientError(ErrorCode.BAD_MESSAGE, "a message must be a JSON object")
-    field = found[1] or found[2]
-    if found[2]:
+    field = match[1] or match[2]
+    if match[2]:
         return ClientError(ErrorCode.BAD_MESSAGE, f"{field} is missing")
-    if field == "type" and complaint.startswith("Invalid value"):
-        if complaint.partition("'")[2].rpartition("'")[0] in _TYPES.split(", "):
+    if field == "type" and reason.startswith("Invalid value"):
+        if reason.partition("'")[2].rpartition("'")[0] in _TYPES.split(", "):
             return ClientError(ErrorCode.BAD_MESSAGE, "type is given more than once")
         return ClientError(ErrorCode.UNKNOWN_TYPE, f"type must be one of {_TYPES}")
-    expected = complaint.partition(" - at ")[0].replace("`", "")
+    expected = reason.partition(" - at ")[0].replace("`", "")
     return ClientError(ErrorCode.BAD_MESSAGE, f"{field}: {expected[0].lower()}{expected[1:]}")
 
 
-# What goes out
+# Replies and events
 
-#: The answer to `ping`, to the byte: old pages compare it.
+#: The reply to `ping`. Old pages compare the text, so its bytes must not change.
 PONG = b'{"type":"pong"}'
 
 
-def authenticated(user_id: Id, connection_id: str, last_event_id: str, replayed: int | None, lost: bool) -> bytes:
-    """:param replayed: how many missed events follow; None when the page asked for no recovery.
-    :param lost: it did, and the log cannot prove that nothing is missing."""
-    data: dict[str, Any] = {"user_id": user_id, "connection_id": connection_id}
+def authenticated(
+    identity: Identity, connection_id: str, last_event_id: str, replayed: int | None, lost: bool
+) -> bytes:
+    """Encode the reply to `auth`.
+
+    :param last_event_id: the position of the history.
+    :param replayed: how many missed events follow; None if the client asked for no recovery.
+    :param lost: the recovery failed: the history cannot prove that no event is missing.
+    """
+    data: dict[str, Any]
+    if identity.is_contact:
+        data = {"contact_id": identity.user_id, "role": "contact"}
+    else:
+        data = {"user_id": identity.user_id, "role": "agent"}
+    data["connection_id"] = connection_id
+    if identity.groups:
+        data["groups"] = identity.groups
     return _reply("authenticated", data, last_event_id, replayed, lost)
 
 
 def subscribed(conversation_id: Id, last_event_id: str, replayed: int | None, lost: bool) -> bytes:
-    """The parameters are those of `authenticated`."""
+    """Encode the reply to `subscribe`. The parameters are those of `authenticated`."""
     return _reply("subscribed", {"conversation_id": conversation_id}, last_event_id, replayed, lost)
 
 
@@ -190,18 +240,29 @@ def _reply(event: str, data: dict[str, Any], last_event_id: str, replayed: int |
 
 
 def unsubscribed(conversation_id: Id) -> bytes:
-    """The answer to `unsubscribe`; also sent when a backend took the conversation away."""
+    """Encode the reply to `unsubscribe`, which is also sent if a backend ends the subscription."""
     return _encode({"event": "unsubscribed", "data": {"conversation_id": conversation_id}})
 
 
+def groups(names: Sequence[str]) -> bytes:
+    """Encode the event `groups`: the groups of an agent after a change."""
+    return _encode({"event": "groups", "data": {"groups": names}})
+
+
 def presence(online: list[Id]) -> bytes:
-    """The answer to `presence`. `online`: sorted."""
+    """Encode the reply to `presence`.
+
+    :param online: the agents online, sorted.
+    """
     return _encode({"event": "presence", "data": {"online": online}})
 
 
 def error(problem: ClientError, text: str | bytes = b"", message: Message | None = None) -> bytes:
-    """:param text: the message that could not be honoured, for the `type` in `request`; or
-    :param message: the same, parsed."""
+    """Encode an `error`.
+
+    :param text: the rejected message, for the `type` in `request`, if it could not be parsed.
+    :param message: the rejected message, if it could be parsed.
+    """
     request: dict[str, Any] = {"type": None}
     if message is not None:
         request["type"] = message.__struct_config__.tag
@@ -213,41 +274,44 @@ def error(problem: ClientError, text: str | bytes = b"", message: Message | None
     return _encode({"event": "error", "data": {"code": problem.code, "message": problem.message, "request": request}})
 
 
-class _Typed(msgspec.Struct):
+class _MessageType(msgspec.Struct):
     type: Any = None
 
 
 def _type_of(text: str | bytes) -> str | None:
     try:
-        found = msgspec.json.decode(text, type=_Typed).type
+        message_type = msgspec.json.decode(text, type=_MessageType).type
     except (msgspec.DecodeError, RecursionError, UnicodeError):
         return None
-    return found[:64] if isinstance(found, str) else None
+    return message_type[:64] if isinstance(message_type, str) else None
 
 
-def typing_data(conversation_id: Id, user_id: Id, is_typing: bool) -> bytes:
-    """The `data` of a `typing` event."""
-    return _encode({"conversation_id": conversation_id, "user_id": user_id, "is_typing": is_typing})
+def typing_data(conversation_id: Id, user_id: Id, is_typing: bool, is_contact: bool = False) -> bytes:
+    """Encode the `data` of a `typing` event."""
+    actor = "contact_id" if is_contact else "user_id"
+    return _encode({"conversation_id": conversation_id, actor: user_id, "is_typing": is_typing})
 
 
 def status_data(agent_id: Id, status: str) -> bytes:
-    """The `data` of an `agent_status` event."""
+    """Encode the `data` of an `agent_status` event."""
     return _encode({"agent_id": agent_id, "status": status})
 
 
 _name_of, _data_of, _offset_of = attrgetter("name"), attrgetter("data"), attrgetter("offset")
 
 
+# An application has some dozens of event names. The limit bounds the memory if a backend invents more.
 @lru_cache(1024)
-def _before_data(name: str) -> bytes:
-    return b'{"event":"%b","data":' % name.encode()
+def _prefix(name: str) -> bytes:
+    """Return an event's text up to its data."""
+    return b'{"event":%b,"data":' % _encode(name)
 
 
 def event_payloads(events: Sequence[Event], epoch: str) -> list[bytes]:
-    """Pushed events as they go out. `data` stands as the backend wrote it, to the byte."""
+    """Encode events. `data` is passed through byte for byte."""
     offsets = [*map(_offset_of, events)]
-    parts = zip(map(_before_data, map(_name_of, events)), map(_data_of, events), offsets, strict=True)
+    parts = zip(map(_prefix, map(_name_of, events)), map(_data_of, events), offsets, strict=True)
     with_id = b'%%b%%b,"id":"%b:%%d"}' % epoch.encode().replace(b"%", b"%%")
     if all(offsets):
         return [*map(with_id.__mod__, parts)]
-    return [with_id % (before, data, offset) if offset else b"%b%b}" % (before, data) for before, data, offset in parts]
+    return [with_id % (prefix, data, offset) if offset else b"%b%b}" % (prefix, data) for prefix, data, offset in parts]

@@ -1,4 +1,4 @@
-"""Numbered changes to a schema in PostgreSQL, applied in order, each once. Blocking: for the command line."""
+"""Numbered changes to a PostgreSQL schema, applied once and in order. Blocking: for the command line."""
 
 from __future__ import annotations
 
@@ -8,21 +8,22 @@ from typing import Any, NamedTuple
 
 import psycopg2
 
-from chatws.database.postgres import connection_parameters, one_line
-from chatws.errors import OperatorError
+from chatws.database.pool import one_line
+from chatws.database.postgres_connection import connection_parameters
+from chatws.errors import ConfigError
 
-__all__ = ["Applied", "Migration", "applied", "apply", "transaction"]
+__all__ = ["Applied", "Migration", "applied", "apply", "require_utf8", "transaction"]
 
-#: Seconds for one statement, of which some may have many rows to go through.
+#: Seconds for one statement: a migration may rewrite a table with millions of rows.
 TIMEOUT = 600.0
-#: Of the advisory lock, so that two who upgrade at once do so one after the other.
+#: Serialises concurrent upgrades. The key is an arbitrary constant of chatws.
 _LOCK = "SELECT pg_advisory_xact_lock(1667785076, 0)"
 _TABLE = """
 CREATE SCHEMA IF NOT EXISTS {schema};
 CREATE TABLE IF NOT EXISTS {schema}.migrations (
     number integer PRIMARY KEY,
     name text NOT NULL,
-    -- programs that know an earlier migration than this cannot work with the schema any more
+    -- the latest migration that a program must know to work with this schema
     needs integer NOT NULL,
     applied_at timestamptz NOT NULL DEFAULT now()
 )
@@ -30,9 +31,10 @@ CREATE TABLE IF NOT EXISTS {schema}.migrations (
 
 
 class Migration(NamedTuple):
-    """
+    """A change to the schema.
+
     :ivar number: 1, 2, 3 …
-    :ivar needs: programs must know that migration to work with the schema as it is after this one.
+    :ivar needs: the number of the migration that a program must know to work with the schema after this one.
     """
 
     number: int
@@ -42,7 +44,10 @@ class Migration(NamedTuple):
 
 
 class Applied(NamedTuple):
-    """A migration that the database has."""
+    """A migration that has been applied.
+
+    :ivar at: when, as PostgreSQL writes it.
+    """
 
     number: int
     name: str
@@ -51,26 +56,42 @@ class Applied(NamedTuple):
 
 @contextmanager
 def transaction(url: str) -> Iterator[Any]:
-    """A cursor in one transaction, which is committed at the end.
+    """Open a cursor in one transaction, which is committed at the end.
 
-    :raises OperatorError: the database cannot be reached, or refused a statement; nothing has been changed.
+    :raises ConfigError: the database is unreachable, its encoding is not UTF8, or it rejected a statement. Nothing has
+        been changed.
     """
     parameters = connection_parameters(url, timeout=TIMEOUT)
     try:
         connection = psycopg2.connect(**parameters, connect_timeout=10)
     except psycopg2.Error as error:
-        raise OperatorError(f"PostgreSQL cannot be reached: {one_line(error)}") from None
+        raise ConfigError(f"cannot connect to PostgreSQL: {one_line(error)}") from None
     try:
+        # every server reports it at the start of a connection
+        require_utf8(connection.info.dbname, connection.info.parameter_status("server_encoding"))
         with connection, connection.cursor() as cursor:
             yield cursor
     except psycopg2.Error as error:
-        raise OperatorError(f"PostgreSQL refused, nothing was changed: {one_line(error)}") from None
+        raise ConfigError(f"PostgreSQL rejected the statement, nothing was changed: {one_line(error)}") from None
     finally:
         connection.close()
 
 
+def require_utf8(database: str, encoding: str) -> None:
+    """Check the encoding of a database.
+
+    :param encoding: LATIN1 cannot store every text, and SQL_ASCII does not check it.
+    :raises ConfigError: it is not UTF8.
+    """
+    if encoding != "UTF8":
+        raise ConfigError(
+            f'the database "{database}" has the encoding {encoding}, and events need UTF8: '
+            "create another with `createdb -E UTF8 -T template0 NAME`, and name it in --broker"
+        )
+
+
 def applied(cursor: Any, schema: str) -> list[Applied]:
-    """What the database has, in order; nothing is changed."""
+    """Return the migrations that the database has, in order."""
     cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (f"{schema}.migrations",))
     if not cursor.fetchone()[0]:
         return []
@@ -79,18 +100,15 @@ def applied(cursor: Any, schema: str) -> list[Applied]:
 
 
 def apply(cursor: Any, schema: str, migrations: Sequence[Migration]) -> list[Migration]:
-    """Apply those that are missing, in one transaction.
-
-    :return: which these were.
-    """
+    """Apply the missing migrations in the cursor's transaction, and return them."""
     cursor.execute(_LOCK)
     cursor.execute(_TABLE.format(schema=schema))
-    there = {one.number for one in applied(cursor, schema)}
-    missing = [one for one in migrations if one.number not in there]
-    for one in missing:
-        cursor.execute(one.sql)
+    existing = {migration.number for migration in applied(cursor, schema)}
+    missing = [migration for migration in migrations if migration.number not in existing]
+    for migration in missing:
+        cursor.execute(migration.sql)
         cursor.execute(
             f"INSERT INTO {schema}.migrations (number, name, needs) VALUES (%s, %s, %s)",
-            (one.number, one.name, one.needs),
+            (migration.number, migration.name, migration.needs),
         )
     return missing

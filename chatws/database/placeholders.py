@@ -1,8 +1,8 @@
 """Placeholders in the operator's SQL: `%(name)s`, and `%%` for a percent sign, the same for every engine.
 
-psycopg substitutes wherever a placeholder stands, within quotes too, where the result is broken SQL at best; SQLite
-takes a quoted one for a constant, silently. So a placeholder within quotes or a comment is refused for both, and so is
-a lone percent sign, which only psycopg would notice.
+psycopg substitutes placeholders also within quotes, which produces broken SQL. SQLite silently takes a quoted one for
+a constant. `check_sql` therefore rejects placeholders within quotes or comments for both engines, and also single
+percent signs, which only psycopg reports.
 """
 
 from __future__ import annotations
@@ -11,11 +11,12 @@ import re
 from collections.abc import Collection
 from functools import lru_cache
 
-from chatws.errors import OperatorError
+from chatws.errors import ConfigError
 
 __all__ = ["check_sql", "to_sqlite"]
 
-# What SQLite's and PostgreSQL's lexers skip as a whole. An unclosed quote runs to the end: the engine will complain.
+# `opaque`: strings, quoted names and comments, as in SQLite's and PostgreSQL's lexers. An unclosed quote extends to
+# the end, and the engine rejects it.
 _TOKEN = re.compile(
     r"""
       (?P<opaque> '(?:[^']|'')*(?:'|\Z) | "(?:[^"]|"")*(?:"|\Z) | --[^\n]* | /\*.*?(?:\*/|\Z) )
@@ -28,35 +29,35 @@ _TOKEN = re.compile(
 
 
 def check_sql(name: str, sql: str, allowed: Collection[str]) -> frozenset[str]:
-    """The names of the placeholders in `sql`.
+    """Return the names of the placeholders in `sql`.
 
-    :param name: the setting it comes from, for the error's sentence.
-    :param allowed: the names that will be given a value.
-    :raises OperatorError: a name that is not allowed, a lone percent sign, a placeholder within quotes or a comment.
+    :param name: the setting that it comes from, for the error.
+    :param allowed: the names that have a value.
+    :raises ConfigError: it has an unknown name, a single percent sign, or a placeholder within quotes or a comment.
     """
-    found = set()
+    names = set()
     for token in _TOKEN.finditer(sql):
         if token["opaque"] is not None:
             inner = token["opaque"].replace("%%", "")
             if "%(" in inner:
-                raise OperatorError(f"{name}: a placeholder within quotes or a comment; it stands without quotes")
+                raise ConfigError(f"{name}: a placeholder within quotes or a comment; write it without quotes")
             if "%" in inner:
-                raise OperatorError(f"{name}: a percent sign must be doubled (%%), within quotes too")
+                raise ConfigError(f"{name}: a percent sign must be doubled (%%), within quotes too")
         elif token["wrong"] is not None:
-            raise OperatorError(f"{name}: a percent sign must be doubled (%%) or begin a placeholder like %(user_id)s")
+            raise ConfigError(f"{name}: a percent sign must be doubled (%%) or begin a placeholder like %(user_id)s")
         elif token["word"] is not None:
             if token["word"] not in allowed:
-                known = ", ".join(f"%({one})s" for one in sorted(allowed))
-                raise OperatorError(f"{name}: %({token['word']})s is not known here; there is {known}")
-            found.add(token["word"])
-    return frozenset(found)
+                known = ", ".join(f"%({placeholder})s" for placeholder in sorted(allowed))
+                raise ConfigError(f"{name}: %({token['word']})s is unknown; known placeholders: {known}")
+            names.add(token["word"])
+    return frozenset(names)
 
 
 @lru_cache(maxsize=64)
 def to_sqlite(sql: str) -> str:
-    """`sql` with SQLite's placeholders (`:name`, see https://sqlite.org/lang_expr.html#varparam).
+    """Return `sql` with SQLite's placeholders (`:name`, see https://sqlite.org/lang_expr.html#varparam).
 
-    :param sql: as `check_sql` lets through.
+    :param sql: checked by `check_sql`.
     """
 
     def translate(token: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Host names to addresses without blocking the reactor."""
+"""Resolves host names without blocking the reactor."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ class _Receiver:
         self.done: Deferred[list[str]] = Deferred()
 
     def resolutionBegan(self, resolutionInProgress: IHostResolution) -> None:
-        """Nothing to do: it cannot be cancelled anyway, getaddrinfo runs in a thread."""
+        """Do nothing: getaddrinfo runs in a thread and cannot be cancelled."""
 
     def addressResolved(self, address: IAddress) -> None:
+        """See `IResolutionReceiver`."""
         host: str = address.host
         if host not in self.addresses:
             self.addresses.append(host)
 
     def resolutionComplete(self) -> None:
+        """See `IResolutionReceiver`."""
         if not self.done.called:
             self.done.callback(self.addresses)
 
 
 def resolve(reactor: Any, host: str) -> Deferred[list[str]]:
-    """The addresses of `host`, IPv4 and IPv6, in the resolver's order; none when it is not known.
+    """Return the IPv4 and IPv6 addresses of `host` in the resolver's order, empty if it is unknown.
 
-    :param host: a name, or an address, which is its own.
+    :param reactor: `IReactorPluggableNameResolver`.
+    :param host: a name, or an address, which is returned as it is.
     """
     if isIPAddress(host) or isIPv6Address(host):
         return succeed([host])

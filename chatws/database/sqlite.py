@@ -1,7 +1,7 @@
-"""SQLite through twisted.enterprise.adbapi: a few threads, each with its connection to the file.
+"""SQLite through twisted.enterprise.adbapi: a few threads, each with a connection to the file.
 
-The file is the application's: it is never created here, and its schema never touched. A query that takes too long is
-interrupted, one that waits for another process's lock is given up by SQLite itself a little earlier.
+The file belongs to the application. This module neither creates it nor changes its schema. A query that exceeds the
+timeout is interrupted. SQLite itself ends the wait for another process's lock shortly before that.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.database.contract import QueryFailed, Row, ValueRefused, Values
+from chatws.database.interface import QueryFailed, Row, ValueRefused, Values
 from chatws.database.placeholders import to_sqlite
 from chatws.errors import Unavailable
+from chatws.interfaces import Reactor, TimerHandle
 
-__all__ = ["SqliteDatabase"]
+__all__ = ["SqliteDatabase", "translate_error"]
 
 T = TypeVar("T")
 
@@ -37,99 +38,110 @@ _WRONG_VALUE = {
 _BROKEN_FILE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_NOTADB}
 
 
-def _translated(error: Exception) -> Exception:
-    """What an error of the sqlite3 module is to the caller."""
+def translate_error(error: Exception) -> Exception:
+    """Return the exception of `Database` for one of the sqlite3 module."""
     text = str(error)[:300]
     if isinstance(error, sqlite3.Error):
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
         if code in _WRONG_VALUE:
             return ValueRefused(text)
-        return QueryFailed(text) if code in _WRONG_SQL else Unavailable(f"the database cannot be asked now: {text}")
-    if isinstance(error, ValueError | OverflowError):  # half of a surrogate pair; a number past 64 bits
+        return QueryFailed(text) if code in _WRONG_SQL else Unavailable(f"the database is unavailable: {text}")
+    if isinstance(error, ValueError | OverflowError):  # a lone surrogate, or a number beyond 64 bits
         return ValueRefused(text)
     return error
 
 
 class _Job:
-    """A query on its way through a thread.
+    """A query that runs in a thread.
 
-    :ivar given_up: nobody waits for it any more; a thread that takes it up leaves it at once.
-    :ivar timer: gives it up.
+    :ivar is_cancelled: its caller no longer waits; a thread that starts it ends it at once.
+    :ivar timer: the timeout.
     """
 
     def __init__(self) -> None:
-        self.given_up = False
-        self.timer: Any = None
+        self.is_cancelled = False
+        self.timer: TimerHandle | None = None
         self._connection: adbapi.Connection | None = None
-        # an interrupt that comes late would hit the connection's next query
+        # a late interrupt would end the connection's next query
         self._lock = Lock()
 
-    def begin(self, connection: adbapi.Connection) -> None:
-        """:raises Unavailable: it was given up before it began."""
+    def start(self, connection: adbapi.Connection) -> None:
+        """Start it on `connection`.
+
+        :raises Unavailable: it was cancelled before.
+        """
         with self._lock:
-            if self.given_up:
-                raise Unavailable("the database gives no answer")
+            if self.is_cancelled:
+                raise Unavailable("the database does not respond")
             self._connection = connection
 
     def end(self) -> None:
+        """End it: the connection is free for another query."""
         with self._lock:
             self._connection = None
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
+        """Interrupt the query, or prevent its start."""
         if self.timer is not None and self.timer.active():
             self.timer.cancel()
         with self._lock:
-            self.given_up = True
+            self.is_cancelled = True
             if self._connection is not None:
                 self._connection.interrupt()
 
 
 class SqliteDatabase:
-    """See chatws.database.contract.Database.
+    """See `chatws.database.interface.Database`.
 
-    :param path: the file. It need not be there yet.
+    :param path: the file. It may be created later.
     :param pool: threads at most.
-    :param timeout: seconds.
+    :param timeout: seconds that a query may take, including its wait for a thread.
+    :ivar timeout: as the parameter. A change applies to later queries, and to files that are opened later.
     """
 
+    coerces_ids = False
     _log = Logger()
 
-    def __init__(self, path: str, *, pool: int, timeout: float, reactor: Any) -> None:
-        # mode=rw: a mistyped path must not become an empty database
+    def __init__(self, path: str, *, pool: int, timeout: float, reactor: Reactor) -> None:
+        # mode=rw does not create a file: a mistyped path must not become an empty database
         self._uri = f"file:{quote(str(Path(path).absolute()))}?mode=rw"
         self._path = path
         self._size = pool
-        self._timeout = timeout
+        self.timeout = timeout
         self._reactor = reactor
         self._pool: Any = None
-        # threads whose file turned out to be broken: it may have been replaced since
+        # threads that must reopen the file: it was broken, and may have been replaced since
         self._to_reopen: set[int] = set()
         self._jobs: dict[_Job, Deferred[Any]] = {}
         self._healthy = False
-        self._trouble: str | None = None
+        self._problem: str | None = None
 
     @property
     def healthy(self) -> bool:
+        """See `Database.healthy`."""
         return self._healthy
 
     def start(self) -> Deferred[None]:
+        """See `Database.start`."""
         if self._pool is None:
             self._pool = adbapi.ConnectionPool(  # type: ignore[no-untyped-call]
                 "sqlite3",
                 self._uri,
                 uri=True,
-                check_same_thread=False,  # interrupted by the reactor's thread, closed by it at the end
-                timeout=self._timeout * 0.9,
+                check_same_thread=False,  # the reactor's thread interrupts and closes connections
+                timeout=self.timeout * 0.9,  # the wait for a lock ends with an error of its own, before the interrupt
                 cp_reactor=self._reactor,
                 cp_min=1,
                 cp_max=self._size,
                 cp_name="database",
             )
-            # its outcome is heard by _finished
+            # `_run` notes the result
             Deferred.fromCoroutine(self.query("SELECT 1 FROM sqlite_master LIMIT 1", {})).addErrback(lambda _: None)
         return succeed(None)
 
     async def query(self, sql: str, values: Values) -> list[Row]:
+        """See `Database.query`."""
+
         def work(connection: adbapi.Connection) -> list[Row]:
             cursor = connection.execute(to_sqlite(sql), dict(values))
             names = [column[0] for column in cursor.description or ()]
@@ -138,20 +150,24 @@ class SqliteDatabase:
         return await self._run(work)
 
     async def execute(self, sql: str, values: Values) -> int:
+        """See `Database.execute`."""
+
         def work(connection: adbapi.Connection) -> int:
             return int(connection.execute(to_sqlite(sql), dict(values)).rowcount)
 
         return await self._run(work)
 
     async def execute_many(self, sql: str, batch: Sequence[Values]) -> int:
+        """See `Database.execute_many`."""
+
         def work(connection: adbapi.Connection) -> int:
-            translated = to_sqlite(sql)
+            statement = to_sqlite(sql)
             refused = 0
             for values in batch:
                 try:
-                    connection.execute(translated, dict(values))
+                    connection.execute(statement, dict(values))
                 except Exception as error:
-                    if not isinstance(_translated(error), ValueRefused):
+                    if not isinstance(translate_error(error), ValueRefused):
                         raise
                     refused += 1
             return refused
@@ -159,25 +175,26 @@ class SqliteDatabase:
         return await self._run(work)
 
     def stop(self) -> Deferred[None]:
+        """See `Database.stop`."""
         pool, self._pool = self._pool, None
         if pool is None:
             return succeed(None)
         self._healthy = False
         for job in self._jobs:
-            job.give_up()
-        # closing joins the threads: one that still works would block the reactor. Before the reactor runs none does.
-        working = list(self._jobs.values()) if pool.running else []
-        return DeferredList(working).addCallback(lambda _: pool.close())
+            job.cancel()
+        # `close` joins the threads, so a running query would block the reactor. None runs before the reactor does.
+        running = list(self._jobs.values()) if pool.running else []
+        return DeferredList(running).addCallback(lambda _: pool.close())
 
     def _run(self, work: Callable[[adbapi.Connection], T]) -> Deferred[T]:
-        answer: Deferred[T] = Deferred()
+        response: Deferred[T] = Deferred()
         if self._pool is None:
-            answer.errback(Unavailable("the database is not open"))
-            return answer
+            response.errback(Unavailable("the database is not open"))
+            return response
         job, pool = _Job(), self._pool
 
         def in_thread(connection: adbapi.Connection) -> T:
-            job.begin(connection)
+            job.start(connection)
             try:
                 if get_ident() in self._to_reopen:
                     connection.reconnect()  # type: ignore[no-untyped-call]
@@ -190,35 +207,35 @@ class SqliteDatabase:
             finally:
                 job.end()
 
-        def finished(result: T | Failure) -> None:
+        def on_result(result: T | Failure) -> None:
             if job.timer is not None and job.timer.active():
                 job.timer.cancel()
             del self._jobs[job]
             if isinstance(result, Failure) and isinstance(result.value, Exception):
-                result = Failure(_translated(result.value))  # type: ignore[no-untyped-call]
-            self._heard(result)
-            if not answer.called:
-                answer.callback(result)
+                result = Failure(translate_error(result.value))  # type: ignore[no-untyped-call]
+            self._note_health(result)
+            if not response.called:
+                response.callback(result)
 
-        def too_late() -> None:
-            job.give_up()
-            answer.errback(Unavailable("the database gives no answer"))
+        def on_timeout() -> None:
+            job.cancel()
+            response.errback(Unavailable("the database does not respond"))
 
-        job.timer = self._reactor.callLater(self._timeout, too_late)
+        job.timer = self._reactor.callLater(self.timeout, on_timeout)
         running = pool.runWithConnection(in_thread)
         self._jobs[job] = running
-        running.addBoth(finished)
-        return answer
+        running.addBoth(on_result)
+        return response
 
-    def _heard(self, result: object) -> None:
-        """Note how the database is."""
+    def _note_health(self, result: object) -> None:
+        """Update `healthy` and log its changes."""
         if self._pool is None:
             return
         failed = isinstance(result, Failure) and isinstance(result.value, Unavailable)
         self._healthy = not failed
-        trouble = result.value.message if failed else None  # type: ignore[attr-defined]
-        if trouble is not None and trouble != self._trouble:
-            self._log.warn("{path}: {trouble}", path=self._path, trouble=trouble)
-        elif trouble is None and self._trouble is not None:
-            self._log.info("{path}: the database answers again", path=self._path)
-        self._trouble = trouble
+        problem = result.value.message if failed else None  # type: ignore[attr-defined]
+        if problem is not None and problem != self._problem:
+            self._log.warn("{path}: {problem}", path=self._path, problem=problem)
+        elif problem is None and self._problem is not None:
+            self._log.info("{path}: the database is available again", path=self._path)
+        self._problem = problem

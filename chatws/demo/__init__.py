@@ -1,5 +1,5 @@
-"""The inbox demo: a small shop's backend on SQLite, and the page its agents work with.
+"""The inbox demo: a small shop's backend on SQLite, and the page that its agents use.
 
-It uses chatws as any application does: it pushes lines over TCP, and its page speaks through websocket-client.js.
-Nothing of it is imported unless `--demo` is given.
+It uses chatws as any application does: it sends lines to the push API over TCP, and its page uses websocket-client.js.
+The package is imported only with `--demo`.
 """

@@ -1,7 +1,7 @@
-"""The demo over HTTP: the page at `/`, its files under `/demo/`, and a JSON API under `/api/`.
+"""Serve the demo over HTTP: the page at `/`, its files under `/demo/`, and a JSON API under `/api/`.
 
-Refusals are `{"error": {"code": …, "message": …}}`. A request that changes something must be `application/json`, which
-another site's form cannot send.
+Errors are `{"error": {"code": …, "message": …}}`. A request that changes data must be `application/json`, which a form
+of another site cannot send.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 
 from chatws.demo.backend import DemoBackend
-from chatws.demo.store import Change, DemoError
+from chatws.demo.store import DemoError, StoreChange
 from chatws.ids import MAX_ID_INTEGER
 
 __all__ = ["MAX_BODY", "MAX_CONTENT", "root"]
 
-#: Bytes of a request's body.
+#: Bytes of a request body: a message of `MAX_CONTENT` characters takes at most 16,000 in UTF-8.
 MAX_BODY = 32 * 1024
-#: Characters of a message.
+#: Characters of a message; the page's text area has the same limit.
 MAX_CONTENT = 4000
 
 PAGE = Path(__file__).with_name("page")
 
-#: The page loads only what this server serves, runs no script written into it, and sends nothing elsewhere.
+#: The page loads files of this server only, runs no inline scripts, and sends forms to this server only.
 SECURITY_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; connect-src 'self' ws: wss:; img-src 'self' data:; "
     "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'self'",
@@ -53,7 +53,7 @@ class SendBody(msgspec.Struct):
 
 
 class AssignBody(msgspec.Struct):
-    """`agent_id`: to whom; null to nobody. `by`: the agent who does it."""
+    """Body of `assign`. `agent_id`: the new assignee, or null for none. `by`: the agent who assigns."""
 
     agent_id: Number | None
     by: Number | None = None
@@ -64,14 +64,14 @@ class StatusBody(msgspec.Struct):
 
 
 class ReadBody(msgspec.Struct):
-    """`message_id`: up to which; absent for all."""
+    """Body of `read`. `message_id`: the last message that was read, by default the latest."""
 
     agent_id: Number
     message_id: Number | None = None
 
 
 class CustomerBody(msgspec.Struct):
-    """Absent: the demo chooses who writes, and what. `typing`: be seen typing first."""
+    """Body of `customer`. The demo chooses a missing conversation or content. `typing`: send typing first."""
 
     conversation_id: Number | None = None
     new: bool = False
@@ -79,12 +79,12 @@ class CustomerBody(msgspec.Struct):
     typing: bool = False
 
 
-#: What is served of the page's directory, and as what.
+#: The file types of the page's directory that are served, with their media types.
 TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
 
 
 def root(backend: DemoBackend) -> Resource:
-    """The demo's resource tree. Others may put children beside `demo` and `api`."""
+    """Build the demo's resource tree. The server adds its own resources beside `demo` and `api`."""
     tree, files = Tree(), Tree()
     for path in sorted(PAGE.iterdir()):
         if path.suffix in TYPES:
@@ -96,7 +96,7 @@ def root(backend: DemoBackend) -> Resource:
 
 
 class Tree(Resource):
-    """A directory: its children, and 404 for the rest."""
+    """A directory: its children, and 404 for other paths."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -108,12 +108,14 @@ class Tree(Resource):
         return notFound()
 
     def render(self, request: Any) -> bytes | int:
-        return _refuse(request, 404, "There is nothing here.")
+        return _render_error(request, 404, "Not found.")
 
 
 class PageFile(Tree):
-    """One file of the page. Browsers ask for it again each time (RFC 9110 §13.1.2 makes that cheap), so that a
-    server that was upgraded never meets its old page."""
+    """One file of the page.
+
+    Browsers validate it on every use (RFC 9110 §13.1.2), so that an upgraded server never serves an old page.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -122,7 +124,7 @@ class PageFile(Tree):
     def render(self, request: Any) -> bytes | int:
         if request.method not in (b"GET", b"HEAD"):
             request.setHeader("Allow", "GET, HEAD")
-            return _refuse(request, 405, "This is to be read only.")
+            return _render_error(request, 405, "Only GET and HEAD are allowed.")
         content = self._path.read_bytes()
         for name, value in SECURITY_HEADERS.items():
             request.setHeader(name, value)
@@ -134,15 +136,15 @@ class PageFile(Tree):
         return content
 
 
-def _refuse(request: Any, status: int, sentence: str) -> bytes:
+def _render_error(request: Any, status: int, message: str) -> bytes:
     request.setResponseCode(status)
     request.setHeader("Content-Type", "text/plain; charset=utf-8")
-    return f"{sentence}\n".encode()
+    return f"{message}\n".encode()
 
 
 T = TypeVar("T")
-Answer = tuple[int, Any]
-Handler = Callable[..., Awaitable[Answer]]
+Response = tuple[int, Any]
+Handler = Callable[..., Awaitable[Response]]
 
 
 class Api(Resource):
@@ -172,10 +174,10 @@ class Api(Resource):
         closed: list[Failure] = []
         request.notifyFinish().addErrback(closed.append)
 
-        def write(answer: Answer) -> None:
+        def write(response: Response) -> None:
             if closed:
-                return  # what was asked for is done all the same
-            status, body = answer
+                return  # the change is stored even if the client has disconnected
+            status, body = response
             text = msgspec.json.encode(body)
             request.setResponseCode(status)
             request.setHeader("Content-Type", "application/json; charset=utf-8")
@@ -185,74 +187,74 @@ class Api(Resource):
             request.write(text)
             request.finish()
 
-        answering = Deferred.fromCoroutine(self._answer(request))
-        answering.addCallback(write)
-        answering.addErrback(lambda failure: self._log.failure("an API request could not be answered", failure=failure))
+        responding = Deferred.fromCoroutine(self._respond(request))
+        responding.addCallback(write)
+        responding.addErrback(lambda failure: self._log.failure("cannot write an API response", failure=failure))
         return NOT_DONE_YET
 
-    async def _answer(self, request: Any) -> Answer:
-        """The handler's answer, or the refusal."""
+    async def _respond(self, request: Any) -> Response:
+        """Return the handler's response, or an error response."""
         try:
             handler, arguments = self._route(request)
             return await handler(request, *arguments)
-        except DemoError as refusal:
-            return refusal.status, _error(refusal.code, str(refusal))
+        except DemoError as error:
+            return error.status, _error(error.code, str(error))
         except Exception:
-            self._log.failure("the demo's API failed at {path}", path=request.path)
-            return 500, _error("internal_error", "something went wrong on the server")
+            self._log.failure("the demo's API failed: {path}", path=request.path)
+            return 500, _error("internal_error", "internal error, see the server's log")
 
     def _route(self, request: Any) -> tuple[Handler, list[int]]:
         path = b"/".join(request.postpath or ()).decode("utf-8", "replace")
         method = request.method.decode("ascii", "replace")
         allowed = []
-        for offered, pattern, handler in self._routes:
-            found = pattern.fullmatch(path)
-            if found is None:
+        for route_method, pattern, handler in self._routes:
+            match = pattern.fullmatch(path)
+            if match is None:
                 continue
-            if method == offered or (method == "HEAD" and offered == "GET"):
-                return handler, [int(number) for number in found.groups()]
-            allowed.append(offered)
+            if method == route_method or (method == "HEAD" and route_method == "GET"):
+                return handler, [int(number) for number in match.groups()]
+            allowed.append(route_method)
         if not allowed:
-            raise DemoError(404, "not_found", "there is nothing at this path")
+            raise DemoError(404, "not_found", "this path does not exist")
         request.setHeader("Allow", ", ".join(allowed))
-        raise DemoError(405, "method_not_allowed", f"this path takes {' and '.join(allowed)}")
+        raise DemoError(405, "method_not_allowed", f"this path allows {' and '.join(allowed)}")
 
-    # --- handlers
+    # Handlers
 
-    async def _agents(self, request: Any) -> Answer:
+    async def _agents(self, request: Any) -> Response:
         return 200, {"instance": self._backend.instance, "agents": await self._backend.agents()}
 
-    async def _conversations(self, request: Any) -> Answer:
+    async def _conversations(self, request: Any) -> Response:
         agent_id = _query_number(request, b"agent_id")
         return 200, {"conversations": await self._backend.conversations(agent_id)}
 
-    async def _messages(self, request: Any, conversation_id: int) -> Answer:
+    async def _messages(self, request: Any, conversation_id: int) -> Response:
         conversation, messages, reads = await self._backend.messages(conversation_id)
         return 200, {"conversation": conversation, "messages": messages, "reads": reads}
 
-    async def _send(self, request: Any, conversation_id: int) -> Answer:
+    async def _send(self, request: Any, conversation_id: int) -> Response:
         body = _body(request, SendBody)
         content = _content(body.content)
         change = await self._backend.send(conversation_id, body.agent_id, content, body.client_id)
         return 200 if change.repeated else 201, _changed(change)
 
-    async def _assign(self, request: Any, conversation_id: int) -> Answer:
+    async def _assign(self, request: Any, conversation_id: int) -> Response:
         body = _body(request, AssignBody)
         return 200, _changed(await self._backend.assign(conversation_id, body.agent_id, body.by))
 
-    async def _close(self, request: Any, conversation_id: int) -> Answer:
+    async def _close(self, request: Any, conversation_id: int) -> Response:
         body = _body(request, StatusBody)
         return 200, _changed(await self._backend.set_status(conversation_id, "closed", body.by))
 
-    async def _reopen(self, request: Any, conversation_id: int) -> Answer:
+    async def _reopen(self, request: Any, conversation_id: int) -> Response:
         body = _body(request, StatusBody)
         return 200, _changed(await self._backend.set_status(conversation_id, "open", body.by))
 
-    async def _read(self, request: Any, conversation_id: int) -> Answer:
+    async def _read(self, request: Any, conversation_id: int) -> Response:
         body = _body(request, ReadBody)
         return 200, {"conversation": await self._backend.mark_read(conversation_id, body.agent_id, body.message_id)}
 
-    async def _customer(self, request: Any) -> Answer:
+    async def _customer(self, request: Any) -> Response:
         body = _body(request, CustomerBody)
         if body.new and body.conversation_id is not None:
             raise DemoError(400, "bad_request", "`new` and `conversation_id` exclude each other")
@@ -267,21 +269,21 @@ def _error(code: str, message: str) -> dict[str, Any]:
     return {"error": {"code": code, "message": message}}
 
 
-def _changed(change: Change) -> dict[str, Any]:
+def _changed(change: StoreChange) -> dict[str, Any]:
     return {"conversation": change.conversation, "message": change.message}
 
 
 def _body(request: Any, shape: type[T]) -> T:
-    """The request's JSON in the given shape; an empty body counts as `{}`.
+    """Parse the request's JSON body. An empty body counts as `{}`.
 
-    :raises DemoError: 413, 415 or 400, naming the field where there is one.
+    :raises DemoError: 400, 413 or 415. The message of 400 names the invalid field.
     """
     content_type = (request.getHeader("content-type") or "").partition(";")[0].strip().lower()
     if content_type != "application/json":
         raise DemoError(415, "bad_content_type", "Content-Type must be application/json")
     raw = request.content.read(MAX_BODY + 1)
     if len(raw) > MAX_BODY:
-        raise DemoError(413, "too_large", f"a request has at most {MAX_BODY} bytes")
+        raise DemoError(413, "too_large", f"the body is longer than {MAX_BODY} bytes")
     try:
         return msgspec.json.decode(raw or b"{}", type=shape)
     except msgspec.ValidationError as error:
@@ -291,11 +293,11 @@ def _body(request: Any, shape: type[T]) -> T:
 
 
 def _content(text: str) -> str:
-    """A message's text: without control characters (but line breaks and tabs) and blanks around it."""
-    kept = "".join(one for one in text if one >= " " or one in "\n\t").strip()
-    if not kept:
+    """Return a message's text without surrounding white space and control characters, except line breaks and tabs."""
+    content = "".join(character for character in text if character >= " " or character in "\n\t").strip()
+    if not content:
         raise DemoError(400, "bad_request", "`content` must not be empty")
-    return kept
+    return content
 
 
 def _query_number(request: Any, name: bytes) -> int | None:

@@ -1,4 +1,4 @@
--- What a small shop's backend keeps. Times are ISO 8601 in UTC with milliseconds, so that they sort as text.
+-- The database of a small shop. Times are ISO 8601 in UTC with milliseconds, so that they sort as text.
 
 CREATE TABLE IF NOT EXISTS facts (
     name  TEXT PRIMARY KEY,
@@ -11,8 +11,8 @@ CREATE TABLE IF NOT EXISTS agents (
     team TEXT NOT NULL
 );
 
--- `updated_at` is the time of the last message. `version` counts every change, so that a page which gets two states of
--- a conversation by two ways knows the newer one.
+-- `updated_at` is the time of the last message. `version` counts the changes, so that a page that receives two states
+-- of a conversation knows the newer one.
 CREATE TABLE IF NOT EXISTS conversations (
     id           INTEGER PRIMARY KEY AUTOINCREMENT,
     contact_name TEXT NOT NULL,
@@ -25,8 +25,8 @@ CREATE TABLE IF NOT EXISTS conversations (
     version      INTEGER NOT NULL DEFAULT 1
 );
 
--- A note tells in the thread what was done to the conversation: `content` is 'assigned', 'unassigned', 'closed' or
--- 'reopened', `sender_id` the agent who did it, `about_id` the agent to whom it was assigned.
+-- A note records a change of the conversation: `content` is 'assigned', 'unassigned', 'closed' or 'reopened',
+-- `sender_id` is the agent who made the change, `about_id` is the new assignee.
 CREATE TABLE IF NOT EXISTS messages (
     id              INTEGER PRIMARY KEY AUTOINCREMENT,
     conversation_id INTEGER NOT NULL REFERENCES conversations (id),
@@ -41,7 +41,7 @@ CREATE TABLE IF NOT EXISTS messages (
 
 CREATE INDEX IF NOT EXISTS messages_by_conversation ON messages (conversation_id, id);
 
--- How far each agent has read.
+-- The last message that each agent has read.
 CREATE TABLE IF NOT EXISTS reads (
     agent_id        INTEGER NOT NULL REFERENCES agents (id),
     conversation_id INTEGER NOT NULL REFERENCES conversations (id),

@@ -1,4 +1,4 @@
-"""The people of the demo's shop: who works there, what is on the table when it opens, and what customers say next."""
+"""The demo's initial data: agents, conversations, and the texts that customers write next."""
 
 from __future__ import annotations
 
@@ -10,7 +10,11 @@ CUSTOMER = 0
 
 
 class Contact(NamedTuple):
-    """:ivar channel: whatsapp, web, email or instagram. :ivar language: of what the contact writes: en or pt."""
+    """A customer.
+
+    :ivar channel: whatsapp, web, email or instagram.
+    :ivar language: of the contact's messages: en or pt.
+    """
 
     name: str
     channel: str
@@ -18,7 +22,11 @@ class Contact(NamedTuple):
 
 
 class SeedMessage(NamedTuple):
-    """:ivar sender: an agent's id, or `CUSTOMER`. :ivar minutes: how long before the shop opened."""
+    """A message of the initial data.
+
+    :ivar sender: an agent's id, or `CUSTOMER`.
+    :ivar minutes: age of the message when the database is created.
+    """
 
     sender: int
     minutes: int
@@ -26,7 +34,10 @@ class SeedMessage(NamedTuple):
 
 
 class SeedConversation(NamedTuple):
-    """:ivar unread_by: the agents who have not seen the last customer message yet."""
+    """A conversation of the initial data.
+
+    :ivar unread_by: the agents who have not read the last customer messages.
+    """
 
     contact: Contact
     status: str
@@ -35,7 +46,7 @@ class SeedConversation(NamedTuple):
     messages: tuple[SeedMessage, ...]
 
 
-#: Name and team by id. The page translates the team.
+#: Agent id => name and team. The page translates the team.
 AGENTS = {
     1: ("Ana Souza", "support"),
     2: ("Bruno Lima", "sales"),
@@ -74,7 +85,7 @@ CONVERSATIONS = (
     SeedConversation(
         Contact("Emily Carter", "email", "en"), "open", None, (1, 3),
         (
-            SeedMessage(CUSTOMER, 75, "I was charged twice for order 4790. Could somebody look into this?\n\n"
+            SeedMessage(CUSTOMER, 75, "I was charged twice for order 4790. Could you look into this?\n\n"
                                       "Both charges are dated Friday."),
         ),
     ),
@@ -113,7 +124,7 @@ CONVERSATIONS = (
     ),
 )  # fmt: skip
 
-#: What each of them says next, in this order; afterwards something from `SMALL_TALK`.
+#: The next messages of each contact in this order, followed by those of `SMALL_TALK`.
 FOLLOW_UPS = {
     "Marina Costa": (
         "Pode ser no nome da Dona Célia, ela fica na portaria até as 18h.",
@@ -151,7 +162,7 @@ SMALL_TALK = {
     ),
 }
 
-#: Who writes for the first time, and what, in this order and round again.
+#: New contacts with their first messages, used in this order and repeatedly.
 NEWCOMERS = (
     (Contact("Beatriz Rocha", "whatsapp", "pt"), "Oi! A cafeteira italiana de 6 xícaras volta ao estoque quando?"),
     (Contact("Noah Bennett", "web", "en"), "Hello, my discount code WELCOME10 doesn't work at checkout."),
@@ -162,14 +173,14 @@ NEWCOMERS = (
 )
 
 
-def next_line(contact: Contact, said: int) -> str:
-    """What `contact` writes after `said` messages of its own."""
-    begun = 1
+def next_line(contact: Contact, message_count: int) -> str:
+    """Return the next message of a contact that has written `message_count` messages."""
+    initial_count = 1
     for conversation in CONVERSATIONS:
         if conversation.contact == contact:
-            begun = sum(one.sender == CUSTOMER for one in conversation.messages)
+            initial_count = sum(message.sender == CUSTOMER for message in conversation.messages)
     lines = FOLLOW_UPS.get(contact.name, ())
-    turn = max(0, said - begun)
+    turn = max(0, message_count - initial_count)
     if turn < len(lines):
         return lines[turn]
     talk = SMALL_TALK[contact.language]

@@ -1,4 +1,4 @@
-"""The demo as a service: started and stopped with the server."""
+"""Start and stop the demo with the server."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 
+from chatws.demo.api import root
 from chatws.demo.backend import DemoBackend, Push
 
 __all__ = ["DemoService"]
 
 
 class DemoService(Service):
-    """:ivar backend: the application.
+    """The demo as a Twisted service.
 
-    :param push: the push client; it is closed with the service.
-    :param database_path: an SQLite file; the empty string for a database that lasts as long as the process.
+    :ivar backend: the application.
+    :param push: the push client; the service closes it.
+    :param database_path: an SQLite file; the empty string for a database in memory.
     """
 
     def __init__(self, push: Push, database_path: str, *, reactor: Any) -> None:
@@ -25,11 +27,14 @@ class DemoService(Service):
         self.backend = DemoBackend(push, database_path, reactor=reactor)
 
     def resource(self) -> Resource:
-        """What the browsers' port serves besides chatws' own paths."""
-        return self.backend.resource()
+        """Return the resource tree that the WebSocket listener serves beside its own paths."""
+        return root(self.backend)
 
     def startService(self) -> None:
-        """:raises OperatorError: the database cannot be opened."""
+        """Open the database.
+
+        :raises ConfigError: the database cannot be opened.
+        """
         self.backend.start()
         super().startService()  # type: ignore[no-untyped-call]
 

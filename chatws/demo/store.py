@@ -1,7 +1,7 @@
-"""The demo's data: SQL, and what a change consists of. Nothing here knows of HTTP or of notifications.
+"""The demo's data and the SQL for it, without HTTP and notifications.
 
-Every function takes a cursor and runs inside one transaction. Rows go out as dictionaries in the shapes of
-docs/protocol.md §2, plus what an inbox shows.
+Every function takes a cursor and runs inside one transaction. Rows are returned as dictionaries in the shapes of
+docs/protocol.md §2, with more fields for the inbox.
 """
 
 from __future__ import annotations
@@ -15,18 +15,22 @@ from typing import Any, NamedTuple
 from chatws.demo import seed
 from chatws.errors import ChatwsError
 
-__all__ = ["Change", "DemoError", "Row", "moment", "prepare"]
+__all__ = ["DemoError", "Row", "StoreChange", "is_temporary", "prepare", "timestamp"]
 
 Row = dict[str, Any]
 
-#: Messages of a conversation that are sent to a page; the latest.
+#: The number of latest messages that a page loads. The page has no paging.
 MESSAGES_SHOWN = 200
-#: Characters of a message that a list shows.
+#: Characters of the last message in the list: more than one line of it.
 PREVIEW = 140
 
 
 class DemoError(ChatwsError):
-    """A request that cannot be honoured. :ivar status: the HTTP status, :ivar code: for programs."""
+    """A request that is rejected.
+
+    :ivar status: the HTTP status.
+    :ivar code: the error code for programs.
+    """
 
     def __init__(self, status: int, code: str, message: str) -> None:
         super().__init__(message)
@@ -34,13 +38,13 @@ class DemoError(ChatwsError):
         self.code = code
 
 
-class Change(NamedTuple):
-    """What a write did.
+class StoreChange(NamedTuple):
+    """The result of a write.
 
-    :ivar conversation: as it is now.
-    :ivar message: the message that was added, or None.
-    :ivar created: whether the conversation is a new one.
-    :ivar repeated: the message was there already: the request was one that had been sent before.
+    :ivar conversation: its new state.
+    :ivar message: the added message, or None.
+    :ivar created: whether the conversation is new.
+    :ivar repeated: whether the message existed before, because the request was repeated.
     """
 
     conversation: Row
@@ -49,15 +53,31 @@ class Change(NamedTuple):
     repeated: bool = False
 
 
-def moment(seconds: float) -> str:
-    """Seconds since 1970 as ISO 8601 in UTC: `2026-11-23T12:00:00.000Z`."""
+def timestamp(seconds: float) -> str:
+    """Format seconds since 1970 as ISO 8601 in UTC: `2026-11-23T12:00:00.000Z`."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def prepare(connection: sqlite3.Connection, now: float) -> str:
-    """Create what is missing; an empty shop gets its agents and conversations. Returns the database's own name.
+#: Primary result codes of https://sqlite.org/rescode.html after which the same statement may succeed later.
+_TEMPORARY = (
+    sqlite3.SQLITE_BUSY,
+    sqlite3.SQLITE_LOCKED,
+    sqlite3.SQLITE_READONLY,
+    sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_FULL,
+    sqlite3.SQLITE_CANTOPEN,
+)
 
-    :param now: seconds since 1970; the seeded messages came shortly before.
+
+def is_temporary(error: sqlite3.Error) -> bool:
+    """Whether the disk or another process is the cause, and not the statement: a full disk, a lock."""
+    return getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF in _TEMPORARY
+
+
+def prepare(connection: sqlite3.Connection, now: float) -> str:
+    """Create missing tables and fill an empty database. Return the database's unique name.
+
+    :param now: seconds since 1970; the initial messages are dated shortly before.
     """
     connection.execute("PRAGMA journal_mode = WAL")
     connection.executescript(Path(__file__).with_name("schema.sql").read_text(encoding="utf-8"))
@@ -72,41 +92,48 @@ def prepare(connection: sqlite3.Connection, now: float) -> str:
 
 def _seed(connection: sqlite3.Connection, now: float) -> None:
     connection.executemany("INSERT INTO agents VALUES (?, ?, ?)", [(n, *rest) for n, rest in seed.AGENTS.items()])
-    # Ids from 1001: a message pushed by hand while trying things out ("id":9) is no message of the shop's.
+    # Ids start at 1001, so that a message pushed manually ("id":9) has no id of the shop.
     connection.execute("INSERT INTO sqlite_sequence VALUES ('messages', 1000)")
-    # The oldest first, so that ids grow with time as they do in a shop that has been running.
-    said = sorted(
+    # Insert the oldest first, so that ids grow with time.
+    ordered = sorted(
         (
             (message.minutes, number, message)
-            for number, one in enumerate(seed.CONVERSATIONS, 1)
-            for message in one.messages
+            for number, entry in enumerate(seed.CONVERSATIONS, 1)
+            for message in entry.messages
         ),
-        key=lambda entry: -entry[0],
+        key=lambda item: -item[0],
     )
-    for number, one in enumerate(seed.CONVERSATIONS, 1):
-        first, last = one.messages[0].minutes, one.messages[-1].minutes
+    for number, entry in enumerate(seed.CONVERSATIONS, 1):
+        first, last = entry.messages[0].minutes, entry.messages[-1].minutes
         connection.execute(
             "INSERT INTO conversations VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1)",
-            (number, *one.contact, one.status, one.assigned_to, moment(now - first * 60), moment(now - last * 60)),
+            (
+                number,
+                *entry.contact,
+                entry.status,
+                entry.assigned_to,
+                timestamp(now - first * 60),
+                timestamp(now - last * 60),
+            ),
         )
-    for minutes, number, message in said:
+    for minutes, number, message in ordered:
         connection.execute(
             "INSERT INTO messages (conversation_id, sender_type, sender_id, content, created_at)"
             " VALUES (?, ?, ?, ?, ?)",
-            (number, *_sender(message.sender), message.content, moment(now - minutes * 60)),
+            (number, *_sender(message.sender), message.content, timestamp(now - minutes * 60)),
         )
-    for number, one in enumerate(seed.CONVERSATIONS, 1):
+    for number, entry in enumerate(seed.CONVERSATIONS, 1):
         ids = [
             row[0]
             for row in connection.execute("SELECT id FROM messages WHERE conversation_id = ? ORDER BY id", (number,))
         ]
         unseen = 0
-        for message in reversed(one.messages):
+        for message in reversed(entry.messages):
             if message.sender != seed.CUSTOMER:
                 break
             unseen += 1
         for agent in seed.AGENTS:
-            read = ids[: len(ids) - unseen] if agent in one.unread_by else ids
+            read = ids[: len(ids) - unseen] if agent in entry.unread_by else ids
             if read:
                 connection.execute("INSERT INTO reads VALUES (?, ?, ?)", (agent, number, read[-1]))
 
@@ -115,7 +142,7 @@ def _sender(number: int) -> tuple[str, int | None]:
     return ("customer", None) if number == seed.CUSTOMER else ("agent", number)
 
 
-# --- reading
+# --- Reading
 
 
 def agents(cursor: Any) -> list[Row]:
@@ -123,62 +150,63 @@ def agents(cursor: Any) -> list[Row]:
 
 
 def conversations(cursor: Any, agent_id: int | None) -> list[Row]:
-    """All, the one with the latest message first; with `agent_id` each says how much of it that agent has not seen."""
+    """Return all conversations, the latest first. With `agent_id` each has that agent's number of unread messages."""
     if agent_id is not None:
         check_agent(cursor, agent_id)
     ids = cursor.execute("SELECT id FROM conversations ORDER BY updated_at DESC, id DESC").fetchall()
-    found = [conversation(cursor, row["id"]) for row in ids]
+    result = [conversation(cursor, row["id"]) for row in ids]
     if agent_id is not None:
-        for one in found:
-            one["unread"] = one["unread_counts"][str(agent_id)]
-    return found
+        for entry in result:
+            entry["unread"] = entry["unread_counts"][str(agent_id)]
+    return result
 
 
 def conversation(cursor: Any, conversation_id: int) -> Row:
     row = cursor.execute("SELECT * FROM conversations WHERE id = ?", (conversation_id,)).fetchone()
     if row is None:
-        raise DemoError(404, "not_found", f"there is no conversation {conversation_id}")
+        raise DemoError(404, "not_found", f"conversation {conversation_id} does not exist")
     last = cursor.execute(
         "SELECT * FROM messages WHERE conversation_id = ? AND sender_type != 'note' ORDER BY id DESC LIMIT 1",
         (conversation_id,),
     ).fetchone()
-    found = dict(row)
-    found["last_message"] = None
+    result = dict(row)
+    result["last_message"] = None
     if last is not None:
         preview = _message(last)
         preview["content"] = preview["content"][:PREVIEW]
-        found["last_message"] = preview
-    found["unread_counts"] = _unread_counts(cursor, conversation_id)
-    return found
+        result["last_message"] = preview
+    result["unread_counts"] = _unread_counts(cursor, conversation_id)
+    return result
 
 
 def messages(cursor: Any, conversation_id: int) -> tuple[Row, list[Row], Row]:
-    """The conversation, its latest messages with the oldest first, and each agent's last read message id."""
-    about = conversation(cursor, conversation_id)
+    """Return the conversation, its latest messages in order, and agent id => id of the last read message."""
+    entry = conversation(cursor, conversation_id)
     rows = cursor.execute(
         "SELECT * FROM messages WHERE conversation_id = ? ORDER BY id DESC LIMIT ?", (conversation_id, MESSAGES_SHOWN)
     ).fetchall()
     reads = cursor.execute(
         "SELECT agent_id, message_id FROM reads WHERE conversation_id = ?", (conversation_id,)
     ).fetchall()
-    return about, [_message(row) for row in reversed(rows)], {str(one["agent_id"]): one["message_id"] for one in reads}
+    last_read = {str(row["agent_id"]): row["message_id"] for row in reads}
+    return entry, [_message(row) for row in reversed(rows)], last_read
 
 
 def check_agent(cursor: Any, agent_id: int) -> None:
     if cursor.execute("SELECT 1 FROM agents WHERE id = ?", (agent_id,)).fetchone() is None:
-        raise DemoError(404, "not_found", f"there is no agent {agent_id}")
+        raise DemoError(404, "not_found", f"agent {agent_id} does not exist")
 
 
 def _message(row: Any) -> Row:
-    found = dict(row)
+    message = dict(row)
     for name in ("about_id", "client_id"):
-        if found[name] is None:
-            del found[name]
-    return found
+        if message[name] is None:
+            del message[name]
+    return message
 
 
 def _unread_counts(cursor: Any, conversation_id: int) -> dict[str, int]:
-    """By agent: the messages that somebody else wrote after the last one this agent has read."""
+    """Return agent id => the number of messages of other senders after the last message that the agent has read."""
     rows = cursor.execute(
         """
         SELECT agents.id AS agent, count(messages.id) AS unread
@@ -195,74 +223,78 @@ def _unread_counts(cursor: Any, conversation_id: int) -> dict[str, int]:
     return {str(row["agent"]): row["unread"] for row in rows}
 
 
-# --- writing
+# --- Writing
 
 
-def send(cursor: Any, conversation_id: int, agent_id: int, content: str, client_id: str | None, now: str) -> Change:
-    """An agent writes. The same `client_id` from the same agent a second time changes nothing."""
+def send(
+    cursor: Any, conversation_id: int, agent_id: int, content: str, client_id: str | None, now: str
+) -> StoreChange:
+    """Store an agent's message. A second one with the same `client_id` from the same agent changes nothing."""
     check_agent(cursor, agent_id)
-    about = conversation(cursor, conversation_id)
+    entry = conversation(cursor, conversation_id)
     if client_id is not None:
-        known = cursor.execute(
+        existing = cursor.execute(
             "SELECT * FROM messages WHERE sender_id = ? AND client_id = ?", (agent_id, client_id)
         ).fetchone()
-        if known is not None:
-            return Change(about, _message(known), repeated=True)
-    if about["status"] == "closed":
-        raise DemoError(409, "conversation_closed", f"conversation {conversation_id} is closed: reopen it first")
-    written = _write(cursor, conversation_id, "agent", agent_id, content, now, client_id=client_id)
-    _advance_read(cursor, conversation_id, agent_id, written["id"])
-    return Change(conversation(cursor, conversation_id), written)
+        if existing is not None:
+            return StoreChange(entry, _message(existing), repeated=True)
+    if entry["status"] == "closed":
+        raise DemoError(409, "conversation_closed", f"conversation {conversation_id} is closed, reopen it first")
+    message = _add_message(cursor, conversation_id, "agent", agent_id, content, now, client_id=client_id)
+    _advance_read(cursor, conversation_id, agent_id, message["id"])
+    return StoreChange(conversation(cursor, conversation_id), message)
 
 
-def assign(cursor: Any, conversation_id: int, agent_id: int | None, by: int | None, now: str) -> Change:
-    """Give the conversation to an agent, or to nobody. Nothing changes when it is so already."""
-    for one in (agent_id, by):
-        if one is not None:
-            check_agent(cursor, one)
-    about = conversation(cursor, conversation_id)
-    if about["assigned_to"] == agent_id:
-        return Change(about)
+def assign(cursor: Any, conversation_id: int, agent_id: int | None, by: int | None, now: str) -> StoreChange:
+    """Assign the conversation to an agent, or to none. An equal assignment changes nothing."""
+    for agent in (agent_id, by):
+        if agent is not None:
+            check_agent(cursor, agent)
+    entry = conversation(cursor, conversation_id)
+    if entry["assigned_to"] == agent_id:
+        return StoreChange(entry)
     cursor.execute("UPDATE conversations SET assigned_to = ? WHERE id = ?", (agent_id, conversation_id))
     note = "assigned" if agent_id is not None else "unassigned"
-    written = _write(cursor, conversation_id, "note", by, note, now, about_id=agent_id)
-    return Change(conversation(cursor, conversation_id), written)
+    message = _add_message(cursor, conversation_id, "note", by, note, now, about_id=agent_id)
+    return StoreChange(conversation(cursor, conversation_id), message)
 
 
-def set_status(cursor: Any, conversation_id: int, status: str, by: int | None, now: str) -> Change:
-    """Close (`closed`) or reopen (`open`). Nothing changes when it is so already."""
+def set_status(cursor: Any, conversation_id: int, status: str, by: int | None, now: str) -> StoreChange:
+    """Close (`closed`) or reopen (`open`) the conversation. An equal status changes nothing."""
     if by is not None:
         check_agent(cursor, by)
-    about = conversation(cursor, conversation_id)
-    if about["status"] == status:
-        return Change(about)
+    entry = conversation(cursor, conversation_id)
+    if entry["status"] == status:
+        return StoreChange(entry)
     cursor.execute("UPDATE conversations SET status = ? WHERE id = ?", (status, conversation_id))
-    written = _write(cursor, conversation_id, "note", by, "closed" if status == "closed" else "reopened", now)
-    return Change(conversation(cursor, conversation_id), written)
+    message = _add_message(cursor, conversation_id, "note", by, "closed" if status == "closed" else "reopened", now)
+    return StoreChange(conversation(cursor, conversation_id), message)
 
 
 def mark_read(cursor: Any, conversation_id: int, agent_id: int, message_id: int | None) -> tuple[Row, int | None]:
-    """An agent has seen the conversation up to `message_id`, or all of it.
+    """Mark the conversation as read by an agent, up to `message_id` or completely.
 
-    Returns the conversation, and the message up to which it is newly read: None when nothing moved.
+    Returns the conversation, and the id of the last read message, or None if the mark has not moved.
     """
     check_agent(cursor, agent_id)
-    about = conversation(cursor, conversation_id)
+    entry = conversation(cursor, conversation_id)
     newest = cursor.execute(
         "SELECT max(id) AS newest FROM messages WHERE conversation_id = ?", (conversation_id,)
     ).fetchone()["newest"]
     if newest is None:
-        return about, None
-    upto = newest if message_id is None else min(message_id, newest)
-    if not _advance_read(cursor, conversation_id, agent_id, upto):
-        return about, None
-    _new_version(cursor, conversation_id)
-    return conversation(cursor, conversation_id), upto
+        return entry, None
+    last_read = newest if message_id is None else min(message_id, newest)
+    if not _advance_read(cursor, conversation_id, agent_id, last_read):
+        return entry, None
+    _increment_version(cursor, conversation_id)
+    return conversation(cursor, conversation_id), last_read
 
 
 def choose_customer(cursor: Any) -> int | None:
-    """Which conversation's customer writes next, or None for somebody new: who was answered last, who has waited
-    longest, and a newcomer, in turns."""
+    """Return the conversation whose customer writes next, or None for a new contact.
+
+    In turns it is the conversation with the latest response, the one that has waited longest, and a new contact.
+    """
     turn = int(cursor.execute("SELECT value FROM facts WHERE name = 'customer_turns'").fetchone()["value"])
     cursor.execute("UPDATE facts SET value = ? WHERE name = 'customer_turns'", (str(turn + 1),))
     if turn % 3 == 2:
@@ -280,24 +312,27 @@ def choose_customer(cursor: Any) -> int | None:
     return None if row is None else row["id"]
 
 
-def customer_writes(cursor: Any, conversation_id: int | None, content: str | None, now: str) -> Change:
-    """A customer says `content`, or what comes to mind. No conversation: somebody new. A closed one opens again."""
+def customer_writes(cursor: Any, conversation_id: int | None, content: str | None, now: str) -> StoreChange:
+    """Store a customer's message, prepared if there is no content. Without a conversation, a new contact writes.
+
+    A closed conversation is reopened.
+    """
     if conversation_id is None:
-        return _newcomer(cursor, content, now)
-    about = conversation(cursor, conversation_id)
+        return _new_contact(cursor, content, now)
+    entry = conversation(cursor, conversation_id)
     if content is None:
-        said = cursor.execute(
-            "SELECT count(*) AS said FROM messages WHERE conversation_id = ? AND sender_type = 'customer'",
+        count = cursor.execute(
+            "SELECT count(*) AS count FROM messages WHERE conversation_id = ? AND sender_type = 'customer'",
             (conversation_id,),
-        ).fetchone()["said"]
-        content = seed.next_line(seed.Contact(about["contact_name"], about["channel"], about["language"]), said)
-    if about["status"] == "closed":
+        ).fetchone()["count"]
+        content = seed.next_line(seed.Contact(entry["contact_name"], entry["channel"], entry["language"]), count)
+    if entry["status"] == "closed":
         cursor.execute("UPDATE conversations SET status = 'open' WHERE id = ?", (conversation_id,))
-    written = _write(cursor, conversation_id, "customer", None, content, now)
-    return Change(conversation(cursor, conversation_id), written)
+    message = _add_message(cursor, conversation_id, "customer", None, content, now)
+    return StoreChange(conversation(cursor, conversation_id), message)
 
 
-def _newcomer(cursor: Any, content: str | None, now: str) -> Change:
+def _new_contact(cursor: Any, content: str | None, now: str) -> StoreChange:
     number = cursor.execute("SELECT count(*) AS number FROM conversations").fetchone()["number"]
     contact, line = seed.NEWCOMERS[(number - len(seed.CONVERSATIONS)) % len(seed.NEWCOMERS)]
     cursor.execute(
@@ -306,11 +341,11 @@ def _newcomer(cursor: Any, content: str | None, now: str) -> Change:
         (*contact, now, now),
     )
     conversation_id = cursor.lastrowid
-    written = _write(cursor, conversation_id, "customer", None, line if content is None else content, now)
-    return Change(conversation(cursor, conversation_id), written, created=True)
+    message = _add_message(cursor, conversation_id, "customer", None, line if content is None else content, now)
+    return StoreChange(conversation(cursor, conversation_id), message, created=True)
 
 
-def _write(
+def _add_message(
     cursor: Any,
     conversation_id: int,
     sender_type: str,
@@ -329,12 +364,12 @@ def _write(
     message_id = cursor.lastrowid
     if sender_type != "note":
         cursor.execute("UPDATE conversations SET updated_at = ? WHERE id = ?", (now, conversation_id))
-    _new_version(cursor, conversation_id)
+    _increment_version(cursor, conversation_id)
     return _message(cursor.execute("SELECT * FROM messages WHERE id = ?", (message_id,)).fetchone())
 
 
 def _advance_read(cursor: Any, conversation_id: int, agent_id: int, message_id: int) -> bool:
-    """Whether the mark moved: it never goes back."""
+    """Move the read mark of an agent forward. Return whether it has moved."""
     cursor.execute(
         "INSERT INTO reads VALUES (?, ?, ?) ON CONFLICT (agent_id, conversation_id)"
         " DO UPDATE SET message_id = excluded.message_id WHERE excluded.message_id > reads.message_id",
@@ -343,5 +378,5 @@ def _advance_read(cursor: Any, conversation_id: int, agent_id: int, message_id: 
     return bool(cursor.rowcount)
 
 
-def _new_version(cursor: Any, conversation_id: int) -> None:
+def _increment_version(cursor: Any, conversation_id: int) -> None:
     cursor.execute("UPDATE conversations SET version = version + 1 WHERE id = ?", (conversation_id,))

@@ -1,14 +1,14 @@
-"""One backend's connection: lines come in, answers go out in the same order (docs/protocol.md §3).
+"""One backend's connection: it reads lines and writes responses in the same order (docs/protocol.md §3).
 
-All complete lines of one read are taken together, and consecutive publishes of them become one batch for the broker.
-An `op` waits until everything before it is done, and what stands behind it waits for the op: a `disconnect` does not
-overtake the publish before it, nor a publish the `unsubscribe` before it.
+The complete lines of one read are processed together. Consecutive publishes become one batch for the broker. An `op`
+waits for all lines before it, and the lines after it wait for the op. A `disconnect` therefore does not overtake the
+publish before it, nor a publish the `unsubscribe` before it.
 
-No line that was read is dropped, whatever becomes of the connection. What bounds memory is that reading stops: while
-answers stand unsent, while published events are unresolved, while an op is under way.
+Every line that was read is processed, also after the connection is lost. To limit memory, the server stops reading
+while responses are unsent, while too many published events are pending, and while an op runs.
 
-At the end of input (FIN) the last line counts also without a newline: if it was cut off, it lacks the brace that ends
-a JSON object, and is refused as `bad_json`.
+At the end of input (FIN) the last line counts also without a newline. If it was cut off, it lacks the closing brace of
+its JSON object and is rejected as `bad_json`.
 """
 
 from __future__ import annotations
@@ -31,369 +31,406 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chatws.brokers.contract import Draft
+from chatws.brokers.interface import NewEvent
 from chatws.errors import ClientError, ErrorCode
-from chatws.push.answers import Answer, Done, Refused, encode_answers
-from chatws.push.deadline import Deadline
-from chatws.push.lines import PLAIN, Auth, LineError, Operation, Ping, Presence, Publish, parse_line
-from chatws.push.pending import Batch, Pending
-from chatws.sockets import read_now
+from chatws.net.sockets import plain_socket, read_now
+from chatws.push.line_buffer import LineBuffer
+from chatws.push.protocol import SIMPLE, AuthOp, LineError, Op, PingOp, PresenceOp, PublishLine, parse_line
+from chatws.push.resettable_timer import ResettableTimer
+from chatws.push.response_queue import ResponseQueue, ResponseSlot
+from chatws.push.responses import ErrorResponse, OpResponse, Response, encode_responses
+from chatws.runtime.file_budget import BACKEND
 
 if TYPE_CHECKING:
     from chatws.push.listener import PushFactory
 
 __all__ = ["PushConnection"]
 
-#: Lines that are handed over at once; between two such batches it is seen whether answers pile up.
+#: Lines in one batch. After each batch, the connection checks whether it has to stop reading.
 BATCH_LINES = 1024
-#: Bytes that are read in one turn of the reactor: what Twisted reads at once, if so much is there.
+#: Bytes that are read in one iteration of the reactor: the size of one read in Twisted.
 MAX_READ = 65536
-#: Bytes of events under way to the broker above which reading stops; each event weighs `EVENT_WEIGHT` more.
-MAX_UNRESOLVED = 1024 * 1024
+#: Bytes of events that wait for the broker, above which reading stops. Each event counts `EVENT_WEIGHT` bytes for its
+#: objects in addition to its data.
+MAX_PENDING_BYTES = 1024 * 1024
 EVENT_WEIGHT = 256
-#: Bytes that may be read before `op auth` where a secret is configured.
+#: Bytes of the first line where a secret is configured: a client without the secret cannot use more memory.
 MAX_AUTH_LINE = 4096
-#: Seconds for which a refused peer may finish sending, so that it comes to read the answer, before it is cut off.
-LINGER_SECONDS = 2.0
-#: Seconds for which a closing connection may take to read its last answers.
-CLOSE_SECONDS = 10.0
+#: Seconds for which the server discards the input of a rejected peer, so that the peer can read the response.
+LINGER_TIMEOUT = 2.0
+#: Seconds that a peer has to read its last responses before the connection is aborted.
+CLOSE_TIMEOUT = 10.0
+
+
+def _overloaded() -> ClientError:
+    return ClientError(ErrorCode.OVERLOADED, "too many connections are open")
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
 class PushConnection(protocol.Protocol):
-    """The protocol of one connection. It is its transport's producer: it answers, the transport says when to stop.
+    """The protocol of one connection. It is registered as the transport's producer, to notice unsent responses.
 
-    :ivar reads: how many there were, so that a drain sees whether more comes.
+    :ivar is_reading: whether it reads; False while too much is unsent or pending.
+    :ivar input_is_closed: whether further input is discarded.
+    :ivar is_lost: whether the transport is closed.
+    :ivar reads: the number of reads, which tells a drain whether more data arrives.
     """
 
     log = Logger()
     transport: Any
 
-    def __init__(self, door: PushFactory) -> None:
-        self._door = door
-        self._max_line = door.max_line_size
-        self._rest = bytearray()  # the line under way
-        self._backlog: list[bytes] = []  # lines read and not yet done with
-        self._pending = Pending()
-        self._admitted = False  # the first line has come, and was good
-        self._op_waits = False  # the first of `_backlog` waits for `_pending`
-        self._operating = False  # an op is under way
-        self._output_full = False
-        self._advancing = False
-        self._reading = True
-        self._input_over = False  # nothing that comes now counts
-        self._end: Callable[[], None] | None = None  # how to close, once all lines are done with
-        self._sent_away = False  # refused: neither lines behind nor input that comes now count
-        self._lost = False
-        self._deadline = Deadline(door.reactor)
+    def __init__(self, factory: PushFactory) -> None:
+        self._factory = factory
+        self._input = LineBuffer(factory.max_line_size)
+        self._responses = ResponseQueue()
+        self._is_admitted = False  # the first line was accepted
+        self._op_is_waiting = False  # the first line of `_input` is an op that waits for `_responses`
+        self._op_is_running = False
+        self._output_is_full = False
+        self._is_advancing = False
+        self.is_reading = True
+        self.input_is_closed = False
+        self._on_done: Callable[[], None] | None = None  # closes the connection once all lines are processed
+        self._is_rejected = False  # rejected: the remaining lines and further input are discarded
+        self._is_counted = False  # admitted by the budget, and to be released at the end
+        self.is_lost = False
+        self._timer = ResettableTimer(factory.reactor)
         self.reads = 0
 
-    # what Twisted calls
+    # called by Twisted
 
     def connectionMade(self) -> None:
-        self._door.stats.connections += 1
+        """Count the connection, and reject it if there are too many."""
+        self._factory.stats.connections += 1
         transport = self.transport
         transport.registerProducer(self, True)
         if ITCPTransport.providedBy(transport):
             transport.setTcpNoDelay(True)
             transport.setTcpKeepAlive(True)
-        if self._door.is_full:
-            self._refuse(ClientError(ErrorCode.OVERLOADED, "too many backends are connected"))
-        elif self._door.secret() is not None:
-            self._max_line = min(self._max_line, MAX_AUTH_LINE)
-            if self._door.auth_timeout:
-                self._deadline.set(self._door.auth_timeout, self._auth_timed_out)
+        self._factory.budget.arrive(self, BACKEND)
+        if self._factory.is_full:
+            self._reject(_overloaded())
+        elif self._factory.secret() is not None:
+            self._input.max_line = min(self._input.max_line, MAX_AUTH_LINE)
+            if self._factory.auth_timeout:
+                self._timer.set(self._factory.auth_timeout, self._on_auth_timeout)
+        elif not self._admit_to_budget():
+            self._reject(_overloaded())
 
     def dataReceived(self, data: bytes) -> None:
-        """Take this, and then what has come meanwhile: a backend with much to say has said more by then, and to come
-        back for it in another turn of the reactor costs nearly as much as an event."""
-        left = MAX_READ
-        while data:
-            left -= len(data)
-            self._received(data)
-            more = left > 0 and self._reading and not self._input_over
-            data = read_now(self.transport, left) if more else b""
+        """Process the data, and then read and process what has arrived meanwhile.
 
-    def _received(self, data: bytes) -> None:
-        if self._input_over:
+        A busy backend has sent more by then. Another iteration of the reactor would cost nearly as much as an event.
+        """
+        remaining = MAX_READ
+        while data:
+            remaining -= len(data)
+            self._on_data(data)
+            can_read = remaining > 0 and self.is_reading and not self.input_is_closed
+            data = read_now(self.transport, remaining) if can_read else b""
+
+    def _on_data(self, data: bytes) -> None:
+        if self.input_is_closed:
             return
         self.reads += 1
-        stats = self._door.stats
+        stats = self._factory.stats
         stats.bytes += len(data)
-        if b"\n" in data:
-            if self._rest:
-                data = bytes(self._rest) + data
-                self._rest.clear()
-            if b"\r\n" in data:
-                data = data.replace(b"\r\n", b"\n")
-            lines = data.split(b"\n")
-            data = lines.pop()
-            stats.lines += len(lines)
-            self._backlog = self._backlog + lines if self._backlog else lines
-        if data:
-            self._rest += data
+        stats.lines += self._input.feed(data)
         self._advance()
-        if len(self._rest) > self._max_line + 1 and not self._input_over:  # a line may have \r besides
-            self._input_over = True
-            self._end = self._too_long
+        if self._input.overflows and not self.input_is_closed:
+            self.input_is_closed = True
+            self._on_done = lambda: self._reject(self._input.too_long())
             self._advance()
 
     def readConnectionLost(self) -> None:
-        """The other side has sent FIN. The lines before it count, and are answered."""
-        if self._input_over:
-            if self._end is None:  # it was only waited for this
+        """Handle the peer's FIN: the lines before it are processed and answered."""
+        if self.input_is_closed:
+            if self._on_done is None:  # rejected or closing: this was the last event to wait for
                 self.transport.loseConnection()
             return
-        self._input_ended()
+        self._on_input_end()
 
     def writeConnectionLost(self) -> None:
-        """Our own FIN is out; what the peer still sends is read and thrown away."""
+        """Do nothing: after the server's FIN, the peer's input is read and discarded."""
 
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
-        self._lost = True
-        self._output_full = False  # nobody waits for answers any more
-        self._deadline.cancel()
-        if not self._input_over and isinstance(reason.value, ConnectionDone):
-            self._input_ended()  # TLS knows no half-close
-        self._input_over = True
-        self._rest.clear()
+        """Release the connection, and process the lines that were read."""
+        self.is_lost = True
+        self._factory.budget.depart(self)
+        if self._is_counted:
+            self._is_counted = False
+            self._factory.budget.release(BACKEND)
+        self._output_is_full = False  # responses are discarded
+        self._timer.cancel()
+        if not self.input_is_closed and isinstance(reason.value, ConnectionDone):
+            self._on_input_end()  # the peer closed both directions at once
+        self.input_is_closed = True
+        self._input.discard_partial()
         self._advance()
 
     def pauseProducing(self) -> None:
-        """Answers stand unsent."""
-        self._output_full = True
+        """Stop reading: responses are unsent."""
+        self._output_is_full = True
 
     def resumeProducing(self) -> None:
-        """They are sent."""
-        self._output_full = False
+        """Read again: the responses are sent."""
+        self._output_is_full = False
         self._advance()
 
     def stopProducing(self) -> None:
-        """The transport is gone; `connectionLost` follows."""
+        """Do nothing: `connectionLost` follows."""
 
-    # what the factory calls
+    # called by the factory and the file budget
 
     @property
     def idle(self) -> bool:
-        """Everything that was read is done with."""
-        return not (self._rest or self._backlog or self._pending or self._operating)
+        """Whether everything that was read is processed."""
+        return not (self._input or self._responses or self._op_is_running)
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that were read and not yet processed."""
+        return self._input.size
 
     def finish(self) -> None:
-        """Take nothing more; what was read is done and answered, then the connection closed."""
-        if not self._input_over:
-            self._input_over = True
-            self._rest.clear()
+        """Stop reading, process and answer the lines that were read, and then close."""
+        if not self.input_is_closed:
+            self.input_is_closed = True
+            self._input.discard_partial()
             self.transport.pauseProducing()
-            self._end = self._close
+            self._on_done = self._close
             self._advance()
 
+    def evict(self) -> bool:
+        """See `chatws.runtime.file_budget.Newcomer`."""
+        if plain_socket(self.transport) is None:
+            self.abort()  # TLS would wait for the peer's close_notify
+        elif self._is_rejected:
+            self._close()
+        else:
+            self._reject(_overloaded(), linger=False)
+        return True
+
     def abort(self) -> None:
-        """Close now, whatever stands unsent. Lines that were read are done all the same."""
-        if not self._lost:
+        """Close now and discard unsent responses. Lines that were read are still processed."""
+        if not self.is_lost:
             self.transport.abortConnection()
 
-    # which lines, when
+    # the order of lines
 
     def _advance(self) -> None:
-        """Go on with what waits, as far as possible now."""
-        if self._advancing:
+        """Process lines until one has to wait, then close, pause or resume as needed."""
+        if self._is_advancing:
             return
-        self._advancing = True
+        self._is_advancing = True
         try:
-            while self._backlog and not self._is_held():
-                lines, self._backlog = self._backlog, []
-                self._process(lines)
+            while self._input.lines and not self._is_blocked():
+                self._process(self._input.take())
         finally:
-            self._advancing = False
-        if not (self._backlog or self._pending or self._operating):
-            if self._lost:
-                self._door.gone(self)
+            self._is_advancing = False
+        if not (self._input.lines or self._responses or self._op_is_running):
+            if self.is_lost:
+                self._factory.connection_done(self)
                 return
-            if self._end is not None:
-                end, self._end = self._end, None
-                end()
+            if self._on_done is not None:
+                close, self._on_done = self._on_done, None
+                close()
                 return
-        if not self._input_over:
-            reading = not (self._backlog or self._is_held())
-            if reading is not self._reading:
-                self._reading = reading
-                if reading:
+        if not self.input_is_closed:
+            should_read = not (self._input.lines or self._is_blocked())
+            if should_read is not self.is_reading:
+                self.is_reading = should_read
+                if should_read:
                     self.transport.resumeProducing()
                 else:
                     self.transport.pauseProducing()
 
-    def _is_held(self) -> bool:
+    def _is_blocked(self) -> bool:
         return (
-            self._output_full
-            or self._operating
-            or self._pending.weight > MAX_UNRESOLVED
-            or (self._op_waits and bool(self._pending))
+            self._output_is_full
+            or self._op_is_running
+            or self._responses.weight > MAX_PENDING_BYTES
+            or (self._op_is_waiting and bool(self._responses))
         )
 
     def _process(self, lines: list[bytes]) -> None:
-        """Take lines until one must wait; that one and those behind it go back into the backlog."""
-        door = self._door
-        make_draft = door.executor.draft
-        self._op_waits = False
-        requests: list[Publish | Refused] = []
-        drafts: list[Draft] = []
-        max_line = self._max_line
-        if self._admitted and len(lines) <= BATCH_LINES and max(map(len, lines)) <= max_line:
-            plain = door.executor.plain_drafts(lines)
-            if plain is not None:
-                self._hand_over([PLAIN] * len(plain), plain)
+        """Process lines until one has to wait. That line and those after it go back to `_input`."""
+        factory = self._factory
+        to_new_event = factory.handler.to_new_event
+        self._op_is_waiting = False
+        requests: list[PublishLine | ErrorResponse] = []
+        new_events: list[NewEvent] = []
+        max_line = self._input.max_line
+        if self._is_admitted and len(lines) <= BATCH_LINES and max(map(len, lines)) <= max_line:
+            simple_events = factory.handler.parse_simple_batch(lines)
+            if simple_events is not None:
+                self._publish([SIMPLE] * len(simple_events), simple_events)
                 return
         for position, line in enumerate(lines):
             if not line:
                 continue
-            request: Publish | Operation | LineError
+            request: PublishLine | Op | LineError
             try:
-                request = parse_line(line) if len(line) <= max_line else self._line_too_long()
+                request = parse_line(line) if len(line) <= max_line else self._input.too_long()
             except LineError as error:
-                request = error
-            if not self._admitted:
-                refusal = self._admit(request)
-                if refusal is not None:
-                    self._refuse(refusal)
+                # a copy: the traceback of the raised one refers to this frame, a cycle that reference counts never free
+                request = LineError(error.code, error.message, error.request_id)
+            if not self._is_admitted:
+                rejection = self._check_first_line(request)
+                if rejection is not None:
+                    self._reject(rejection)
                     return
-            if isinstance(request, Publish):
+            if isinstance(request, PublishLine):
                 try:
-                    drafts.append(make_draft(request))
+                    new_events.append(to_new_event(request))
                     requests.append(request)
                 except ClientError as error:
-                    requests.append(door.executor.refused(error, request.request_id))
+                    requests.append(factory.handler.error_response(error, request.request_id))
             elif isinstance(request, LineError) and request.code is not ErrorCode.LINE_TOO_LONG:
-                requests.append(door.executor.refused(request, request.request_id))
+                requests.append(factory.handler.error_response(request, request.request_id))
             else:
-                self._hand_over(requests, drafts)
-                if self._pending:
-                    self._op_waits = True
-                    self._backlog = lines[position:] + self._backlog
+                self._publish(requests, new_events)
+                if self._responses:
+                    self._op_is_waiting = True
+                    self._input.put_back(lines[position:])
                     return
                 if isinstance(request, LineError):
-                    self._refuse(request)
+                    self._reject(request)
                     return
-                self._operate(request)
-                if self._sent_away:  # it was a wrong secret
+                self._run_op(request)
+                if self._is_rejected:  # the secret was wrong
                     return
-                max_line = self._max_line
-                requests, drafts = [], []
+                max_line = self._input.max_line
+                requests, new_events = [], []
             if len(requests) >= BATCH_LINES:
-                self._hand_over(requests, drafts)
-                requests, drafts = [], []
-            if not requests and self._is_held():
-                self._backlog = lines[position + 1 :] + self._backlog
+                self._publish(requests, new_events)
+                requests, new_events = [], []
+            if not requests and self._is_blocked():
+                self._input.put_back(lines[position + 1 :])
                 return
-        self._hand_over(requests, drafts)
-
-    def _line_too_long(self) -> LineError:
-        return LineError(ErrorCode.LINE_TOO_LONG, f"a line may have {self._max_line} bytes")
-
-    def _too_long(self) -> None:
-        self._refuse(self._line_too_long())
+        self._publish(requests, new_events)
 
     # the first line
 
-    def _admit(self, request: Publish | Operation | LineError) -> ClientError | None:
-        """Whether the connection may go on after its first line; or why not."""
+    def _check_first_line(self, request: PublishLine | Op | LineError) -> ClientError | None:
+        """Return why the connection is rejected after its first line, or None."""
         if type(request) is LineError and request.code in (ErrorCode.BAD_JSON, ErrorCode.LINE_TOO_LONG):
-            return request  # no backend: an HTTP request, say, whose body is not to be taken for lines
-        if type(request) is not Auth and self._door.secret() is not None:
+            return request  # not a backend: the body of an HTTP request must not be processed as lines
+        if type(request) is not AuthOp and self._factory.secret() is not None:
             return ClientError(ErrorCode.BAD_SECRET, "the first line must be op auth with the secret")
-        self._admitted = True
+        self._is_admitted = True
         return None
 
-    def _authenticate(self, auth: Auth) -> None:
-        secret = self._door.secret()
+    def _authenticate(self, auth: AuthOp) -> None:
+        secret = self._factory.secret()
         if secret is not None and not hmac.compare_digest(auth.secret.encode(), secret):
-            self._refuse(LineError(ErrorCode.BAD_SECRET, "the secret is wrong", auth.request_id))
+            self._reject(LineError(ErrorCode.BAD_SECRET, "the secret is wrong", auth.request_id))
             return
-        self._deadline.cancel()
-        self._max_line = self._door.max_line_size
-        self._write([Done(True, auth.request_id)])
+        if not self._admit_to_budget():
+            self._reject(LineError(ErrorCode.OVERLOADED, _overloaded().message, auth.request_id))
+            return
+        self._timer.cancel()
+        self._input.max_line = self._factory.max_line_size
+        self._write([OpResponse(True, auth.request_id)])
 
-    def _auth_timed_out(self) -> None:
-        self._refuse(ClientError(ErrorCode.BAD_SECRET, "no op auth came in time"))
+    def _on_auth_timeout(self) -> None:
+        self._reject(ClientError(ErrorCode.BAD_SECRET, "no op auth in time"))
 
-    # what they do
+    # execution
 
-    def _hand_over(self, requests: list[Publish | Refused], drafts: list[Draft]) -> None:
-        executor = self._door.executor
-        if not drafts:
-            if self._pending and requests:
-                self._pending.add(0, encode_answers(requests))
+    def _publish(self, requests: list[PublishLine | ErrorResponse], new_events: list[NewEvent]) -> None:
+        handler = self._factory.handler
+        if not new_events:
+            if self._responses and requests:
+                self._responses.add(0, encode_responses(requests))
             else:
-                self._write(executor.receipts(requests, ()))
+                self._write(handler.acks(requests, ()))
             return
-        answers = executor.publish(requests, drafts)
-        if isinstance(answers, list) and not self._pending:
-            self._write(answers)
+        responses = handler.publish(requests, new_events)
+        if isinstance(responses, list) and not self._responses:
+            self._write(responses)
             return
-        batch = self._pending.add(sum(len(draft.data) + EVENT_WEIGHT for draft in drafts))
-        if isinstance(answers, list):
-            self._resolved(batch, answers)
+        slot = self._responses.add(sum(len(event.data) + EVENT_WEIGHT for event in new_events))
+        if isinstance(responses, list):
+            self._on_responses(slot, responses)
         else:
-            answers.addCallback(lambda answers: self._resolved(batch, answers))
+            responses.addCallback(lambda responses: self._on_responses(slot, responses))
 
-    def _resolved(self, batch: Batch, answers: Sequence[Answer]) -> None:
-        ready = self._pending.resolve(batch, encode_answers(answers))
-        if ready and not self._lost:
+    def _on_responses(self, slot: ResponseSlot, responses: Sequence[Response]) -> None:
+        ready = self._responses.resolve(slot, encode_responses(responses))
+        if ready and not self.is_lost:
             self.transport.write(ready)
         self._advance()
 
-    def _operate(self, operation: Operation) -> None:
-        if isinstance(operation, Auth):
+    def _run_op(self, operation: Op) -> None:
+        if isinstance(operation, AuthOp):
             self._authenticate(operation)
             return
-        if self._lost and isinstance(operation, Presence | Ping):
-            return  # a question whose answer nobody waits for
-        self._operating = True
-        Deferred.fromCoroutine(self._door.executor.perform(operation)).addCallback(self._operated)
+        if self.is_lost and isinstance(operation, PresenceOp | PingOp):
+            return  # without effect except for a response, which cannot be sent
+        self._op_is_running = True
+        Deferred.fromCoroutine(self._factory.handler.execute(operation)).addCallback(self._on_op_done)
 
-    def _operated(self, answer: Answer) -> None:
-        self._operating = False
-        self._write([answer])
+    def _on_op_done(self, response: Response) -> None:
+        self._op_is_running = False
+        self._write([response])
         self._advance()
 
-    def _write(self, answers: Sequence[Answer]) -> None:
-        if answers and not self._lost:
-            self.transport.write(encode_answers(answers))
+    def _write(self, responses: Sequence[Response]) -> None:
+        if responses and not self.is_lost:
+            self.transport.write(encode_responses(responses))
 
     # the end
 
-    def _input_ended(self) -> None:
-        self._input_over = True
-        if self._rest:
-            self._backlog.append(bytes(self._rest))
-            self._rest.clear()
-            self._door.stats.lines += 1
-        self._end = self._close
+    def _on_input_end(self) -> None:
+        self.input_is_closed = True
+        self._factory.stats.lines += self._input.end()
+        self._on_done = self._close
         self._advance()
 
-    def _refuse(self, error: ClientError) -> None:
-        """Answer, and close. What the peer still sends is thrown away for a while: closing a socket with unread data
-        resets the connection, and the reset can overtake the answer (RFC 9112 §9.6)."""
-        self._input_over = self._sent_away = True
-        self._end = None
-        self._backlog.clear()
-        self._rest.clear()
-        answer = self._door.executor.refused(error, getattr(error, "request_id", None))
-        if self._lost:
+    def _admit_to_budget(self) -> bool:
+        """Count this connection as admitted, once. Return False if the budget is exhausted."""
+        if not self._is_counted and not self.is_lost:
+            if not self._factory.budget.admit(BACKEND):
+                return False
+            self._is_counted = True
+            self._factory.budget.depart(self)
+        return True
+
+    def _reject(self, error: ClientError, linger: bool = True) -> None:
+        """Send an error and close.
+
+        The input is read and discarded for `LINGER_TIMEOUT`: closing a socket with unread data resets the connection,
+        and the reset can destroy the response (RFC 9112 §9.6).
+
+        :param linger: False closes as soon as the response is written.
+        """
+        self.input_is_closed = self._is_rejected = True
+        self._on_done = None
+        self._input.clear()
+        response = self._factory.handler.error_response(error, getattr(error, "request_id", None))
+        if self.is_lost:
             return
         transport = self.transport
-        shown = f"{peer.host}:{peer.port}" if hasattr(peer := transport.getPeer(), "host") else "a Unix socket"
-        self.log.info("A backend at {peer} was sent away: {error}", peer=shown, error=str(error))
-        self._write([answer])
-        if IHalfCloseableDescriptor.providedBy(transport) and not ISSLTransport.providedBy(transport):
+        address = f"{peer.host}:{peer.port}" if hasattr(peer := transport.getPeer(), "host") else "a Unix socket"
+        self._factory.throttled_log.warn(
+            error.code,
+            "rejected a backend at {peer}: {error} ({count} with this code so far)",
+            peer=address,
+            error=str(error),
+            count=self._factory.stats.errors[error.code.value],
+        )
+        self._write([response])
+        if linger and IHalfCloseableDescriptor.providedBy(transport) and not ISSLTransport.providedBy(transport):
             transport.unregisterProducer()
             transport.loseWriteConnection()
-            if not self._reading:
+            if not self.is_reading:
                 transport.resumeProducing()
-            self._deadline.set(LINGER_SECONDS, self.abort)
+            self._timer.set(LINGER_TIMEOUT, self.abort)
         else:
             self._close()
 
     def _close(self) -> None:
         self.transport.unregisterProducer()
         self.transport.loseConnection()
-        self._deadline.set(CLOSE_SECONDS, self.abort)
+        self._timer.set(CLOSE_TIMEOUT, self.abort)

@@ -1,50 +1,38 @@
-"""Who may open a WebSocket: decided from the request head, before the 101."""
+"""Decides from the request head, before the 101 response, whether a client may open a WebSocket."""
 
 from __future__ import annotations
 
 import ipaddress
-import re
-import resource
-import sys
 from collections.abc import Iterable
-from typing import Any
 
-from chatws.errors import OperatorError
+from chatws.errors import ConfigError
+from chatws.runtime.file_budget import WEBSOCKET, FileBudget
 from chatws.server.component import HttpRequest
-from chatws.server.handshake import Refusal
+from chatws.server.handshake import HttpRejection
+from chatws.server.origins import parse_allowed_origin, parse_origin
 from chatws.server.request import split_host
 
-__all__ = ["RESERVED_FILES", "Admission", "parse_origin"]
+__all__ = ["Admission"]
 
-#: Of the files that may be open, those not given to WebSockets where nothing else limits them: for listeners, logs …
-RESERVED_FILES = 100
-#: Seconds after which one may try again when the server is full.
+#: Seconds after which a rejected client may retry (`Retry-After`, RFC 9110 §10.2.3). Connections that end make room.
 RETRY_AFTER = 10
-_CACHE = 8192
-#: Entries of X-Forwarded-For that are looked at, from the right.
-_HOPS = 20
+#: Peer addresses kept in parsed form. Parsing one takes some microseconds, and a proxy has one for all clients.
+_MAX_CACHED_PEERS = 8192
+#: Entries of X-Forwarded-For that are parsed, from the right: more proxies in a chain are unlikely, and a client may
+#: send thousands of entries.
+_MAX_HOPS = 20
+#: Connections of an address besides its WebSockets: a browser opens six at once for a page and its files.
+_SPARE_CONNECTIONS = 8
 
-_match_origin = re.compile(
-    r"([A-Za-z][A-Za-z0-9+.-]*)://(\[[0-9A-Fa-f:.]+\]|[^/:@?#\s\[\],]+)(?::([0-9]{1,5}))?"
-).fullmatch
-_DEFAULT_PORTS = {"http": 80, "https": 443}
+#: Schemes of pages that the server's own host serves.
+_PAGE_SCHEMES = ("http", "https")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
-def parse_origin(origin: str) -> tuple[str, str, int] | None:
-    """(scheme, host, port) of a serialized origin (RFC 6454 §6.1), default ports filled in; None for `null`, junk."""
-    match = _match_origin(origin)
-    if match is None:
-        return None
-    scheme = match[1].lower()
-    port = int(match[3]) if match[3] else _DEFAULT_PORTS.get(scheme, 0)
-    return (scheme, match[2].lower(), port) if port < 65536 else None
-
-
 def _parse_address(text: str) -> _Address | None:
-    """An address, alone or with a port, as proxies write it; IPv4 in IPv6 becomes IPv4."""
+    """Parse an address, with or without a port, as proxies write it. IPv4 in IPv6 becomes IPv4."""
     text = text.strip().strip('"')
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -58,23 +46,25 @@ def _parse_address(text: str) -> _Address | None:
     return mapped if mapped is not None else address
 
 
-def _files_for_connections() -> int:
-    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if files == resource.RLIM_INFINITY else files - min(RESERVED_FILES, files // 4)
+def _reject_full() -> HttpRejection:
+    return HttpRejection(
+        503, "full", "the server has as many connections as it can", (("Retry-After", str(RETRY_AFTER)),)
+    )
 
 
 class Admission:
-    """Origins, real addresses, and how many may be open.
+    """Checks origins, determines client addresses, and limits the number of open connections.
 
-    :param allowed_origins: origins besides the page's own host, each exactly: scheme://host[:port].
+    :param allowed_origins: origins besides the page's own host (`chatws.server.origins.parse_allowed_origin`).
     :param trusted_proxies: addresses and networks whose X-Forwarded-For and X-Real-IP count. A peer on a Unix socket
         is trusted.
-    :param max_connections: open WebSockets; 0 is as many as files may be open, less `RESERVED_FILES`.
-    :param max_connections_per_ip: of one address; 0 is no limit. It does not hold those whose address nobody told
-        (on a Unix socket, without a header).
-    :raises OperatorError: one of them cannot be parsed.
+    :param max_connections: open WebSockets. 0: as many as `budget` admits, which applies to any other number too.
+    :param max_connections_per_ip: open WebSockets of one address. 0: no limit. A client without a known address (on a
+        Unix socket, without a header) is not limited. With all other connections, an address may have some more.
+    :param budget: counts the WebSockets among all connections of the process. By default a new one.
+    :raises ConfigError: an origin, address or network cannot be parsed.
 
-    :ivar open_now: how many have been admitted and not released.
+    :ivar open_now: connections admitted and not released.
     """
 
     def __init__(
@@ -84,9 +74,12 @@ class Admission:
         trusted_proxies: Iterable[str] = ("127.0.0.0/8", "::1/128"),
         max_connections: int = 0,
         max_connections_per_ip: int = 0,
+        budget: FileBudget | None = None,
     ) -> None:
+        self.budget = budget or FileBudget()
         self.open_now = 0
         self._open_by_address: dict[str, int] = {}
+        self._others_by_address: dict[str, int] = {}  # newcomers and ordinary HTTP
         self.reconfigure(
             allowed_origins=allowed_origins,
             trusted_proxies=trusted_proxies,
@@ -102,49 +95,43 @@ class Admission:
         max_connections: int,
         max_connections_per_ip: int,
     ) -> None:
-        """Take other settings, at any time, all or none of them. Who is in stays in.
+        """Apply new settings, all or none of them. Open connections stay open.
 
-        :raises OperatorError: one of them cannot be parsed.
+        :raises ConfigError: an origin, address or network cannot be parsed.
         """
-        origins = set()
-        for text in allowed_origins:
-            origin = parse_origin(text)
-            if origin is None:
-                raise OperatorError(f"allowed origin {text!r} is not of the form scheme://host or scheme://host:port")
-            origins.add(origin)
+        origins = {parse_allowed_origin(text, "--allowed-origin") for text in allowed_origins}
         networks: list[_Network] = []
         for text in trusted_proxies:
             try:
                 networks.append(ipaddress.ip_network(text))
             except ValueError:
-                raise OperatorError(f"trusted proxy {text!r} is neither an address nor a network") from None
+                raise ConfigError(f"trusted proxy {text!r} is neither an address nor a network") from None
         self._origins = origins
         self._networks = networks
         self.max_connections = max_connections
-        self._limit: int | None = None
         self.max_connections_per_ip = max_connections_per_ip
-        self._known: dict[str, tuple[str, bool]] = {}  # by peer: its normal form, and whether it is trusted
+        self._peers: dict[str, tuple[str, bool]] = {}  # by address of the peer: normalized, and whether it is trusted
 
-    def remote_address(self, peer: Any, request: HttpRequest) -> str:
-        """The client's address.
+    def remote_address(self, peer: object, request: HttpRequest) -> str:
+        """Return the client's address.
 
         :param peer: the `IAddress` of the other end of the socket.
-        :returns: the peer's own, or, where that is trusted, the last in X-Forwarded-For that is not trusted (read from
-            the right, hop by hop), else X-Real-IP. What is no address is not believed. Empty for a Unix socket.
+        :returns: the peer's address. If that is a trusted proxy: the last address in X-Forwarded-For that is not
+            trusted, otherwise X-Real-IP. Malformed addresses are ignored. Empty for a Unix socket.
         """
         host = getattr(peer, "host", None)
         if host is None:
             address, trusted = "", True
         else:
-            address, trusted = self._known.get(host) or self._look_at(host)
+            address, trusted = self._peers.get(host) or self._classify_peer(host)
         if not trusted:
             return address
         forwarded = request.headers.get("x-forwarded-for")
         if forwarded is None:
-            real = request.headers.get("x-real-ip")
-            parsed = None if real is None else _parse_address(real)
+            real_ip = request.headers.get("x-real-ip")
+            parsed = None if real_ip is None else _parse_address(real_ip)
             return address if parsed is None else str(parsed)
-        for hop in reversed(forwarded.split(",")[-_HOPS:]):
+        for hop in reversed(forwarded.split(",")[-_MAX_HOPS:]):
             parsed = _parse_address(hop)
             if parsed is None:
                 break
@@ -153,63 +140,100 @@ class Admission:
                 break
         return address
 
-    def _look_at(self, host: str) -> tuple[str, bool]:
+    def _classify_peer(self, host: str) -> tuple[str, bool]:
         parsed = _parse_address(host)
         if parsed is None:
             return host, False
-        if len(self._known) >= _CACHE:
-            self._known.clear()
-        known = self._known[host] = str(parsed), self._is_trusted(parsed)
-        return known
+        if len(self._peers) >= _MAX_CACHED_PEERS:
+            self._peers.clear()
+        peer = self._peers[host] = str(parsed), self._is_trusted(parsed)
+        return peer
 
     def _is_trusted(self, address: _Address) -> bool:
         return any(address in network for network in self._networks)
 
-    def may_enter(self, request: HttpRequest) -> bool:
-        """Whether the page that opens this connection may (RFC 6455 §10.2): the `Origin` of the request."""
+    def allows_request(self, request: HttpRequest) -> bool:
+        """Return whether the origin of this request may open a WebSocket (RFC 6455 §10.2)."""
         origin = request.headers.get("origin")
         if origin is None:
-            return True  # not a browser: it could claim any origin
+            return True  # not a browser. Other clients can send any origin
+        return self.allows_origin(origin, request.headers.get("host", ""))
+
+    def allows_origin(self, origin: str, host: str) -> bool:
+        """Return whether pages of this origin may connect.
+
+        :param origin: the value of the `Origin` header.
+        :param host: the value of the `Host` header. Pages of the same host may always connect.
+        """
         parsed = parse_origin(origin)
         if parsed is None:
             return False
-        own = split_host(request.headers.get("host", ""))
-        return (parsed[1] == own and parsed[0] in _DEFAULT_PORTS) or parsed in self._origins
+        own_host = split_host(host)
+        return (parsed.host == own_host and parsed.scheme in _PAGE_SCHEMES) or parsed in self._origins
 
-    def admit(self, peer: Any, request: HttpRequest) -> str | Refusal:
-        """Let a connection in and count it, or say why not.
+    def allows_host(self, host: str) -> bool:
+        """Return whether a `Host` header names the host of an allowed origin."""
+        name = split_host(host)
+        return name is not None and any(origin.host == name for origin in self._origins)
 
-        :returns: the client's address; `release` it when the connection is gone.
+    def admit(self, peer: object, request: HttpRequest) -> str | HttpRejection:
+        """Count a connection as open, or reject it.
+
+        :returns: the client's address, for `release` when the connection is closed. Or the rejection.
         """
-        if not self.may_enter(request):
-            return Refusal(403, "origin", "pages of this origin may not connect; see allowed_origin")
-        if self._limit is None:
-            # not before: the soft limit is raised when the server begins to listen
-            self._limit = self.max_connections or _files_for_connections()
-        if self.open_now >= self._limit:
-            return Refusal(
-                503, "full", "the server has as many connections as it can", (("Retry-After", str(RETRY_AFTER)),)
-            )
+        if not self.allows_request(request):
+            return HttpRejection(403, "origin", "pages of this origin may not connect; see allowed_origins")
+        if 0 < self.max_connections <= self.open_now:
+            return _reject_full()
         address = self.remote_address(peer, request)
         if address:
-            here = self._open_by_address.get(address, 0)
-            if self.max_connections_per_ip and here >= self.max_connections_per_ip:
-                return Refusal(
+            open_count = self._open_by_address.get(address, 0)
+            if self.max_connections_per_ip and open_count >= self.max_connections_per_ip:
+                return HttpRejection(
                     429,
                     "address",
                     "too many connections from your address",
                     (("Retry-After", str(RETRY_AFTER)),),
                 )
-            self._open_by_address[address] = here + 1
+        if not self.budget.admit(WEBSOCKET):
+            return _reject_full()
+        if address:
+            self._open_by_address[address] = open_count + 1
         self.open_now += 1
         return address
 
+    def direct_address(self, peer: object) -> str:
+        """Return the peer's address, or an empty string if it is a trusted proxy or a Unix socket."""
+        host = getattr(peer, "host", None)
+        if host is None:
+            return ""
+        address, trusted = self._peers.get(host) or self._classify_peer(host)
+        return "" if trusted else address
+
+    def arrive(self, address: str) -> bool:
+        """Count a connection that is not a WebSocket, or not yet, unless its address has too many of all kinds."""
+        others = self._others_by_address.get(address, 0)
+        limit = self.max_connections_per_ip
+        if limit and others + self._open_by_address.get(address, 0) >= limit + _SPARE_CONNECTIONS:
+            return False
+        self._others_by_address[address] = others + 1
+        return True
+
+    def depart(self, address: str) -> None:
+        """Count a connection that `arrive` has counted as closed, or as a WebSocket."""
+        others = self._others_by_address[address] - 1
+        if others:
+            self._others_by_address[address] = others
+        else:
+            del self._others_by_address[address]
+
     def release(self, address: str) -> None:
-        """Count out a connection that `admit` has let in."""
+        """Count a connection that `admit` has counted as closed."""
         self.open_now -= 1
+        self.budget.release(WEBSOCKET)
         if address:
-            here = self._open_by_address[address] - 1
-            if here:
-                self._open_by_address[address] = here
+            open_count = self._open_by_address[address] - 1
+            if open_count:
+                self._open_by_address[address] = open_count
             else:
                 del self._open_by_address[address]

@@ -1,7 +1,7 @@
-"""permessage-deflate (RFC 7692), negotiated by Autobahn's parts, without context takeover in either direction.
+"""permessage-deflate (RFC 7692), negotiated by Autobahn, without context takeover in either direction.
 
-Without context takeover no compressor or inflater need be kept between messages (some 300 and 40 KiB a connection),
-and one deflated frame is the same for all who negotiated the same window.
+Without context takeover a connection keeps no compressor (some 300 KiB) and no decompressor (some 40 KiB) between
+messages. One compressed frame serves all connections that negotiated the same window.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from chatws.server.frames import binary_frame, split_frames, text_frame
 
 __all__ = ["Deflater", "Deflaters", "accept_deflate", "negotiate"]
 
-#: Bytes of a payload below which compressing costs more than it saves.
-WORTHWHILE = 128
+#: Bytes of the shortest payload that is compressed. For a shorter one, compression costs more time than it saves bytes.
+MIN_COMPRESSED_PAYLOAD = 128
+#: The first byte of a text and of a binary message in one frame (RFC 6455 §5.2), and the bit for "compressed".
+_TEXT, _BINARY, _COMPRESSED = 0x81, 0x82, 0x40
 
 
 def accept_deflate(max_message_size: int) -> Callable[[Sequence[Any]], Any]:
-    """What Autobahn asks which of a client's offers to accept: the first for permessage-deflate.
+    """Return the callback with which Autobahn selects an offer: the client's first one for permessage-deflate.
 
-    :param max_message_size: bytes that a message may inflate to.
+    :param max_message_size: bytes of a decompressed message.
     """
 
     def accept(offers: Sequence[Any]) -> Any:
@@ -43,15 +45,15 @@ def accept_deflate(max_message_size: int) -> Callable[[Sequence[Any]], Any]:
 def negotiate(protocol: Any, header: str) -> tuple[str, int]:
     """Set up decompression on a protocol.
 
-    :param header: the request's `Sec-WebSocket-Extensions`. What cannot be parsed counts as not offered.
-    :returns: the extension as it goes into the response, and the window to compress with, in bits; or nothing and 0.
+    :param header: the request's `Sec-WebSocket-Extensions`. Malformed offers are declined (RFC 7692 §7).
+    :returns: the extension for the response, and the bits of the window to compress with. Or an empty text and 0.
     """
     offers = []
     for name, parameters in protocol._parseExtensionsHeader(header):
         if name == "permessage-deflate":
             try:
                 offers.append(PerMessageDeflateOffer.parse(parameters))  # type: ignore[no-untyped-call]
-            except Exception:  # Autobahn raises the bare class for a bad parameter: this offer is declined
+            except Exception:  # Autobahn raises the bare class for a bad parameter
                 continue
     accepted = protocol.perMessageCompressionAccept(offers)
     if accepted is None:
@@ -60,42 +62,44 @@ def negotiate(protocol: Any, header: str) -> tuple[str, int]:
     protocol._perMessageCompress = deflate
     extension: str = accepted.get_extension_string()
     if "server_no_context_takeover" not in extension:
-        # we do without in any case, and a client that knows need not keep its window either
+        # the server never uses it, so the client need not keep its window
         extension += "; server_no_context_takeover"
     return extension, deflate.server_max_window_bits
 
 
 class Deflater:
-    """Makes compressed frames of plain ones, for all connections with the same window.
+    """Compresses frames for all connections with the same window.
 
-    What it was last given, and what it made of it, is remembered: a fan-out asks again and again for the same.
+    It keeps the last result: a fan-out asks for the same frames once for each connection.
+
+    :param window: bits of the window, 9 to 15.
     """
 
     def __init__(self, window: int) -> None:
         self._window = window
-        self._plain = self._deflated = b""
+        self._last_frames = self._last_result = b""
 
     def __call__(self, frames: bytes) -> bytes:
-        if frames is not self._plain:
-            self._deflated = b"".join(self._deflate(frames, *place) for place in split_frames(frames))
-            self._plain = frames
-        return self._deflated
+        if frames is not self._last_frames:
+            self._last_result = b"".join(self._deflate(frames, *position) for position in split_frames(frames))
+            self._last_frames = frames
+        return self._last_result
 
     def _deflate(self, frames: bytes, start: int, payload: int, end: int) -> bytes:
         first = frames[start]
-        if end - payload < WORTHWHILE or first not in (0x81, 0x82):
+        if end - payload < MIN_COMPRESSED_PAYLOAD or first not in (_TEXT, _BINARY):
             return frames[start:end]
-        # a window that holds the payload is as good as a larger one, which takes several times as long to set up
+        # a window as large as the payload compresses as well as a larger one, which takes longer to set up
         window = min(self._window, max(9, (end - payload - 1).bit_length()))
-        deflate = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -window, max(1, window - 7))
-        # RFC 7692 §7.2.1: the four last bytes are left off
-        data = (deflate.compress(frames[payload:end]) + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
-        frame = text_frame(data) if first == 0x81 else binary_frame(data)
-        return bytes((frame[0] | 0x40,)) + frame[1:]
+        compressor = zlib.compressobj(zlib.Z_DEFAULT_COMPRESSION, zlib.DEFLATED, -window, max(1, window - 7))
+        # RFC 7692 §7.2.1: without the last four bytes
+        data = (compressor.compress(frames[payload:end]) + compressor.flush(zlib.Z_SYNC_FLUSH))[:-4]
+        frame = text_frame(data) if first == _TEXT else binary_frame(data)
+        return bytes((frame[0] | _COMPRESSED,)) + frame[1:]
 
 
 class Deflaters(dict[int, Deflater]):
-    """One for each window that was negotiated."""
+    """One `Deflater` for each window that has been negotiated, by its bits."""
 
     def __missing__(self, window: int) -> Deflater:
         self[window] = deflater = Deflater(window)

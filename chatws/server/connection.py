@@ -5,149 +5,186 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.logger import Logger
 
 from chatws.errors import CloseCode
 from chatws.server.component import HttpRequest
+from chatws.server.frame_writer import FrameWriter
 from chatws.server.frames import binary_frame, text_frame
-from chatws.server.writer import Writer
 
 if TYPE_CHECKING:
-    from chatws.server.ws_protocol import WsProtocol
     from chatws.server.ws_server import WsServer
 
-__all__ = ["WsConnection", "truncate_reason"]
+__all__ = ["CLOSED_PROTOCOL", "WsConnection", "truncate_reason"]
 
 log = Logger()
 
+#: Bytes of a close frame's reason: a control frame has at most 125, and the code takes two (RFC 6455 §5.5).
+_MAX_REASON = 123
+_STATE_OPEN = WebSocketProtocol.STATE_OPEN
+
+
+class _ClosedProtocol:
+    """Stands for the protocol of a closed connection and ignores every call. So callers need no check."""
+
+    state = WebSocketProtocol.STATE_CLOSED
+    received_since_ping = False
+
+    def _ignore(self, *arguments: object) -> None:
+        pass
+
+    pause_reading = resume_reading = abort = sendCloseFrame = _ignore
+
+
+CLOSED_PROTOCOL: Any = _ClosedProtocol()
+
 
 def truncate_reason(reason: str) -> bytes:
-    """At most 123 bytes of UTF-8, cut at a character: what fits into a close frame (RFC 6455 §5.5)."""
-    raw = reason.encode("utf-8", "replace")
-    return raw if len(raw) <= 123 else raw[:123].decode("utf-8", "ignore").encode("utf-8")
+    """Encode a close frame's reason as UTF-8, and cut it at a character after at most 123 bytes (RFC 6455 §5.5)."""
+    encoded = reason.encode("utf-8", "replace")
+    if len(encoded) <= _MAX_REASON:
+        return encoded
+    return encoded[:_MAX_REASON].decode("utf-8", "ignore").encode("utf-8")
 
 
-class WsConnection(Writer):
-    """Fulfils `chatws.server.component.Connection`. Made by `WsServer`.
+class WsConnection(FrameWriter):
+    """Implements `chatws.server.component.Connection`. `WsServer` creates it.
 
-    It has slots, because there are many of it, and a dictionary, made when first used, so that a component may set
-    attributes of its own.
+    The class has slots, because a server has many connections. It also has a dictionary, created at its first use, for
+    attributes that a component sets.
 
-    :ivar session: None at first; the component's to use.
+    :ivar client: None at first. The component may keep its own object here.
+    :cvar server: `WsServer` makes one subclass for each server, so that connections need no reference to it.
     """
 
-    __slots__ = ("__dict__", "_protocol", "ended", "http_request", "remote_address", "resource_id", "session")
+    __slots__ = (
+        "__dict__",
+        "_protocol",
+        "client",
+        "disconnect_reason",
+        "http_request",
+        "remote_address",
+        "resource_id",
+    )
 
-    # one subclass is made for each server, so that no connection need remember which is its own
     server: WsServer
 
-    def __init__(self, resource_id: int, remote_address: str, http_request: HttpRequest, protocol: WsProtocol) -> None:
+    def __init__(self, resource_id: int, remote_address: str, http_request: HttpRequest, protocol: Any) -> None:
         self.resource_id = resource_id
         self.remote_address = remote_address
         self.http_request = http_request
-        self.session: Any = None
-        self.ended = ""
-        self._deflated = None
-        self._protocol: WsProtocol | None = protocol
+        self.client: Any = None
+        self.disconnect_reason = ""
+        self._compress = None
+        self._protocol = protocol  # `WsProtocol`, in the end `CLOSED_PROTOCOL`
 
     def __repr__(self) -> str:
         return f"<WsConnection {self.resource_id} from {self.remote_address or 'a Unix socket'}>"
 
     @property
     def is_open(self) -> bool:
-        protocol = self._protocol
-        return protocol is not None and bool(protocol.state == protocol.STATE_OPEN)
+        return bool(self._protocol.state == _STATE_OPEN)
 
     def send(self, message: str | bytes) -> None:
-        """Queue one message: a `str` as a text message, `bytes` as a binary one. Ignored when no longer open."""
+        """Queue one message: a `str` as a text message, `bytes` as a binary one. Ignored if not open."""
         self.send_frames(text_frame(message.encode("utf-8")) if isinstance(message, str) else binary_frame(message))
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        """Begin the closing handshake (RFC 6455 §7.1.2), behind what still waits to be sent.
+    def pause_reading(self) -> None:
+        """Stop reading; see `chatws.server.component.Connection`."""
+        self._protocol.pause_reading()
 
-        `on_close` follows: when the peer has answered, or when `close_timeout` seconds are over. A second call is
-        ignored.
+    def resume_reading(self) -> None:
+        """Read again; see `chatws.server.component.Connection`."""
+        self._protocol.resume_reading()
+
+    def close(self, code: int = 1000, reason: str = "", *, drop_unsent: bool = False) -> None:
+        """Begin the closing handshake (RFC 6455 §7.1.2), after everything that waits to be sent.
+
+        `on_close` follows when the peer has answered, or after `close_timeout` seconds. A second call is ignored.
 
         :param code: 1000, or 3000 to 4999.
-        :param reason: what is longer than 123 bytes of UTF-8 is cut at a character.
-        :raises ValueError: another code.
+        :param reason: a text of which at most 123 bytes of UTF-8 are sent.
+        :param drop_unsent: drop what waits to be sent, except the rest of a frame whose first bytes have been sent.
+        :raises ValueError: any other code.
         """
         code = int(code)
         if code != 1000 and not 3000 <= code <= 4999:
-            raise ValueError(f"close code {code} is neither 1000 nor one of 3000 to 4999")
+            raise ValueError(f"close code {code} is invalid: use 1000 or 3000 to 4999")
+        if drop_unsent and self.is_open:
+            self._drop_unsent_frames()
         self._close(code, truncate_reason(reason))
 
     def abort(self) -> None:
-        """Drop the connection at once, without a closing handshake. `on_close` follows, but not from within."""
-        if self._protocol is not None:
-            self._protocol.abort()
+        """Drop the connection without a closing handshake. `on_close` follows after this call has returned."""
+        self._protocol.abort()
 
     def _close(self, code: int, reason: bytes) -> None:
-        """`close` with any code: Autobahn's `sendClose` refuses those that are the protocol's own, such as 1003."""
-        if self._protocol is not None:
-            self._protocol.sendCloseFrame(code, reason)
+        """Close with any code. Autobahn's `sendClose` rejects the protocol's own codes, such as 1003."""
+        self._protocol.sendCloseFrame(code, reason)
 
-    # what the component does is fenced in
+    # calls of the component
 
     def _call(self, callback: Callable[..., object], *arguments: object) -> None:
-        """Call the component; what it raises goes to its `on_error`, and no further."""
+        """Call the component. An exception goes to its `on_error` and does not leave this method."""
         try:
             callback(self, *arguments)
         except Exception as error:
-            self._component_failed(error)
+            self._on_component_error(error)
 
-    def _component_failed(self, error: Exception) -> None:
+    def _on_component_error(self, error: Exception) -> None:
         self.stats.component_errors += 1
         try:
             self.server.component.on_error(self, error)
         except Exception:
-            log.failure("on_error failed, for {error!r} on {connection}", error=error, connection=self)
+            log.failure("on_error failed for {error!r} on {connection}", error=error, connection=self)
             self._close(CloseCode.INTERNAL_ERROR.value, b"internal error")
 
-    # what `Writer` asks for
+    # hooks of `FrameWriter`
 
-    def _progress(self) -> None:
-        if self._protocol is not None:
-            self._protocol.heard = True
+    def _on_progress(self) -> None:
+        self._protocol.received_since_ping = True
 
-    def _lost(self) -> None:
+    def _on_socket_error(self) -> None:
         self.abort()
 
-    def _too_slow(self) -> None:
+    def _on_slow_consumer(self) -> None:
         self.stats.slow_consumers += 1
-        self.ended = "slow consumer"
-        assert self._backlog is not None
-        self._backlog.cut()
+        self.disconnect_reason = "slow consumer"
+        self._drop_unsent_frames()
         self._close(CloseCode.SLOW_CONSUMER.value, b"too slow: reconnect and recover")
 
-    def _stream_failed(self, error: Exception) -> None:
-        self._component_failed(error)
+    def _on_stream_error(self, error: Exception) -> None:
+        self._on_component_error(error)
 
-    # what `WsProtocol` asks for
+    # calls of `WsProtocol`
 
     def _stop_sending(self) -> None:
-        """The close frame is on its way: nothing may follow it."""
-        self._use(None)
+        """Send nothing more: no frame may follow a close frame (RFC 6455 §5.5.1)."""
+        self._set_socket(None)
 
-    def _cut(self) -> None:
-        if self._backlog is not None:
-            self._backlog.cut()
+    def _drop_unsent_frames(self) -> None:
+        if self._send_queue is not None:
+            self._send_queue.drop_unsent_frames()
 
     def _disconnect(self, abort: bool) -> None:
-        """Let the transport go: at once, or when all that waits has left."""
-        self._use(None)
+        """Close the transport.
+
+        :param abort: drop queued data. Otherwise close when it has been sent.
+        """
+        self._set_socket(None)
         transport = self.transport
         if transport is None:
             return
         if abort:
-            if self._backlog is not None:
-                self._backlog.drop()
+            if self._send_queue is not None:
+                self._send_queue.clear()
             transport.abortConnection()
-        elif self._backlog is None:
+        elif self._send_queue is None:
             transport.loseConnection()
-        elif self._backlog.idle:
-            # TLS says no goodbye before its producer has gone
+        elif self._send_queue.idle:
+            # TLS sends close_notify only without a producer
             transport.unregisterProducer()
             transport.loseConnection()
         else:
-            self._backlog.closing = True
+            self._send_queue.closing = True

@@ -1,7 +1,7 @@
-"""Ratchet's decorators: components around a component, each of which lets through what it approves of.
+"""Ratchet's decorators: components around a component, which filter its connections.
 
 The order is Ratchet's: `WsServer(OriginCheck(SessionProvider(Chat(), get_session), allowed=[...]))`. A decorator closes
-whom it refuses with a code of its own, and its component never hears of that connection.
+a connection that it rejects, and its component is never called for that connection.
 """
 
 from __future__ import annotations
@@ -14,32 +14,33 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.errors import CloseCode, OperatorError
-from chatws.server.admission import parse_origin
+from chatws.errors import CloseCode
+from chatws.server.origins import parse_allowed_origin, parse_origin
 
 __all__ = ["IpBlackList", "OriginCheck", "SessionProvider"]
 
 log = Logger()
 
-#: Messages that may wait for a session.
-_WAITING = 100
+#: Messages of one connection that may wait for its session: more than a page sends until it is authenticated.
+_MAX_QUEUED_MESSAGES = 100
 
 
 class _Decorator:
-    """Passes on what comes for the connections that it has let in.
+    """Passes the calls for accepted connections on to a component.
 
-    A component without `on_binary` has none here either: `WsServer` looks whether there is one.
+    It has `on_binary` only if the component has it, because `WsServer` checks for it.
+
+    :ivar connections: the accepted connections.
     """
 
     def __init__(self, component: Any) -> None:
         self.component = component
-        #: those of which the component knows
         self.connections: set[Any] = set()
         if hasattr(component, "on_binary"):
             self.on_binary = self._on_binary
 
     def on_open(self, connection: Any) -> None:
-        self._let_in(connection)
+        self._accept(connection)
 
     def on_message(self, connection: Any, text: str) -> None:
         if connection in self.connections:
@@ -57,146 +58,147 @@ class _Decorator:
     def on_error(self, connection: Any, exception: Exception) -> None:
         self.component.on_error(connection, exception)
 
-    def _let_in(self, connection: Any) -> None:
+    def _accept(self, connection: Any) -> None:
         self.connections.add(connection)
         self.component.on_open(connection)
 
 
 class OriginCheck(_Decorator):
-    """Only pages of some origins. `HttpServer` comes before it, and refuses those of other hosts by itself.
+    """Accepts only pages of some origins.
 
-    :param allowed: origins, each exactly: scheme://host[:port]. The page's own host is not among them by itself.
-        Who sends no Origin is no browser, and is let in, as it could claim any.
-    :raises OperatorError: one of them is no origin.
+    `HttpServer` checks origins before it, and rejects other hosts' pages itself (see `Admission`).
+
+    :param allowed: exact origins: scheme://host[:port]. The page's own host is not included.
+        A request without `Origin` is accepted: it does not come from a browser, and could send any origin.
+    :raises ConfigError: an origin is malformed.
     """
 
     def __init__(self, component: Any, allowed: Iterable[str] = ()) -> None:
         super().__init__(component)
-        self._allowed = set()
-        for text in allowed:
-            origin = parse_origin(text)
-            if origin is None:
-                raise OperatorError(f"allowed origin {text!r} is not of the form scheme://host or scheme://host:port")
-            self._allowed.add(origin)
+        self._allowed = {parse_allowed_origin(text, "OriginCheck") for text in allowed}
 
     def on_open(self, connection: Any) -> None:
         origin = connection.http_request.headers.get("origin")
         if origin is None or parse_origin(origin) in self._allowed:
-            self._let_in(connection)
+            self._accept(connection)
         else:
             connection.close(CloseCode.FORBIDDEN, "pages of this origin may not connect")
 
 
 class IpBlackList(_Decorator):
-    """Nobody from some addresses: those of the browsers, also behind a trusted proxy."""
+    """Rejects some client addresses, also those behind a trusted proxy."""
 
     def __init__(self, component: Any) -> None:
         super().__init__(component)
         self._blocked: set[str] = set()
 
     def block(self, address: str) -> IpBlackList:
-        """Let nobody in from this address, and send away who is there.
+        """Reject this address, and close its open connections.
 
-        :raises ValueError: it is no IP address.
+        :raises ValueError: `address` is not an IP address.
         """
-        address = _normal(address)
+        address = _normalize(address)
         self._blocked.add(address)
-        for connection in [one for one in self.connections if one.remote_address == address]:
-            connection.close(CloseCode.FORBIDDEN, "your address is blocked")
+        for connection in list(self.connections):
+            if connection.remote_address == address:
+                connection.close(CloseCode.FORBIDDEN, "your address is blocked")
         return self
 
     def unblock(self, address: str) -> IpBlackList:
-        """Let people in from it again. Not an error when it was not blocked.
+        """Accept this address again. Ignored if it is not blocked.
 
-        :raises ValueError: it is no IP address.
+        :raises ValueError: `address` is not an IP address.
         """
-        self._blocked.discard(_normal(address))
+        self._blocked.discard(_normalize(address))
         return self
 
     def is_blocked(self, address: str) -> bool:
-        """Whether nobody is let in from this address."""
-        return _normal(address) in self._blocked
+        """Return whether this address is rejected."""
+        return _normalize(address) in self._blocked
 
     @property
     def blocked(self) -> list[str]:
-        """The addresses, sorted."""
+        """The rejected addresses, sorted."""
         return sorted(self._blocked)
 
     def on_open(self, connection: Any) -> None:
         if connection.remote_address in self._blocked:
             connection.close(CloseCode.FORBIDDEN, "your address is blocked")
         else:
-            self._let_in(connection)
+            self._accept(connection)
 
 
-def _normal(address: str) -> str:
+def _normalize(address: str) -> str:
     parsed = ipaddress.ip_address(address)
     return str(getattr(parsed, "ipv4_mapped", None) or parsed)
 
 
 class SessionProvider(_Decorator):
-    """Sets `connection.session_data` before the component hears of the connection.
+    """Sets `connection.session_data` before it calls the component's `on_open`.
 
-    :param get_session: is given the connection, returns the session or a Deferred of it (or is an `async` function).
-        If it fails, the connection is closed with 4500, and the reason is logged. Messages that come before it has
-        answered wait; with more than 100 of them the connection is closed with 4429.
+    Messages that arrive before the session wait. More than 100 of them close the connection with 4429.
+
+    :param get_session: gets the connection, and returns the session or a Deferred of it. May be an `async` function. If
+        it fails, the connection is closed with 4500 and the reason is logged.
     """
 
     def __init__(self, component: Any, get_session: Callable[[Any], Any]) -> None:
         super().__init__(component)
         self._get_session = get_session
-        self._waiting: dict[Any, list[tuple[str, Any]]] = {}
+        self._queued: dict[Any, list[tuple[str, Any]]] = {}
 
     def on_open(self, connection: Any) -> None:
-        self._waiting[connection] = []
-        asked: Deferred[Any] = maybeDeferred(self._get_session, connection)
-        asked.addCallbacks(self._got, self._failed, callbackArgs=(connection,), errbackArgs=(connection,))
-        asked.addErrback(self._component_failed, connection)
+        self._queued[connection] = []
+        result: Deferred[Any] = maybeDeferred(self._get_session, connection)
+        result.addCallbacks(
+            self._on_session, self._on_session_error, callbackArgs=(connection,), errbackArgs=(connection,)
+        )
+        result.addErrback(self._on_component_error, connection)
 
     def on_message(self, connection: Any, text: str) -> None:
-        if connection in self._waiting:
-            self._wait(connection, "on_message", text)
+        if connection in self._queued:
+            self._queue_message(connection, "on_message", text)
         else:
             super().on_message(connection, text)
 
     def _on_binary(self, connection: Any, data: bytes) -> None:
-        if connection in self._waiting:
-            self._wait(connection, "on_binary", data)
+        if connection in self._queued:
+            self._queue_message(connection, "on_binary", data)
         else:
             super()._on_binary(connection, data)
 
     def on_close(self, connection: Any) -> None:
-        self._waiting.pop(connection, None)
+        self._queued.pop(connection, None)
         super().on_close(connection)
 
-    def _wait(self, connection: Any, method: str, message: Any) -> None:
-        waiting = self._waiting[connection]
-        if len(waiting) >= _WAITING:
-            del self._waiting[connection]
-            connection.close(CloseCode.TOO_MANY_ERRORS, "too many messages before the session was there")
+    def _queue_message(self, connection: Any, method: str, message: Any) -> None:
+        messages = self._queued[connection]
+        if len(messages) >= _MAX_QUEUED_MESSAGES:
+            del self._queued[connection]
+            connection.close(CloseCode.TOO_MANY_ERRORS, "too many messages before the session was loaded")
         else:
-            waiting.append((method, message))
+            messages.append((method, message))
 
-    def _got(self, session: Any, connection: Any) -> None:
-        waiting = self._waiting.pop(connection, None)
-        if waiting is None or not connection.is_open:
-            return  # it has gone meanwhile
+    def _on_session(self, session: Any, connection: Any) -> None:
+        messages = self._queued.pop(connection, None)
+        if messages is None or not connection.is_open:
+            return  # closed meanwhile
         connection.session_data = session
         try:
-            self._let_in(connection)
+            self._accept(connection)
         except Exception as error:
             self.component.on_error(connection, error)
-        for method, message in waiting:
+        for method, message in messages:
             try:
                 getattr(self.component, method)(connection, message)
             except Exception as error:
                 self.component.on_error(connection, error)
 
-    def _failed(self, failure: Failure, connection: Any) -> None:
-        if self._waiting.pop(connection, None) is not None:
-            log.failure("no session for {connection}", failure, connection=connection)
+    def _on_session_error(self, failure: Failure, connection: Any) -> None:
+        if self._queued.pop(connection, None) is not None:
+            log.failure("get_session failed for {connection}", failure, connection=connection)
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 
-    def _component_failed(self, failure: Failure, connection: Any) -> None:
-        log.failure("on_error failed, on {connection}", failure, connection=connection)
+    def _on_component_error(self, failure: Failure, connection: Any) -> None:
+        log.failure("on_error failed on {connection}", failure, connection=connection)
         connection.close(CloseCode.INTERNAL_ERROR, "internal error")

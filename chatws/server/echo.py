@@ -1,4 +1,4 @@
-"""The smallest application."""
+"""A minimal application."""
 
 from __future__ import annotations
 

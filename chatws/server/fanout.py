@@ -1,15 +1,15 @@
-"""From one frame to many sockets: the hot path.
+"""From one frame to many sockets. Hot path: column code.
 
-- All frames for one audience that came together are joined once, and the same `bytes` goes to every socket.
-- When several audiences are addressed at once, each connection still gets one `send` with all that is its, in order;
-  equal sequences are joined once.
-- Where there are several to send to, the kernel is asked for all of it at once (chatws.server.io_uring): that spares
-  each its entry into the kernel and its call of Python's. Else, and where the kernel permits no io_uring, each socket
-  is sent to by itself, without the transport (chatws.server.writer says why). (`os.write` on the descriptor spares
-  Python 0.1 µs, and costs the kernel more than that: it looks at the file and its inode besides the socket.)
-- A connection that negotiated compression gets the frames deflated: once for all whose window is the same.
+- All frames for one audience that arrived together are joined once. Every socket gets the same `bytes`.
+- If several audiences are addressed at once, each connection still gets one `send` with all its frames, in order. Equal
+  sequences are joined once.
+- From `IO_URING_MIN_SENDS` sends on, one system call asks the kernel for all of them (`chatws.server.io_uring`). That
+  saves one system call and one Python call for each. Otherwise, or if the kernel permits no io_uring, each socket is
+  sent to without its transport (`chatws.server.frame_writer` explains why). `os.write` on the descriptor would save
+  0.1 µs of Python and cost more in the kernel, which looks up the file and its inode besides the socket.
+- A connection that negotiated compression gets compressed frames. They are compressed once for each window size.
 
-No component is called from here: a set of recipients does not change while it is being sent to.
+Nothing here calls a component, so the recipients do not change while frames are being sent.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import Any, TypeAlias
 
 from twisted.logger import Logger
 
-from chatws.server.io_uring import NOTHING, Ring
-from chatws.server.recipients import Recipients, keys_of_each
-from chatws.server.writer import Writer
+from chatws.server.frame_writer import FrameWriter
+from chatws.server.io_uring import NULL_KEY, Ring
+from chatws.server.recipients import Recipients, collect_keys
 
-__all__ = ["SEVERAL", "FanOut"]
+__all__ = ["IO_URING_MIN_SENDS", "FanOut"]
 
 log = Logger()
 
-#: Connections, and the frames that each of them gets.
-Runs: TypeAlias = Sequence[tuple[Collection[Any], Sequence[bytes]]]
+#: Groups of connections, each with the frames that all its connections get.
+DeliveryGroups: TypeAlias = Sequence[tuple[Collection[Any], Sequence[bytes]]]
 
-#: So many sends cost less when they are asked for together (benchmarks/several.py).
-SEVERAL = 16
+#: From this many sends on, one `io_uring_enter` costs less than one `send` each (measured by benchmarks/several.py).
+IO_URING_MIN_SENDS = 16
 
 _recipients_of, _frames_of = itemgetter(0), itemgetter(1)
 
@@ -43,155 +43,167 @@ _recipients_of, _frames_of = itemgetter(0), itemgetter(1)
 class FanOut:
     """Sends frames to connections.
 
-    :ivar ring: what asks the kernel for many sends at once. Without one they are asked for one by one.
+    :ivar ring: submits many sends in one system call. None: one system call for each send.
     """
 
     def __init__(self, ring: Ring | None = None) -> None:
         self.ring = ring
 
     def use_io_uring(self) -> None:
-        """Have a ring, if the kernel permits it. If not, the log says so."""
+        """Create a ring if the kernel permits it. Otherwise log why not."""
         try:
             self.ring = Ring()
         except OSError as error:
-            log.info("events are sent one by one, as there is no io_uring: {reason}", reason=error.strerror)
+            log.info("io_uring is unavailable, each event is sent by one call: {reason}", reason=error.strerror)
 
-    def send_all(self, runs: Runs) -> None:
-        """Send each run's frames to each of its connections, in the order of the runs.
+    def send_all(self, groups: DeliveryGroups) -> None:
+        """Send each group's frames to each of its connections, in the order of the groups.
 
-        :param runs: pairs of connections (`Recipients`, where they are several) and complete frames (`text_frame`).
-            Connections that are no longer open are passed over.
+        :param groups: pairs of connections (`Recipients` if there are several) and complete frames (`text_frame`).
+            Connections that are no longer open are skipped.
         """
-        if not all(map(_frames_of, runs)):
-            runs = [run for run in runs if run[1]]
-        total = sum(map(len, map(_recipients_of, runs)))
+        if not all(map(_frames_of, groups)):
+            groups = [group for group in groups if group[1]]
+        total = sum(map(len, map(_recipients_of, groups)))
         ring = self.ring
-        if ring is not None and total >= SEVERAL:
-            keys = _keys(runs)
-            if len(runs) > 1 and len(set(keys)) != total and _overlap(runs, total):
-                runs = _regroup(runs)
-                keys = _keys(runs)
-            if _send_together(runs, keys, ring):
-                if ring.failed is not None:
-                    log.warn("events are sent one by one from now on: {error}", error=ring.failed)
+        if ring is not None and total >= IO_URING_MIN_SENDS:
+            keys = _keys(groups)
+            if len(groups) > 1 and len(set(keys)) != total and _overlap(groups, total):
+                groups = _regroup(groups)
+                keys = _keys(groups)
+            if _send_batched(groups, keys, ring):
+                if ring.error is not None:
+                    log.warn("io_uring failed, each event is sent by one call from now on: {error}", error=ring.error)
                     self.ring = None
                 return
-        elif len(runs) > 1 and _overlap(runs, total):
-            runs = _regroup(runs)
-        _send_one_by_one(runs)
+        elif len(groups) > 1 and _overlap(groups, total):
+            groups = _regroup(groups)
+        _send_one_by_one(groups)
 
 
-def _overlap(runs: Runs, total: int) -> bool:
-    """Whether anybody is in two of them: not so where many conversations have few subscribers each, as usual."""
-    return len(set().union(*map(_recipients_of, runs))) != total
+def _overlap(groups: DeliveryGroups, total: int) -> bool:
+    """Return whether a connection is in two groups. Usually none is: conversations have few subscribers each.
+
+    :param total: the sum of the groups' sizes.
+    """
+    return len(set().union(*map(_recipients_of, groups))) != total
 
 
-def _keys(runs: Runs) -> array[int]:
-    whose: list[Any] = [*map(_recipients_of, runs)]
-    if {*map(type, whose)} == {Recipients}:
-        return array("Q", b"".join(keys_of_each(whose)))
-    return array("Q", [writer._key for writer in chain.from_iterable(whose)])
+def _keys(groups: DeliveryGroups) -> array[int]:
+    """Return the `Ring` key of each connection of each group, in order."""
+    recipient_lists: list[Any] = [*map(_recipients_of, groups)]
+    if {*map(type, recipient_lists)} == {Recipients}:
+        return array("Q", b"".join(collect_keys(recipient_lists)))
+    return array("Q", [connection._key for connection in chain.from_iterable(recipient_lists)])
 
 
-def _send_together(runs: Runs, keys: array[int], ring: Ring) -> bool:
-    """:returns: False where there is too much of it. Then nothing has been sent."""
-    if sum(map(len, chain.from_iterable(map(_frames_of, runs)))) > ring.ROOM:
+def _send_batched(groups: DeliveryGroups, keys: array[int], ring: Ring) -> bool:
+    """Do what `_send_one_by_one` does, in one system call.
+
+    :returns: False if there is too much data. Then nothing has been sent.
+    """
+    if sum(map(len, chain.from_iterable(map(_frames_of, groups)))) > ring.MAX_PAYLOAD:
         return False
-    whose = [*map(_recipients_of, runs)]
-    blobs = [*map(b"".join, map(_frames_of, runs))]
-    counts = [*map(len, whose)]
-    left = ring.send(keys, blobs, counts)
-    stats = next(chain.from_iterable(whose)).stats  # all of them belong to one server
+    recipient_lists = [*map(_recipients_of, groups)]
+    payloads = [*map(b"".join, map(_frames_of, groups))]
+    counts = [*map(len, recipient_lists)]
+    incomplete = ring.send(keys, payloads, counts)
+    stats = next(chain.from_iterable(recipient_lists)).stats  # all connections belong to one server
     stats.sends += len(keys)
-    stats.bytes_sent += sum(map(mul, counts, map(len, blobs)))
-    if not left:
+    stats.bytes_sent += sum(map(mul, counts, map(len, payloads)))
+    if not incomplete:
         return True
-    everybody = [(one, blob) for recipients, blob in zip(whose, blobs, strict=True) for one in recipients]
-    for position, sent in left.items():
-        connection, blob = everybody[position]
-        if connection._key == NOTHING:
-            stats.sends -= 1  # what counts itself
-            stats.bytes_sent -= len(blob)
-            connection.send_frames(blob)
-        elif sent < 0:
-            connection._send_failed(OSError(-sent, os.strerror(-sent)), blob)
+    sends = [
+        (connection, payload)
+        for recipients, payload in zip(recipient_lists, payloads, strict=True)
+        for connection in recipients
+    ]
+    for index, result in incomplete.items():
+        connection, payload = sends[index]
+        if connection._key == NULL_KEY:
+            stats.sends -= 1  # `send_frames` counts it
+            stats.bytes_sent -= len(payload)
+            connection.send_frames(payload)
+        elif result < 0:
+            connection._on_send_error(OSError(-result, os.strerror(-result)), payload)
         else:
-            connection._hold_back(blob, sent)
+            connection._enqueue_rest(payload, result)
     return True
 
 
-def _send_one_by_one(runs: Runs) -> None:
+def _send_one_by_one(groups: DeliveryGroups) -> None:
     sends = sent_bytes = 0
     connection = None
-    for recipients, frames in runs:
-        # not before the turn of this run: much of it, as when a whole shop arrives, need not be in memory at once
-        blob = b"".join(frames)
-        size = len(blob)
+    for recipients, frames in groups:
+        # joined one group at a time: with thousands of groups not all payloads need memory at once
+        payload = b"".join(frames)
+        size = len(payload)
         if type(recipients) is Recipients:
-            _send_to_many(recipients, blob)
+            _send_to_many(recipients, payload)
             continue
         sends += len(recipients)
         sent_bytes += len(recipients) * size
         for connection in recipients:
-            direct = connection._socket
-            if direct is None or connection._deflated is not None:
-                sends -= 1  # what counts itself
+            sock = connection._socket
+            if sock is None or connection._compress is not None:
+                sends -= 1  # `send_frames` and `_write` count it
                 sent_bytes -= size
-                if direct is None:
-                    connection.send_frames(blob)
+                if sock is None:
+                    connection.send_frames(payload)
                 else:
-                    connection._write(connection._deflated(blob))
+                    connection._write(connection._compress(payload))
                 continue
             try:
-                sent = direct.send(blob)
+                sent = sock.send(payload)
             except OSError as error:
-                connection._send_failed(error, blob)
+                connection._on_send_error(error, payload)
                 continue
             if sent != size:
-                connection._hold_back(blob, sent)
+                connection._enqueue_rest(payload, sent)
     if connection is not None:
-        stats = connection.stats  # all of them belong to one server
+        stats = connection.stats  # all connections belong to one server
         stats.sends += sends
         stats.bytes_sent += sent_bytes
 
 
-def _send_to_many(recipients: Recipients[Any], blob: bytes) -> None:
-    size = len(blob)
-    left = iter(recipients.sockets())
-    directly = 0
-    for direct in left:
-        if direct is None:
-            recipients[-1 - length_hint(left)].send_frames(blob)  # counts itself
+def _send_to_many(recipients: Recipients[Any], payload: bytes) -> None:
+    size = len(payload)
+    sockets = iter(recipients.sockets())
+    sends = 0
+    for sock in sockets:
+        # `recipients[-1 - length_hint(sockets)]` is the connection of `sock`: only failures need it
+        if sock is None:
+            recipients[-1 - length_hint(sockets)].send_frames(payload)  # counts itself
             continue
-        directly += 1
+        sends += 1
         try:
-            sent = direct.send(blob)
+            sent = sock.send(payload)
         except OSError as error:
-            recipients[-1 - length_hint(left)]._send_failed(error, blob)
+            recipients[-1 - length_hint(sockets)]._on_send_error(error, payload)
             continue
         if sent != size:
-            recipients[-1 - length_hint(left)]._hold_back(blob, sent)
-    if directly:
+            recipients[-1 - length_hint(sockets)]._enqueue_rest(payload, sent)
+    if sends:
         stats = recipients[0].stats
-        stats.sends += directly
-        stats.bytes_sent += directly * size
+        stats.sends += sends
+        stats.bytes_sent += sends * size
 
 
-def _regroup(runs: Runs) -> list[tuple[list[Writer], list[bytes]]]:
-    """The same runs with each connection in one of them: with all that is its, in order."""
-    pending: dict[Writer, list[bytes]] = {}
-    for recipients, frames in runs:
-        blob = b"".join(frames)
+def _regroup(groups: DeliveryGroups) -> list[tuple[list[FrameWriter], list[bytes]]]:
+    """Return equal groups in which each connection occurs once, with all its payloads in order."""
+    payloads_by_connection: dict[FrameWriter, list[bytes]] = {}
+    for recipients, frames in groups:
+        payload = b"".join(frames)
         for connection in recipients:
-            if connection in pending:
-                pending[connection].append(blob)
+            if connection in payloads_by_connection:
+                payloads_by_connection[connection].append(payload)
             else:
-                pending[connection] = [blob]
-    together: dict[tuple[int, ...], tuple[list[Writer], list[bytes]]] = {}
-    for connection, blobs in pending.items():
-        key = tuple(map(id, blobs))
-        if key in together:
-            together[key][0].append(connection)
+                payloads_by_connection[connection] = [payload]
+    regrouped: dict[tuple[int, ...], tuple[list[FrameWriter], list[bytes]]] = {}
+    for connection, payloads in payloads_by_connection.items():
+        key = tuple(map(id, payloads))
+        if key in regrouped:
+            regrouped[key][0].append(connection)
         else:
-            together[key] = ([connection], blobs)
-    return list(together.values())
+            regrouped[key] = ([connection], payloads)
+    return list(regrouped.values())

@@ -1,7 +1,7 @@
-"""The outer of Ratchet's layers that knows a protocol: it reads the request head and decides who answers.
+"""The layer that reads a request head and decides which component answers.
 
-An upgrade on one of the WebSockets' paths, once admitted, goes to `WsServer`; everything else to twisted.web. Both get
-the transport itself: nothing stays in between.
+A request for a WebSocket on one of the configured paths, once admitted, goes to `WsServer`. Everything else goes to
+twisted.web. Both get the transport itself, so this layer costs an open WebSocket nothing.
 """
 
 from __future__ import annotations
@@ -11,51 +11,73 @@ from http import HTTPStatus
 from typing import Any
 
 from twisted.internet import tcp
-from twisted.internet.interfaces import IAddress
+from twisted.internet.interfaces import IAddress, IProtocolNegotiationFactory
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
+from zope.interface import implementer
 
+from chatws.interfaces import Reactor, default_reactor
+from chatws.net.sockets import plain_socket, read_now
+from chatws.runtime.file_budget import HTTP
+from chatws.runtime.throttled_log import ThrottledLog
 from chatws.server.admission import Admission
 from chatws.server.component import HttpRequest
-from chatws.server.handshake import Refusal, wants_websocket
-from chatws.server.pages import Front, PlainSite, Ready
-from chatws.server.request import BadHead, Headers, may_begin, parse_head
-from chatws.server.wheel import Timer
+from chatws.server.handshake import HttpRejection, wants_websocket
+from chatws.server.http_resources import NoKeepAliveSite, ReadinessReport, RootResource, is_local_host
+from chatws.server.request import BadRequest, Headers, is_plausible_prefix, parse_request_head
+from chatws.server.timer_wheel import Timer
 from chatws.server.ws_server import WsServer
-from chatws.sockets import read_now
 
 __all__ = ["HttpServer"]
 
 log = Logger()
 
-#: Seconds that the peer has to read a refusal.
-_LINGER = 5.0
-#: Reasons that an operator may want to do something about.
-_OF_THE_SETTINGS = frozenset({"address", "full", "origin"})
-#: Connections accepted in one go, more or less: Twisted may add 20.
-_ACCEPTS = 50
-#: Seconds between two log lines for the same reason.
-_NOTE_EVERY = 60.0
-#: Refusals that come while the peer may still be sending.
-_MORE_TO_COME = frozenset({400, 411, 413, 431})
+#: Seconds that the peer has to read a rejection. Then the connection is dropped.
+_LINGER_TIMEOUT = 5.0
+#: Seconds that the peer has to read a complete response, if its file is needed for another connection.
+_EVICTION_GRACE = 1.0
+#: Bytes read immediately after a connection is accepted: enough for most heads.
+_FIRST_READ = 8192
+#: Bytes of a request line (RFC 9112 §3 recommends 8000). The line is checked with every read. With a longer limit, a
+#: peer that sends single bytes would take much CPU time.
+_MAX_REQUEST_LINE = 8192
+#: Reasons of rejections that depend on settings: they are logged.
+_LOGGED_REASONS = frozenset({"address", "full", "origin"})
+#: Statuses of rejections during which the peer may still be sending.
+_UNREAD_BODY_STATUSES = frozenset({400, 411, 413, 414, 431})
 
 
+def _knows_peer_later(transport: Any) -> bool:
+    """Return whether the transport, or one below it, waits for a header of the PROXY protocol."""
+    while transport is not None and type(transport) is not tcp.Server:
+        if getattr(transport, "knows_peer_later", False):
+            return True
+        transport = getattr(transport, "transport", None)
+    return False
+
+
+@implementer(IProtocolNegotiationFactory)
 class HttpServer(Factory):
-    """A protocol factory.
+    """A protocol factory for HTTP connections, some of which become WebSockets.
 
-    :param app: what upgraded connections are given to.
-    :param resource: a twisted.web resource tree for other requests; `/healthz`, the client library and the paths of
-        the WebSockets come before it, except a page of its own at `/`.
-    :param ready: what does not work now, for `/readyz`; without it there is none.
-    :param paths: where WebSockets are opened.
-    :param admission: who may.
-    :param max_head_size: bytes of a request head; a longer one gets 431.
-    :param handshake_timeout: seconds that a head may take; a slower one gets 408.
-    :param max_body_size: bytes of an ordinary request's body, which must state its length; a longer one gets 413.
-    :param idle_timeout: seconds that an ordinary request's connection may be idle.
-    :param total_timeout: seconds that it may last at all.
+    :param app: gets the upgraded connections.
+    :param resource: a twisted.web resource tree for other requests. `/healthz`, the client library and the paths of the
+        WebSockets take precedence, except over a resource for `/` itself.
+    :param ready: returns the problems that `/readyz` reports. None: there is no `/readyz`.
+    :param paths: paths of WebSockets.
+    :param admission: decides which requests may open a WebSocket.
+    :param max_head_size: bytes of a request head. A longer one gets 431.
+    :param handshake_timeout: seconds until a head is complete. A slower one gets 408.
+    :param max_body_size: bytes of an ordinary request's body, which must have a length. A longer one gets 413.
+    :param idle_timeout: seconds that the connection of an ordinary request may be idle.
+    :param total_timeout: seconds that the connection of an ordinary request may last.
+    :param restricts_hosts: whether `resource` answers only requests for IP addresses, `localhost` and the hosts of
+        allowed origins, against DNS rebinding.
+
+    :ivar ports: the listening ports, set by `IoServer`.
+    :ivar http_connections: connections that are no WebSockets, or not yet.
     """
 
     noisy = False
@@ -65,182 +87,234 @@ class HttpServer(Factory):
         app: WsServer,
         *,
         resource: Any = None,
-        ready: Callable[[], Ready] | None = None,
+        ready: Callable[[], ReadinessReport] | None = None,
         paths: tuple[str, ...] = ("/", "/ws"),
         admission: Admission | None = None,
-        max_head_size: int = 8192,
+        max_head_size: int = 32768,
         handshake_timeout: float = 10.0,
         max_body_size: int = 1048576,
         idle_timeout: float = 30.0,
         total_timeout: float = 120.0,
-        reactor: Any = None,
+        restricts_hosts: bool = False,
+        reactor: Reactor | None = None,
     ) -> None:
         if reactor is None:
-            from twisted.internet import reactor
+            reactor = default_reactor()
         self._reactor = reactor
-        self._noted: dict[str, float] = {}
+        self._log = ThrottledLog(log, reactor)
         self.app = app
         self.paths = paths
         self.admission = admission or Admission()
+        self.budget = self.admission.budget
         self.max_head_size = max_head_size
         self.handshake_timeout = handshake_timeout
         self.max_body_size = max_body_size
         self.total_timeout = total_timeout
-        self.wheel = app.wheel
+        self.timer_wheel = app.timer_wheel
         self.stats = app.stats
-        self.site = PlainSite(Front(resource, paths, ready), idle_timeout, reactor)
-        #: where it is reached, if an `IoServer` says so
+        self.site = NoKeepAliveSite(
+            RootResource(resource, paths, ready, allows_origin=self._allows_origin, allows_host=self._allows_host),
+            idle_timeout,
+            reactor,
+        )
+        self._restricts_hosts = restricts_hosts
         self.ports: list[Any] = []
-        #: connections that are no WebSockets, or not yet
-        self.visitors: set[_Visitor] = set()
+        self.http_connections: set[_HttpConnection] = set()
 
-    def buildProtocol(self, addr: IAddress | None) -> _Visitor:
-        for port in self.ports:
-            # Twisted accepts more at a time the more are waiting; so many newcomers would keep everybody else waiting
-            if port.numberAccepts > _ACCEPTS:
-                port.numberAccepts = _ACCEPTS
-        return _Visitor(self, addr)
+    def buildProtocol(self, addr: IAddress | None) -> _HttpConnection:
+        self.budget.limit_accepts(self.ports)
+        return _HttpConnection(self, addr)
 
-    def decide(self, request: HttpRequest, peer: Any) -> Refusal | str | None:
-        """What becomes of a request: None for an ordinary one, an address for a WebSocket that is admitted (and
-        counted), else why not."""
+    def acceptableProtocols(self) -> list[bytes]:
+        """Return the protocols that TLS clients may select by ALPN (RFC 7301); see `IProtocolNegotiationFactory`."""
+        return [b"http/1.1"]
+
+    def route(self, request: HttpRequest, peer: object) -> HttpRejection | str | None:
+        """Decide what to do with a request.
+
+        :returns: None for an ordinary request. The client's address for a WebSocket, which has been admitted and
+            counted. Otherwise the rejection.
+        """
         if not wants_websocket(request):
             if "transfer-encoding" in request.headers:
-                return Refusal(411, "body", "state the length of the body")
+                return HttpRejection(411, "body", "state the length of the body")
             length = request.headers.get("content-length", "0")
             if not (length.isascii() and length.isdigit()):
-                return Refusal(400, "body", "Content-Length is malformed or repeated")
+                return HttpRejection(400, "body", "the Content-Length header is malformed or repeated")
             if int(length[:20]) > self.max_body_size:
-                return Refusal(413, "body", "the body is too long")
+                return HttpRejection(413, "body", "the body is too long")
             return None
         if request.path not in self.paths:
-            return Refusal(404, "path", "there is no WebSocket here; connect to " + " or ".join(self.paths))
+            return HttpRejection(404, "path", "there is no WebSocket here; connect to " + " or ".join(self.paths))
         return self.app.check(request) or self.admission.admit(peer, request)
 
-    def note(self, refusal: Refusal, request: HttpRequest, peer: Any) -> None:
-        """Tell the operator whom the settings keep out: once a minute for each of them."""
-        if refusal.reason not in _OF_THE_SETTINGS:
+    def _allows_origin(self, origin: str, host: str) -> bool:
+        return self.admission.allows_origin(origin, host)
+
+    def _allows_host(self, host: str) -> bool:
+        return not self._restricts_hosts or is_local_host(host) or self.admission.allows_host(host)
+
+    def log_rejection(self, rejection: HttpRejection, request: HttpRequest, peer: object) -> None:
+        """Log a rejection that depends on settings, at most once a minute for each reason."""
+        if rejection.reason not in _LOGGED_REASONS:
             return
-        now = self._reactor.seconds()
-        last = self._noted.get(refusal.reason)
-        if last is None or now - last >= _NOTE_EVERY:
-            self._noted[refusal.reason] = now
-            log.warn(
-                "refused {address}, page of {origin}: {message} ({count} so far)",
-                address=self.admission.remote_address(peer, request) or "a Unix socket",
-                origin=ascii(request.headers.get("origin", "no origin")[:200]),
-                message=refusal.message,
-                count=self.stats.refused.get(refusal.reason, 0) + 1,
-            )
+        self._log.warn(
+            rejection.reason,
+            "rejected a request from {address}, origin {origin}: {reason} ({count} so far)",
+            address=self.admission.remote_address(peer, request) or "a Unix socket",
+            origin=ascii(request.headers.get("origin", "none")[:200]),
+            reason=rejection.message,
+            count=self.stats.rejected.get(rejection.reason, 0) + 1,
+        )
 
-    def close_visitors(self) -> None:
+    def log_long_head(self, message: str, peer: object) -> None:
+        """Log that a request head was too long, at most once a minute."""
+        self._log.warn(
+            "head_size",
+            "rejected a request from {address}: {reason}; see max_head_size ({count} so far)",
+            address=getattr(peer, "host", "a Unix socket"),
+            reason=message,
+            count=self.stats.rejected.get("head_size", 0) + 1,
+        )
+
+    def close_http_connections(self) -> None:
         """Drop every connection that is not a WebSocket."""
-        for visitor in list(self.visitors):
-            visitor.abort()
+        for connection in list(self.http_connections):
+            connection.abort()
 
 
-class _Visitor(Protocol):
-    """A connection before it is known what it wants, and while twisted.web answers it."""
+class _HttpConnection(Protocol):
+    """A connection until its request head is complete, and while twisted.web answers it.
+
+    :ivar _delegate: the protocol that gets the data from now on, or None.
+    :ivar _head_length: the length of a complete head that waits in a connect burst, otherwise 0.
+    """
 
     transport: Any
 
     def __init__(self, server: HttpServer, addr: IAddress | None) -> None:
         self._server = server
-        self._addr = addr
+        self._accepted_address = addr
+        self._counted_address = ""
         self._head = b""
-        self._next: Any = None
-        self._refused = False
-        self._waits = 0  # for its turn, in a storm: the length of its head
-        self._paused = False
+        self._delegate: Any = None
+        self._is_rejected = False
+        self._head_length = 0
+        self._is_paused = False
         self._timer: Timer | None = None
 
     def connectionMade(self) -> None:
         server = self._server
-        server.visitors.add(self)
-        self._timer = server.wheel.schedule(server.handshake_timeout, self._head_is_due)
-        # who connects asks at once: as a rule that has come by now, and need not wait for a turn of the reactor
-        data = read_now(self.transport, server.max_head_size)
+        address = "" if _knows_peer_later(self.transport) else server.admission.direct_address(self._peer())
+        if address and not self._count(address):
+            server.stats.count_rejection("address")
+            self.transport.abortConnection()
+            return
+        server.http_connections.add(self)
+        server.budget.arrive(self, HTTP)
+        self._timer = server.timer_wheel.schedule(server.handshake_timeout, self._on_head_timeout)
+        # usually the head has arrived by now: reading it saves a turn of the reactor
+        data = read_now(self.transport, _FIRST_READ)
         if data:
             self.dataReceived(data)
 
     def dataReceived(self, data: bytes) -> None:
-        if self._next is not None:
-            # a transport that could not be told of the other protocol
-            self._next.dataReceived(data)
+        if self._delegate is not None:
+            # a transport whose protocol `_replace_protocol` could not set
+            self._delegate.dataReceived(data)
             return
-        if self._refused:
+        if self._is_rejected:
             return
-        if self._waits:
+        if self._head_length:
             self._head += data
-            self._paused = True
+            self._is_paused = True
             self.transport.pauseProducing()
             return
+        searched = max(0, len(self._head) - 5)  # a part of the empty line, and two bytes dropped below
         self._head = head = self._head + data if self._head else data
         if head.startswith(b"\r\n"):
             self._head = head = head[2:]  # RFC 9112 §2.2: an empty line before the request
-        end = head.find(b"\r\n\r\n")
+        end = head.find(b"\r\n\r\n", searched) + 4
         server = self._server
-        if end < 0:
-            if len(head) >= server.max_head_size:
-                self._refuse(Refusal(431, "head", f"a request head has at most {server.max_head_size} bytes"))
-            elif not may_begin(head):
-                self._refuse(Refusal(400, "head", "this is no HTTP request"))
+        is_complete = end > 3
+        if (end if is_complete else len(head) + 1) > server.max_head_size:
+            self._reject_long_head(431, f"a request head has at most {server.max_head_size} bytes")
             return
-        end += 4
-        if end > server.max_head_size:
-            self._refuse(Refusal(431, "head", f"a request head has at most {server.max_head_size} bytes"))
+        if len(head) > _MAX_REQUEST_LINE and head.find(b"\r\n", 0, _MAX_REQUEST_LINE + 2) < 0:
+            self._reject_long_head(414, f"a request line has at most {_MAX_REQUEST_LINE} bytes")
             return
-        self._waits = end
-        server.app.when_there_is_time(self._decide)
+        if not is_complete:
+            if not is_plausible_prefix(head):
+                self._reject(HttpRejection(400, "head", "this is not an HTTP request"))
+            return
+        self._head_length = end
+        server.app.run_or_defer(self._route_request)
 
-    def _decide(self) -> None:
-        """The head is complete."""
-        server, head, end = self._server, self._head, self._waits
-        self._waits = 0
-        if not end or self._refused or self.transport is None:
+    def _route_request(self) -> None:
+        """Answer the request: the head is complete."""
+        server, head, end = self._server, self._head, self._head_length
+        self._head_length = 0
+        if not end or self._is_rejected or self.transport is None:
             return
-        if self._paused:
-            self._paused = False
+        if self._is_paused:
+            self._is_paused = False
             self.transport.resumeProducing()
         try:
-            request = parse_head(head[:end])
-        except BadHead as error:
-            self._refuse(Refusal(error.status, "head", error.message))
+            request = parse_request_head(head[:end])
+        except BadRequest as error:
+            self._reject(HttpRejection(error.status, "head", error.message))
             return
-        # a transport makes its address anew for whoever asks; others, such as a proxy's wrapper, know a better one
-        peer = self._addr if type(self.transport) is tcp.Server else self.transport.getPeer()
-        verdict = server.decide(request, peer)
-        if isinstance(verdict, Refusal):
-            server.note(verdict, request, peer)
-            self._refuse(verdict, request.method)
-        elif verdict is None:
-            self._answer_plainly(head)
+        peer = self._peer()
+        decision = server.route(request, peer)
+        if decision is None and not self._counted_address:
+            # a connection of a trusted proxy counts from here on, for the client
+            address = server.admission.remote_address(peer, request)
+            if address and not self._count(address):
+                decision = HttpRejection(429, "address", "too many connections from your address")
+        if isinstance(decision, HttpRejection):
+            server.log_rejection(decision, request, peer)
+            self._reject(decision, request.method)
+        elif decision is None:
+            self._serve_http(head)
         else:
-            self._upgrade(request, verdict, head[end:])
+            self._upgrade(request, decision, head[end:])
+
+    def _peer(self) -> IAddress | None:
+        # `tcp.Server.getPeer` creates an address at each call. A proxy's wrapper knows the client's address
+        return self._accepted_address if type(self.transport) is tcp.Server else self.transport.getPeer()
+
+    def _count(self, address: str) -> bool:
+        """Count the connection for its address until it is closed or a WebSocket, unless there are too many."""
+        if not self._server.admission.arrive(address):
+            return False
+        self._counted_address = address
+        return True
 
     def _upgrade(self, request: HttpRequest, address: str, rest: bytes) -> None:
         server = self._server
-        self._leave()
+        self._release()
         protocol = server.app.upgrade(self.transport, request, address, rest, server.admission)
-        self._hand_over(protocol)
+        self._replace_protocol(protocol)
         server.app.start(protocol, request, rest)
         if isinstance(request.headers, Headers):
-            request.headers.forget()
+            request.headers.discard_parsed()
 
-    def _answer_plainly(self, data: bytes) -> None:
+    def _serve_http(self, data: bytes) -> None:
         server = self._server
         server.stats.http_requests += 1
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = server.wheel.schedule(server.total_timeout, self.abort)
+        self._timer = server.timer_wheel.schedule(server.total_timeout, self.abort)
         self._head = b""
-        # not `_hand_over`: this one stays in between, to end it when its time is over
-        self._next = server.site.buildProtocol(self.transport.getPeer())  # type: ignore[no-untyped-call]
-        self._next.makeConnection(self.transport)
-        self._next.dataReceived(data)
+        # without `_replace_protocol`: this protocol stays, to enforce `total_timeout`
+        self._delegate = server.site.buildProtocol(self.transport.getPeer())
+        # max_head_size has been checked. twisted.web would reject more than 16 KiB without a log line
+        self._delegate.totalHeadersSize = self._delegate.MAX_LENGTH = server.max_head_size
+        self._delegate.makeConnection(self.transport)
+        self._delegate.dataReceived(data)
 
-    def _hand_over(self, protocol: Any) -> None:
-        self._next = protocol
+    def _replace_protocol(self, protocol: Any) -> None:
+        self._delegate = protocol
         self._head = b""
         transport: Any = self.transport
         if isinstance(transport, ProtocolWrapper):
@@ -249,52 +323,82 @@ class _Visitor(Protocol):
             transport.protocol = protocol
         self.transport = None
 
-    def _refuse(self, refusal: Refusal, method: str = "GET") -> None:
-        """Answer with an error and close; the peer has some seconds to read it."""
+    def _reject_long_head(self, status: int, message: str) -> None:
+        self._server.log_long_head(message, self.transport.getPeer())
+        self._reject(HttpRejection(status, "head_size", message))
+
+    def _reject(self, rejection: HttpRejection, method: str = "GET") -> None:
+        """Send an error response and close. The peer has `_LINGER_TIMEOUT` seconds to read it."""
         server = self._server
-        server.stats.refuse(refusal.reason)
-        self._refused = True
+        server.stats.count_rejection(rejection.reason)
+        self._is_rejected = True
         self._head = b""
-        body = refusal.message.encode("utf-8") + b"\n"
+        body = rejection.message.encode("utf-8") + b"\n"
         lines = [
-            f"HTTP/1.1 {refusal.status} {HTTPStatus(refusal.status).phrase}",
+            f"HTTP/1.1 {rejection.status} {HTTPStatus(rejection.status).phrase}",
             "Content-Type: text/plain; charset=utf-8",
             f"Content-Length: {len(body)}",
             "Cache-Control: no-store",
             "Connection: close",
-            *(f"{name}: {value}" for name, value in refusal.headers),
+            *(f"{name}: {value}" for name, value in rejection.headers),
         ]
         self.transport.write("\r\n".join(lines).encode("ascii") + b"\r\n\r\n" + (b"" if method == "HEAD" else body))
-        if refusal.status in _MORE_TO_COME and isinstance(self.transport, tcp.Connection) and not self.transport.TLS:
-            # a socket closed with something unread in it is reset, and the answer may be lost with it
+        if (
+            rejection.status in _UNREAD_BODY_STATUSES
+            and isinstance(self.transport, tcp.Connection)
+            and not self.transport.TLS
+        ):
+            # closing a socket with unread data resets the connection, and the response may be lost (RFC 9112 §9.6)
             self.transport.loseWriteConnection()  # type: ignore[no-untyped-call]
         else:
             self.transport.loseConnection()
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = server.wheel.schedule(_LINGER, self.abort)
+        self._timer = server.timer_wheel.schedule(_LINGER_TIMEOUT, self.abort)
 
-    def _head_is_due(self) -> None:
+    def _on_head_timeout(self) -> None:
         self._timer = None
         if self._head:
-            self._refuse(Refusal(408, "timeout", "the request took too long"))
+            self._reject(HttpRejection(408, "timeout", "the request took too long"))
         else:
-            # browsers open connections in advance; they have asked nothing
+            # browsers open connections in advance, and send no request on some of them
             self.transport.loseConnection()
 
+    def evict(self) -> bool:
+        """Close: the file is needed for another connection; see `chatws.runtime.file_budget.Newcomer`."""
+        if plain_socket(self.transport) is None:
+            self.abort()  # TLS would wait for the peer's close_notify
+        elif self._delegate is None:
+            if self._head and not self._is_rejected:
+                self._reject(HttpRejection(503, "full", "the server has as many connections as it can"))
+            self.transport.loseConnection()
+        elif self.transport.disconnecting:
+            # the response is complete, but the peer may not have received it
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self._server.timer_wheel.schedule(_EVICTION_GRACE, self.abort)
+            return False
+        else:
+            self.abort()
+        return True
+
     def abort(self) -> None:
-        """Drop the connection."""
+        """Drop the connection. Ignored if it is closed."""
         if self.transport is not None:
             self.transport.abortConnection()
 
-    def _leave(self) -> None:
-        self._server.visitors.discard(self)
+    def _release(self) -> None:
+        if self._counted_address:
+            self._server.admission.depart(self._counted_address)
+            self._counted_address = ""
+        self._server.http_connections.discard(self)
+        self._server.budget.depart(self)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self._leave()
+        self._release()
         self.transport = None
-        if self._next is not None:
-            self._next.connectionLost(reason)
+        if self._delegate is not None:
+            self._delegate.connectionLost(reason)

@@ -1,8 +1,8 @@
-"""The sockets behind many connections, gathered once for many events.
+"""The sockets of many connections, collected once for many events. Hot path: column code.
 
-With thousands connected hardly anything of the one whose turn it is lies in the processor's caches, and each object of
-it that is looked at costs as much as several steps of Python. So a delivery to several looks at their sockets alone.
-Who may be written to directly changes seldom (a reader falls behind, a connection closes): then they are gathered anew.
+With thousands of connections each object that a delivery touches is a likely cache miss, which costs as much as several
+steps of Python. So a delivery to many touches only their sockets. The set of sockets that may be sent to directly
+changes seldom: when a consumer becomes slow, or a connection closes. Only then are the sockets collected again.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
 
-__all__ = ["Recipients", "keys_of_each", "sockets_have_changed"]
+__all__ = ["Recipients", "collect_keys", "invalidate_sockets"]
 
 T = TypeVar("T")
 
 
-class _Changes:
-    """:ivar count: how often any connection's socket has come or gone."""
+class _SocketVersion:
+    """:ivar count: how often the socket of any connection has been set or unset in this process."""
 
     __slots__ = ("count",)
 
@@ -27,45 +27,49 @@ class _Changes:
         self.count = 0
 
 
-_changes = _Changes()
+_socket_version = _SocketVersion()
 
 
-def sockets_have_changed() -> None:
-    """Some connection may be written to directly that could not be before, or the other way round."""
-    _changes.count += 1
+def invalidate_sockets() -> None:
+    """Have all `Recipients` collect their sockets again: the socket of some connection has been set or unset."""
+    _socket_version.count += 1
 
 
 class Recipients(tuple[T, ...]):
-    """Connections that get the same events, each once; always the same ones."""
+    """Connections (`FrameWriter`) that get the same events. Each occurs once, and they never change."""
 
     _sockets: tuple[socket.socket | None, ...] = ()
-    _sockets_seen = -1
+    _sockets_version = -1
     _keys = b""
-    _keys_seen = -1
+    _keys_version = -1
 
     def sockets(self) -> tuple[socket.socket | None, ...]:
-        """What each of the connections (`Writer`) can be written to at once, in their order; None for those that have
-        to be asked, because something of theirs waits or is compressed, or because they are closed."""
-        if self._sockets_seen != _changes.count:
-            writers: Any = self
-            self._sockets = tuple([one._socket if one._deflated is None else None for one in writers])
-            self._sockets_seen = _changes.count
+        """Return the sockets to send to directly, in the order of the connections.
+
+        None stands for a connection that sends by itself: it is closed, its queue is not empty, or it compresses.
+        """
+        if self._sockets_version != _socket_version.count:
+            connections: Any = self
+            self._sockets = tuple(
+                [connection._socket if connection._compress is None else None for connection in connections]
+            )
+            self._sockets_version = _socket_version.count
         return self._sockets
 
     def keys(self) -> bytes:
-        """The same for a `Ring`: `NOTHING` for those that have to be asked. Eight bytes each."""
-        if self._keys_seen != _changes.count:
-            writers: Any = self
-            self._keys = array("Q", [one._key for one in writers]).tobytes()
-            self._keys_seen = _changes.count
+        """Return the same for a `Ring`, eight bytes each: `NULL_KEY` for a connection that sends by itself."""
+        if self._keys_version != _socket_version.count:
+            connections: Any = self
+            self._keys = array("Q", [connection._key for connection in connections]).tobytes()
+            self._keys_version = _socket_version.count
         return self._keys
 
 
-_keys_of, _keys_seen_of = attrgetter("_keys"), attrgetter("_keys_seen")
+_keys_of, _keys_version_of = attrgetter("_keys"), attrgetter("_keys_version")
 
 
-def keys_of_each(many: Sequence[Recipients[Any]]) -> list[bytes]:
-    """`keys` of each of them."""
-    if [*map(_keys_seen_of, many)].count(_changes.count) == len(many):
-        return [*map(_keys_of, many)]
-    return [one.keys() for one in many]
+def collect_keys(recipient_lists: Sequence[Recipients[Any]]) -> list[bytes]:
+    """Return `[recipients.keys() for recipients in recipient_lists]`, without calls if all are up to date."""
+    if [*map(_keys_version_of, recipient_lists)].count(_socket_version.count) == len(recipient_lists):
+        return [*map(_keys_of, recipient_lists)]
+    return [recipients.keys() for recipients in recipient_lists]

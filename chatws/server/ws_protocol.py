@@ -1,26 +1,20 @@
-"""Autobahn's server protocol, with its costs per connection taken away.
+"""Autobahn's server protocol, at a lower cost for each connection.
 
-Framing, masking, the checks of RFC 6455 §5, UTF-8, the closing handshake and permessage-deflate are Autobahn's. What
-is gone round, each for a reason found by measuring:
+Autobahn does the framing, the masking, the checks of RFC 6455 §5, UTF-8, the closing handshake and permessage-deflate.
+These parts of it are replaced, each because a measurement showed its cost:
 
-- `_connectionMade` copies some 25 options and as many initial values into every instance. Here they are attributes of
-  the class (one subclass for each server, see `make_protocol_class`), and only what differs is set on the instance.
-- `connectionMade`, `dataReceived`, `sendData` and `connectionLost` format a debug message for everything that passes,
-  whether logged or not; `onMessageEnd` fires an event through a chain of futures.
-- `processHandshake` parses the request; it has been parsed already (chatws.server.http_server).
-- Timers: Autobahn has one per connection and purpose. Here one timer per connection stands in a wheel with all others.
-- `__init__` makes two futures and a transport description that nobody reads.
-- A short text message in one frame, as pages send them, costs Autobahn a dozen calls: it is unmasked here.
+- The state of a connection: see `chatws.server.autobahn_base`.
+- `connectionMade`, `dataReceived`, `sendData` and `connectionLost` format a debug message for all data, even if it is
+  not logged. `onMessageEnd` fires an event through a chain of futures.
+- `processHandshake` parses the request, which `chatws.server.http_server` has parsed already.
+- Autobahn has one timer for each connection and purpose. Here each connection has one timer, in a `TimerWheel`.
+- A short text message in one frame, which pages send most, costs Autobahn a dozen calls. It is unmasked here.
 """
 
 from __future__ import annotations
 
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from autobahn.twisted.websocket import WebSocketServerFactory, WebSocketServerProtocol
-from autobahn.websocket.protocol import TrafficStats
-from autobahn.websocket.utf8validator import Utf8Validator
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
 from twisted.logger import Logger
@@ -28,133 +22,91 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chatws.errors import CloseCode
-from chatws.server.connection import WsConnection
+from chatws.interfaces import Transport
+from chatws.server.admission import Admission
+from chatws.server.autobahn_base import AutobahnBase
+from chatws.server.connection import CLOSED_PROTOCOL, WsConnection
+from chatws.server.timer_wheel import Timer
 
 if TYPE_CHECKING:
-    from chatws.server.admission import Admission
-    from chatws.server.wheel import Timer
     from chatws.server.ws_server import WsServer
 
-__all__ = ["WsProtocol", "make_protocol_class"]
+__all__ = ["WsProtocol"]
 
 log = Logger()
 
+#: A ping without a payload (RFC 6455 §5.5.2).
 _PING = b"\x89\x00"
-#: The answer: an empty pong, masked, with four bytes of mask.
+#: The start of its answer: an empty masked pong, which four bytes of mask follow.
 _PONG = b"\x8a\x80"
 _PONG_SIZE = 6
-#: Bytes read at a time. Twisted's 64 KiB can hold ten thousand messages, and nobody else is served meanwhile.
-_READ = 8192
-#: Pings and pongs that a peer may send between two of our pings.
+#: The first byte of a text message in one frame.
+_TEXT = 0x81
+#: Bytes before the payload of a client's short frame: two, and four bytes of mask.
+_SHORT_HEADER = 6
+#: Bytes before the payload of a client's longest frame (RFC 6455 §5.2).
+_MAX_HEADER = 14
+#: Bytes read at a time. Twisted's 64 KiB can hold ten thousand messages, during which no other connection is served.
+_READ_SIZE = 8192
+#: Pings and pongs that a peer may send between two pings of the server. Browsers send one for each; a flood of empty
+#: frames costs a peer little and the server much.
 _MAX_CONTROL_FRAMES = 1000
-
-
-class _Silence:
-    """Autobahn logs what its peers do wrong as warnings of ours: whoever can connect could fill a disk with them."""
-
-    def _nothing(self, *arguments: object, **fields: object) -> None:
-        pass
-
-    debug = info = warn = trace = _nothing
-
-    def error(self, message: str, *arguments: object, **fields: Any) -> None:
-        log.error(message, **fields)
+#: The first pings are spread over half the interval, in so many steps: clients that connect at once answer in turns.
+_PING_STEPS = 16
 
 
 @implementer(IHalfCloseableProtocol)
-class WsProtocol(WebSocketServerProtocol):
+class WsProtocol(AutobahnBase):
     """The protocol of one connection, from the end of the request head on.
 
-    :ivar connection: what the component knows this by.
-    :ivar gate: who counted this connection in and has to count it out, or None.
-    :ivar heard: whether anything came from the peer since the last ping.
+    :ivar connection: the connection as the component sees it.
+    :ivar admission: counts this connection until it is closed, or None.
+    :ivar received_since_ping: whether any data came from the peer since the last ping.
     """
 
-    log = _Silence()
     server: WsServer
 
     transport: Any
     connection: WsConnection
-    gate: Admission | None
-    longest_short: int  # bytes of a text that is understood here: see make_protocol_class
+    admission: Admission | None
     timer: Timer | None = None
-    heard = False
+    received_since_ping = False
 
-    # what Autobahn's _connectionMade sets on every instance
-    state = WebSocketServerProtocol.STATE_CONNECTING
-    send_state = WebSocketServerProtocol.SEND_STATE_GROUND
-    data = b""
-    current_frame: Any = None
-    current_frame_masker: Any = None
-    control_frame_data: Any = None
-    inside_message = False
-    message_data: Any = None
-    frame_data: Any = None
-    send_queue: Any = ()
-    triggered = False
-    trackedTimings: Any = None
-    wasMaxFramePayloadSizeExceeded = False
-    wasMaxMessagePayloadSizeExceeded = False
-    closedByMe = False
-    failedByMe = False
-    droppedByMe = False
-    wasClean = False
-    wasNotCleanReason: Any = None
-    wasServerConnectionDropTimeout = False
-    wasOpenHandshakeTimeout = False
-    wasCloseHandshakeTimeout = False
-    wasServingFlashSocketPolicyFile = False
-    localCloseCode: Any = None
-    localCloseReason: Any = None
-    remoteCloseCode: Any = None
-    remoteCloseReason: Any = None
-    openHandshakeTimeoutCall = None
-    closeHandshakeTimeoutCall = None
-    autoPingTimeoutCall = None
-    autoPingPending = None
-    autoPingPendingCall = None
-    websocket_version = 13
-    _perMessageCompress: Any = None
     _fragments = 0
     _control_frames = 0
-    _silence = 0.0  # seconds from the first ping that was not answered to the last
-    _waits = False  # for its turn, in a storm
-    _paused = False
+    _unanswered_for = 0.0  # seconds from the first unanswered ping to the last
+    _is_deferred = False  # `_process_buffer` will be called, see `WsServer.run_or_defer`
+    _transport_paused = False
+    _reading_paused = False  # by the component
 
-    def __init__(self, transport: Any, gate: Admission | None) -> None:
-        # not Autobahn's: see above
+    def __init__(self, transport: Transport, admission: Admission | None) -> None:
+        super().__init__()
         self.transport = transport
-        self.gate = gate
-
-    @cached_property
-    def utf8validator(self) -> Utf8Validator:  # type: ignore[override]  # an attribute of each instance there
-        """Not before it is needed: what most connections say is understood without it."""
-        return Utf8Validator()  # type: ignore[no-untyped-call]
+        self.admission = admission
 
     # opening
 
     def open(self, connection: WsConnection, response: bytes, rest: bytes) -> None:
         """Accept the handshake.
 
-        :param response: the 101, complete.
-        :param rest: what came behind the request head.
+        :param response: the complete 101 response.
+        :param rest: the data that followed the request head.
         """
         self.connection = connection
         server = self.server
         connection._attach(self.transport)
         if connection._socket is not None:
-            self.transport.bufferSize = _READ
+            self.transport.bufferSize = _READ_SIZE
         connection._write(response)
         if self.state != self.STATE_CONNECTING:
-            return  # reset while we answered
+            return  # the socket broke
         self.state = self.STATE_OPEN
         server.connections.add(connection)
         server.stats.connections += 1
         server.stats.connections_now += 1
         if server.ping_interval:
-            # not all at the same time, where all came at the same time
-            spread = 1 - (connection.resource_id % 16) / 32
-            self.timer = server.wheel.schedule(server.ping_interval * spread, self._ping)
+            spread = 1 - (connection.resource_id % _PING_STEPS) / (2 * _PING_STEPS)
+            self.timer = server.timer_wheel.schedule(server.ping_interval * spread, self._ping)
         connection._call(server.component.on_open)
         if rest:
             self.dataReceived(rest)
@@ -162,7 +114,7 @@ class WsProtocol(WebSocketServerProtocol):
     # receiving
 
     def dataReceived(self, data: bytes) -> None:
-        self.heard = True
+        self.received_since_ping = True
         if self.state == self.STATE_CLOSED:
             return
         self.server.stats.bytes_received += len(data)
@@ -173,58 +125,86 @@ class WsProtocol(WebSocketServerProtocol):
             and self.current_frame is None
             and self.state == self.STATE_OPEN
         ):
-            self._onPong(b"")  # the answer to our ping: what most connections say most of the time
+            self._onPong(b"")  # an answer to a ping, which most connections send most of the time
             return
         self.data = self.data + data if self.data else data
-        if not self._waits:
-            self._waits = True
-            self.server.when_there_is_time(self._go_on)
-        elif len(self.data) > _READ and not self._paused:
-            self._paused = True
+        if not self._is_deferred:
+            self._is_deferred = True
+            self.server.run_or_defer(self._process_buffer)
+        elif len(self.data) > _READ_SIZE and not self._transport_paused:
+            self._transport_paused = True
             self.transport.pauseProducing()
 
-    def _go_on(self) -> None:
-        """Understand what has come."""
-        self._waits = False
-        if self.state == self.STATE_CLOSED:
+    def _process_buffer(self) -> None:
+        """Parse the received data."""
+        if self.state == self.STATE_CLOSED or self._reading_paused:
+            self._is_deferred = False
             return
-        if self._paused:
-            self._paused = False
-            self.transport.resumeProducing()
         try:
-            self._take_short_texts()
+            self._parse_short_text_frames()
             if self.data and self.state != self.STATE_CLOSED:
-                while self.processData() and self.state != self.STATE_CLOSED:
+                while not self._reading_paused and self.processData() and self.state != self.STATE_CLOSED:
                     pass
         except Exception:
-            # neither the peer's fault nor the component's
-            log.failure("the WebSocket protocol failed on {connection}", connection=self.connection)
+            # a bug: errors of the peer and of the component are handled where they occur
+            log.failure("parsing WebSocket data of {connection} failed", connection=self.connection)
             self.data = b""
             self.sendCloseFrame(CloseCode.INTERNAL_ERROR.value, b"internal error")
             self.dropConnection(abort=False)
-        if self.failedByMe and len(self.data) > 14:
-            # Autobahn gave up in the middle of a frame: it will not find the next one
+        if self.failedByMe and len(self.data) > _MAX_HEADER:
+            # Autobahn stopped inside a frame and cannot find the next one
             self.data = b""
         if self.current_frame is None:
             self.current_frame_masker = None
+        self._is_deferred = False  # not earlier: if a callback resumes reading, the loops above parse what it resumes
+        if self._transport_paused and not self._reading_paused and self.state != self.STATE_CLOSED:
+            self._transport_paused = False
+            self.transport.resumeProducing()
 
-    def _take_short_texts(self) -> None:
-        """What pages mostly send: text messages of up to 125 bytes, each in one frame that has come whole. Whatever
-        else it is, and whatever is wrong with it, is left in `data` to Autobahn."""
+    def pause_reading(self) -> None:
+        """Give the component no messages until `resume_reading`; see `chatws.server.component.Connection`."""
+        if self.state == self.STATE_OPEN:
+            self._reading_paused = True
+            if not self._transport_paused:
+                self._transport_paused = True
+                self.transport.pauseProducing()
+
+    def resume_reading(self) -> None:
+        """Parse what has been received already, then read again."""
+        if not self._reading_paused:
+            return
+        self._reading_paused = False
+        # data that is read now may have come before the last ping
+        self.received_since_ping = True
+        if not self._is_deferred and self.state != self.STATE_CLOSED:
+            self._is_deferred = True
+            self.server.run_or_defer(self._process_buffer)
+
+    def _parse_short_text_frames(self) -> None:
+        """Parse text messages of up to `max_short_text` bytes, each in one complete frame, as pages mostly send them.
+
+        It stops at anything else and at any error, which Autobahn parses.
+        """
         data = self.data
         if self.inside_message or self.current_frame is not None:
             return
         server, connection = self.server, self.connection
-        longest = self.longest_short
+        max_length = self.max_short_text
         start, end = 0, len(data)
-        while end - start > 6 and data[start] == 0x81 and self.state == self.STATE_OPEN:
+        while (
+            end - start > _SHORT_HEADER
+            and data[start] == _TEXT
+            and self.state == self.STATE_OPEN
+            and not self._reading_paused
+        ):
             length = data[start + 1] - 0x80
-            after = start + 6 + length
-            if not 0 < length <= longest or after > end:
+            after = start + _SHORT_HEADER + length
+            if not 0 < length <= max_length or after > end:
                 break
-            mask = int.from_bytes((data[start + 2 : start + 6] * 32)[:length], "big")
+            mask = int.from_bytes((data[start + 2 : start + _SHORT_HEADER] * 32)[:length], "big")
+            payload = int.from_bytes(data[start + _SHORT_HEADER : after], "big") ^ mask
             try:
-                text = (int.from_bytes(data[start + 6 : after], "big") ^ mask).to_bytes(length, "big").decode()
+                text = payload.to_bytes(length, "big").decode()
             except UnicodeDecodeError:
                 break
             start = after
@@ -248,14 +228,14 @@ class WsProtocol(WebSocketServerProtocol):
             self._deliver(b"".join(self.message_data))
         self.message_data = None
         if self._perMessageCompress is not None:
-            # some 40 KiB, and the next message needs a new one
+            # some 40 KiB. Without context takeover the next message needs a new one
             self._perMessageCompress._decompressor = None
 
     def _deliver(self, payload: bytes) -> None:
         server = self.server
         server.stats.messages_received += 1
         if not self.message_is_binary:
-            # Autobahn has validated it
+            # Autobahn has checked that it is UTF-8
             self.connection._call(server.component.on_message, payload.decode("utf-8", "replace"))
         elif server.on_binary is not None:
             self.connection._call(server.on_binary, payload)
@@ -274,37 +254,37 @@ class WsProtocol(WebSocketServerProtocol):
         if self._control_frames > _MAX_CONTROL_FRAMES and self.server.ping_interval and self.state == self.STATE_OPEN:
             self._fail_connection(CloseCode.TOO_MANY_ERRORS.value, "too many pings")
 
-    # sending: all of it goes the connection's way, so that frames keep their order
+    # sending: everything goes through the connection, so that frames keep their order
 
     def sendData(self, data: bytes, sync: bool = False, chopsize: int | None = None) -> None:
         self.connection._write(data)
 
     def _ping(self) -> None:
         server = self.server
-        self.heard = False
+        self.received_since_ping = False
         self._control_frames = 0
         self.connection._write(_PING)
         if self.state != self.STATE_OPEN:
-            return  # that was one frame too many for a slow reader
-        patience = server.ping_timeout - self._silence
-        self.timer = server.wheel.schedule(min(server.ping_interval, patience), self._look_for_life)
+            return  # the ping made the send queue too long
+        remaining = server.ping_timeout - self._unanswered_for
+        self.timer = server.timer_wheel.schedule(min(server.ping_interval, remaining), self._check_pong)
 
-    def _look_for_life(self) -> None:
-        """The time to answer is over, or that for another ping has come before."""
+    def _check_pong(self) -> None:
+        """Ping again, or drop the connection if nothing came from the peer for `ping_timeout` seconds."""
         server = self.server
-        if self.heard:
-            if self._silence:
-                self._silence = 0.0
+        if self.received_since_ping or self._reading_paused:
+            if self._unanswered_for:
+                self._unanswered_for = 0.0
             if server.ping_interval > server.ping_timeout:
-                self.timer = server.wheel.schedule(server.ping_interval - server.ping_timeout, self._ping)
+                self.timer = server.timer_wheel.schedule(server.ping_interval - server.ping_timeout, self._ping)
             else:
                 self._ping()
-        elif server.ping_interval < server.ping_timeout - self._silence:
-            self._silence += server.ping_interval
+        elif server.ping_interval < server.ping_timeout - self._unanswered_for:
+            self._unanswered_for += server.ping_interval
             self._ping()
         else:
             server.stats.dead_peers += 1
-            self.connection.ended = "no answer to a ping"
+            self.connection.disconnect_reason = "no answer to a ping"
             self.timer = None
             self.abort()
 
@@ -317,32 +297,33 @@ class WsProtocol(WebSocketServerProtocol):
         self.connection._stop_sending()
         if self.timer is not None:
             self.timer.cancel()
-        self.timer = self.server.wheel.schedule(self.server.close_timeout, self._close_is_due)
+        self.timer = self.server.timer_wheel.schedule(self.server.close_timeout, self._on_close_timeout)
+        self.resume_reading()  # for the peer's close frame
 
-    def _close_is_due(self) -> None:
-        """The peer has neither answered the close frame nor gone, or does not read what we still have for it."""
+    def _on_close_timeout(self) -> None:
+        """Drop the connection: the peer did not answer the close frame, or does not read the queued data."""
         self.timer = None
         self.abort()
 
     def abort(self) -> None:
-        """Drop the connection, also when it is being let go already and that takes too long."""
+        """Drop the connection, even if it is being closed already."""
         self.droppedByMe = True
         self.state = self.STATE_CLOSED
         self.connection._disconnect(abort=True)
 
     def onCloseFrame(self, code: Any, reasonRaw: Any) -> bool | None:
         if self.state == self.STATE_OPEN:
-            # it does not want to hear any more
-            self.connection._cut()
+            # the peer does not want the queued messages
+            self.connection._drop_unsent_frames()
         return bool(super().onCloseFrame(code, reasonRaw))
 
     def _fail_connection(self, code: int = 1001, reason: str = "going away") -> None:
         if self.failedByMe:
-            # Autobahn closes the socket at the second mistake, which often is but the rest of the first: a reset may
-            # then overtake the close frame. The peer's answer or `_close_is_due` will end it.
+            # Autobahn resets the connection at the second error, which often is a part of the first. The reset may
+            # overtake the close frame. The peer's close frame or `_on_close_timeout` ends the connection.
             return
         self.server.stats.protocol_errors += 1
-        self.connection.ended = f"protocol error, {reason}"
+        self.connection.disconnect_reason = f"protocol error, {reason}"
         super()._fail_connection(code, reason)
 
     def dropConnection(self, abort: bool = False) -> None:
@@ -350,51 +331,38 @@ class WsProtocol(WebSocketServerProtocol):
             return
         self.droppedByMe = True
         self.state = self.STATE_CLOSED
-        # Autobahn resets the connection even at the end of a proper closing handshake; a reset can overtake data
+        # Autobahn resets the connection even after a complete closing handshake. A reset can overtake data.
         self.connection._disconnect(abort and not self.wasClean)
 
     def readConnectionLost(self) -> None:
-        """The peer has closed: so do we, now or, in a storm, between other work."""
-        if not self._waits:
+        """Close: the peer has closed its side. Deferred in a disconnect burst."""
+        if not self._is_deferred:
             self.state = self.STATE_CLOSED
-            self.connection._use(None)
-        self.server.when_there_is_time(self._peer_has_closed)
+            self.connection._set_socket(None)
+        self.server.run_or_defer(self._on_peer_closed)
 
     def writeConnectionLost(self) -> None:
-        """We never close one half alone."""
+        """Do nothing: the server never closes only its own side."""
 
-    def _peer_has_closed(self) -> None:
+    def _on_peer_closed(self) -> None:
         if self.transport is not None:
             self.transport.connectionLost(connectionDone)
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        self.connection._detach()  # before anything else: another connection may have the socket's number next
-        if self.state == self.STATE_OPEN and not self.connection.ended:
-            self.connection.ended = "the connection broke"
+        connection, server = self.connection, self.server
+        connection._detach()  # first: another connection may get the socket's number
+        if self.state == self.STATE_OPEN and not connection.disconnect_reason:
+            connection.disconnect_reason = "the connection broke"
         self.state = self.STATE_CLOSED
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
-        if self.gate is not None:
-            self.gate.release(self.connection.remote_address)
-            self.gate = None
-        connection, server = self.connection, self.server
+        if self.admission is not None:
+            self.admission.release(connection.remote_address)
+            self.admission = None
         self.transport = None
-        if connection in server.connections:  # it is not, when it was lost while we answered the handshake
+        connection._protocol = CLOSED_PROTOCOL
+        if connection in server.connections:  # not if the socket broke during the handshake
             server.connections.remove(connection)
             server.stats.connections_now -= 1
-            connection._protocol = None
-            server._lost(connection)
-        connection._protocol = None
-
-
-def make_protocol_class(server: WsServer, factory: WebSocketServerFactory) -> type[WsProtocol]:
-    """A protocol class with the factory's options as attributes of the class."""
-    options = {name: getattr(factory, name) for name in WebSocketServerProtocol.CONFIG_ATTRS}
-    # a function, which as an attribute of a class would be a method
-    options["perMessageCompressionAccept"] = staticmethod(options["perMessageCompressionAccept"])
-    # counted into for all connections together, and read by nobody
-    traffic = TrafficStats()  # type: ignore[no-untyped-call]
-    own = {"CONFIG_ATTRS": (), "factory": factory, "server": server, "trafficStats": traffic}
-    own["longest_short"] = min(options["maxMessagePayloadSize"] or 125, 125)
-    return type("WsProtocol", (WsProtocol,), {**options, **own})
+            server._connection_lost(connection)

@@ -1,7 +1,7 @@
 // @ts-check
 /**
- * The browser's side of chatws: one WebSocket that stays, and events that are neither lost nor delivered twice.
- * The wire contract is docs/protocol.md. No dependencies; any browser since autumn 2021; MIT licence.
+ * The browser client of chatws: one WebSocket that reconnects, and events that are neither lost nor delivered twice.
+ * docs/protocol.md defines the wire format. No dependencies, any browser since autumn 2021, MIT licence.
  *
  * As a classic script it defines `window.wsClient` (an instance) and `window.ChatwsClient` (its class):
  *
@@ -10,66 +10,83 @@
  *     wsClient.connect(123);
  *     wsClient.subscribe(456);
  *
- * In an ES module import it for its effect. A file that a browser can run as a classic script cannot contain `export`,
- * so the names are the global ones here too:
+ * In an ES module import it for its side effect. A file that a browser can run as a classic script cannot contain
+ * `export`, so the names are global here too:
  *
  *     import '/assets/js/websocket-client.js';
  *     const { wsClient, ChatwsClient } = globalThis;
  *
- * With a bundler or in Node `import { wsClient, ChatwsClient } from './websocket-client.js'` works, and `require` too.
- * However often and by whichever way a page loads it, there is one `wsClient`.
+ * With a bundler or in Node `import { wsClient, ChatwsClient } from './websocket-client.js'` works, and so does
+ * `require`. A page that loads the file more than once still has one `wsClient`.
  *
- * Events of the client itself (`on(event, handler)`; a handler gets `(data, {event, id})`):
+ * Events of the client itself (`on(event, handler)`, a handler gets `(data, {event, id})`):
  *
- *   connected         authenticated, for the first time or again. Data: that of `authenticated`.
- *   disconnected      {code, reason, will_reconnect}: the connection is gone, or the first attempt failed. Once per
- *                     outage, not once per attempt. The code is the WebSocket's (1006 when nobody said why).
- *   reconnect_failed  {code, reason}: the server said not to come back (close codes 4900-4999). `connect` starts anew.
- *   error             {code, message, …}: the server's `error`, or one of our own: `connection_failed`, `bad_frame`,
- *                     `token_failed` and `handler_failed` (with `error`), `bad_message` (a wrong argument).
- *   recovered         {conversation_id?, count}: after a reconnect, what was missed has been delivered, `count` events
- *                     as the server counts them. Without a conversation_id: those for everybody and for this user.
- *   resync            {conversation_id?}: events are missing for good; load that conversation again. Without a
- *                     conversation_id: load everything again. Live events already come, so nothing falls in between.
+ *   connected         authenticated, for the first time or again. The data is that of `authenticated`.
+ *   disconnected      {code, reason, will_reconnect}: the connection closed, or the first attempt failed. Once per
+ *                     outage, not once per attempt. The code is the WebSocket's, 1006 without a close frame.
+ *   reconnect_failed  {code, reason}: the server closed with a code from 4900 to 4999. Call `connect` to try again.
+ *   error             {code, message, …}: the server's `error`, or one of the client: `connection_failed`, `bad_frame`,
+ *                     `token_failed` and `handler_failed` (with `error`), `bad_message` (an invalid argument),
+ *                     `origin_not_allowed` (with `origin`: the server's `allowed_origins` does not list it). Without a
+ *                     handler of `error` or `*` the client's own errors are warnings on the console.
+ *   identity_changed  {user_id} or {contact_id}: after a reconnect the server names another user, because of a log-in
+ *                     or log-out in another tab. The client has dropped all subscriptions and positions. Agent 7 and
+ *                     contact 7 are different. Load the page's state again, and subscribe.
+ *   recovered         {conversation_id?, count}: after a reconnect, the missed events have been delivered, `count` of
+ *                     them by the server's count. Without a conversation_id: events for everyone and for this user.
+ *   resync            {conversation_id?}: the server no longer has the missed events, so load that conversation again.
+ *                     Without a conversation_id: load everything again. Live events already arrive, so nothing is lost
+ *                     in between.
  *   *                 every event, these and the server's, with its name in the second argument.
  *
- * Every event of the server arrives by its name with its `data`. A conversation's events are complete from its
- * `subscribed` on: load its messages then, or later, not before.
+ * Every event of the server is emitted under its name with its `data`. A conversation's events are complete from its
+ * `subscribed` on: load its messages at that moment or later, not before.
  *
- * Only `disconnect()` and the close codes 4900-4999 end it. After any other close (1000 by the server included: the
- * page has not asked for it) it comes back by itself, for ever.
+ * Only `disconnect()` and the close codes from 4900 to 4999 stop the client. After any other close, including 1000 by
+ * the server, it reconnects without a limit.
+ *
+ * How this file is organized:
+ *
+ *   Settings and constants   times, and the reason for each
+ *   Positions                `epoch:offset` in the server's event history
+ *   Channel                  a stream of events with its own position: a conversation, or the user's own events
+ *   DeliveredIds             removes duplicates
+ *   Attempt                  the state of one connection
+ *   ChatwsClient             public methods, handlers, connecting, keepalive, server events, recovery
+ *   Helpers                  subscribe bookkeeping, tokens, URLs
  */
 var { ChatwsClient, wsClient } = (() => {
   'use strict';
+
+  // Settings and constants
 
   /**
    * @typedef {number | string} Id
    * @typedef {{event: string, id?: string}} Info
    * @typedef {(data: any, info: Info) => unknown} Handler
-   * @typedef {string | null | undefined} Token
-   * @typedef {Token | (() => Token | Promise<Token>)} TokenSource  a function is asked before each connection
+   * @typedef {string | (() => string | Promise<string>)} TokenSource  a function is called before each connection
    * @typedef {{url?: string, token?: TokenSource}} ConnectOptions
    *
    * @typedef {object} Settings  times in milliseconds
-   * @property {number} heartbeat between two pings
-   * @property {number} pong_timeout without any sign of life after a ping
-   * @property {number} probe_timeout the same, when the page wakes up
+   * @property {number} heartbeat interval between pings
+   * @property {number} pong_timeout without any frame after a ping
+   * @property {number} probe_timeout the same after the page becomes visible or online again
    * @property {number} connect_timeout from the start of an attempt until `authenticated`
    * @property {number} replay_timeout without an event of a replay that the server has announced
-   * @property {number} backoff_base upper bound of the first wait; it doubles with each failure
-   * @property {number} backoff_cap upper bound of all waits
-   * @property {number} stable_after a connection that held for so long ends the doubling
+   * @property {number} backoff_base upper bound of the first delay; it doubles with each failure
+   * @property {number} backoff_cap upper bound of all delays
+   * @property {number} stable_after a connection of this duration resets the backoff
    * @property {() => number} random 0 ≤ x < 1
    * @property {any} [WebSocket] the class to use instead of the global one
    *
-   * @typedef {{epoch: string, offset: number}} Position  a place in the server's log
-   * @typedef {{channel: Channel, from: Position | null}} Asked  a `subscribe` whose answer has not come
-   * @typedef {{channel: Channel, high: Position | null, count: number | null}} Replay
+   * @typedef {{epoch: string, offset: number}} Position  in the server's event history
+   * @typedef {{channel: Channel, from: Position | null}} PendingSubscribe  a `subscribe` without a response yet
+   * @typedef {{channel: Channel, historyEnd: Position | null, count: number | null}} Replay
    */
 
   /** @type {Settings} */
   const DEFAULTS = {
-    heartbeat: 30_000,
+    heartbeat: 30_000, // below the idle timeout of proxies, which is 60 s in nginx
     pong_timeout: 10_000,
     probe_timeout: 5_000,
     connect_timeout: 20_000,
@@ -79,28 +96,44 @@ var { ChatwsClient, wsClient } = (() => {
     stable_after: 10_000,
     random: Math.random,
   };
-  /** `subscribe`s sent at once, and per second after that: well below the server's default rate limit. */
-  const SUBSCRIBE_BURST = 50;
-  const SUBSCRIBE_RATE = 10;
-  /** Waits before a subscribe is sent again that the server could not honour now, in milliseconds. */
-  const ASK_AGAIN = new Map([['rate_limited', 2_000], ['unavailable', 5_000]]);
-  /** Close codes that ask for patience: the database is away, too many messages. */
-  const PATIENT_CODES = [4429, 4503];
-  const PATIENCE = 5_000;
-  const SIGNS_OF_LIFE = ['pointerdown', 'pointermove', 'keydown', 'wheel'];
+  /** Milliseconds before a subscribe is sent again that the server answered with `unavailable`. */
+  const RESUBSCRIBE_DELAY = 5_000;
+  /** Close codes of an overloaded server: 4429 too many messages, 4503 a dependency is unavailable. */
+  const OVERLOAD_CODES = [4429, 4503];
+  /** Minimum delay in milliseconds after one of these codes: an early retry would prolong the overload. */
+  const OVERLOAD_BACKOFF = 5_000;
+  /** DOM events that count as activity of the user. */
+  const ACTIVITY_EVENTS = ['pointerdown', 'pointermove', 'keydown', 'wheel'];
+  /** The URL of this file as a classic script. Modules and bundles have no `document.currentScript`. */
+  const SCRIPT_URL = (typeof document !== 'undefined' && /** @type {any} */ (document.currentScript)?.src) || '';
+  /** The path at which chatws serves this file. The WebSocket is at `/ws` beside it. */
+  const LIBRARY_PATH = /\/assets\/js\/websocket-client\.js$/;
+  /** Close code of the server for a rejected token. */
+  const AUTH_FAILED = 4901;
+  /** Ids that are kept before the first prune, a few hundred KB at most. */
+  const MIN_DELIVERED_IDS = 1000;
+  /** A watchdog that fires this late, in milliseconds, shows that the browser had frozen the tab. */
+  const FROZEN_AFTER = 2_000;
+
+  // Positions
 
   /** @param {unknown} id @returns {Position | null} */
   function parsePosition(id) {
-    const found = typeof id === 'string' ? /^(.+):(\d{1,16})$/.exec(id) : null;
-    return found && { epoch: found[1], offset: Number(found[2]) };
+    const match = typeof id === 'string' ? /^(.+):(\d{1,16})$/.exec(id) : null;
+    return match && { epoch: match[1], offset: Number(match[2]) };
   }
 
   /**
-   * The later of two positions; of two epochs that of `b`, which was learnt later.
+   * Return the later of two positions. Of two epochs it is that of `b`, which the client has learnt later.
    * @param {Position | null} a @param {Position | null} b
    */
-  function newest(a, b) {
+  function later(a, b) {
     return a && (!b || (a.epoch === b.epoch && a.offset > b.offset)) ? a : b;
+  }
+
+  /** @param {Position | null} position the fields of a message that asks for recovery from there */
+  function lastEventId(position) {
+    return position ? { last_event_id: `${position.epoch}:${position.offset}` } : {};
   }
 
   /** @param {unknown} id @returns {id is Id} */
@@ -110,124 +143,130 @@ var { ChatwsClient, wsClient } = (() => {
   }
 
   /**
-   * One stream of events with a position of its own: a conversation, or (id null) what everybody and this user get.
+   * A stream of events with its own position: a conversation, or (id null) the events for everyone and for this user.
    *
-   * `from` is what the next connection sends as `last_event_id`: everything up to there has been delivered. While the
-   * channel is `live` it follows the connection's position, because the server sends a connection its live events in
-   * the order of their offsets. Between a replay and the next pong it does not yet: what came meanwhile may still be
-   * on its way behind events of other channels. A `from` that is too low costs a few events that are dropped as seen;
-   * one that is too high would lose some.
+   * The next connection sends `position` as `last_event_id`: everything up to it has been delivered. While the channel
+   * is live, it follows the position of the connection, because the server sends live events of a connection in the
+   * order of their offsets. Between a replay and the next pong it does not follow yet, because live events of this
+   * channel may arrive after later ones of other channels. A position that is too low costs a few duplicates, which the
+   * client drops. A position that is too high would lose events.
    */
   class Channel {
     /** @param {Id | null} id */
     constructor(id) {
       this.id = id;
       /** @type {Position | null} */
-      this.from = null;
-      this.live = false;
-      /** @type {number | null} settles with the pong of a ping after this one */
-      this.settlesAfter = null;
-      this.sent = false;
+      this.position = null;
+      this.isLive = false;
+      /** @type {number | null} the channel becomes live with the first pong after this many */
+      this.liveAfterPong = null;
+      /** Whether the current connection has sent `subscribe`. */
+      this.isRequested = false;
     }
 
-    /** @param {Position | null} position of the connection */
-    reached(position) {
-      return this.live ? newest(this.from, position) : this.from;
+    /** @param {Position | null} position that of the connection */
+    deliveredUpTo(position) {
+      return this.isLive ? later(this.position, position) : this.position;
     }
 
-    /** @param {Position | null} position of the connection that has ended */
-    park(position) {
-      this.from = this.reached(position);
-      this.live = false;
-      this.settlesAfter = null;
-      this.sent = false;
+    /** Store the position when a connection ends. @param {Position | null} position that of the connection */
+    suspend(position) {
+      this.position = this.deliveredUpTo(position);
+      this.isLive = false;
+      this.liveAfterPong = null;
+      this.isRequested = false;
     }
 
-    /** What `recovered` and `resync` are about. @returns {{conversation_id?: Id}} */
+    /** Return the fields of `recovered` and `resync` that name this channel. @returns {{conversation_id?: Id}} */
     subject() {
       return this.id === null ? {} : { conversation_id: this.id };
     }
   }
 
-  /** The ids that handlers have had, as far back as the server may still send one of them again. */
-  class Seen {
+  /** The ids of delivered events, as far back as the server may send one of them again. */
+  class DeliveredIds {
     /** @type {Map<string, Position>} */
     #ids = new Map();
-    /** @type {Map<string, number>} by epoch: everything up to this offset counts as seen */
+    /** @type {Map<string, number>} epoch => everything up to this offset counts as delivered */
     #floors = new Map();
-    #limit = 1000;
+    #limit = MIN_DELIVERED_IDS;
 
     get isFull() {
       return this.#ids.size > this.#limit;
     }
 
-    /** @param {Position} at */
-    has(at) {
-      return this.#ids.has(`${at.epoch}:${at.offset}`) || at.offset <= (this.#floors.get(at.epoch) ?? -1);
+    /** @param {Position} position */
+    has({ epoch, offset }) {
+      return this.#ids.has(`${epoch}:${offset}`) || offset <= (this.#floors.get(epoch) ?? -1);
     }
 
-    /** @param {Position} at */
-    add(at) {
-      this.#ids.set(`${at.epoch}:${at.offset}`, at);
-    }
-
-    /** Forget single ids that no channel can ask for again. @param {(Position | null)[]} positions of all channels */
-    prune(positions) {
-      /** @type {Map<string, number>} */
-      const lowest = new Map();
-      for (const at of positions) {
-        if (at) lowest.set(at.epoch, Math.min(at.offset, lowest.get(at.epoch) ?? Infinity));
-      }
-      for (const [id, at] of this.#ids) {
-        if (at.offset > (lowest.get(at.epoch) ?? Infinity)) continue;
-        this.#ids.delete(id);
-        this.#floors.set(at.epoch, Math.max(at.offset, this.#floors.get(at.epoch) ?? -1));
-      }
-      this.#limit = Math.max(1000, 2 * this.#ids.size);
+    /** @param {Position} position */
+    add(position) {
+      this.#ids.set(`${position.epoch}:${position.offset}`, position);
     }
 
     /**
-     * The log ends at `high`: ids beyond it, from before it lost its end, will be given out anew.
-     * @param {Position} high
+     * Replace ids that no channel can request again by a floor.
+     * @param {(Position | null)[]} positions of all channels
      */
-    forgetAfter(high) {
-      for (const [id, at] of this.#ids) {
-        if (at.epoch === high.epoch && at.offset > high.offset) this.#ids.delete(id);
+    prune(positions) {
+      /** @type {Map<string, number>} */
+      const lowest = new Map();
+      for (const position of positions) {
+        if (!position) continue;
+        lowest.set(position.epoch, Math.min(position.offset, lowest.get(position.epoch) ?? Infinity));
       }
-      const floor = this.#floors.get(high.epoch);
-      if (floor !== undefined) this.#floors.set(high.epoch, Math.min(floor, high.offset));
+      for (const [id, { epoch, offset }] of this.#ids) {
+        if (offset > (lowest.get(epoch) ?? Infinity)) continue;
+        this.#ids.delete(id);
+        this.#floors.set(epoch, Math.max(offset, this.#floors.get(epoch) ?? -1));
+      }
+      this.#limit = Math.max(MIN_DELIVERED_IDS, 2 * this.#ids.size);
+    }
+
+    /**
+     * Forget the ids after the end of the history. The server has lost these events and will assign the ids again.
+     * @param {Position} historyEnd
+     */
+    forgetAfter(historyEnd) {
+      for (const [id, { epoch, offset }] of this.#ids) {
+        if (epoch === historyEnd.epoch && offset > historyEnd.offset) this.#ids.delete(id);
+      }
+      const floor = this.#floors.get(historyEnd.epoch);
+      if (floor !== undefined) this.#floors.set(historyEnd.epoch, Math.min(floor, historyEnd.offset));
     }
   }
 
-  /** One attempt at a connection, and what is known of it; another attempt gets another one. */
-  class Link {
+  /** One attempt to connect, and the state of the resulting connection. Each reconnect makes a new one. */
+  class Attempt {
     /** @type {any} */
     socket = null;
-    /** @type {'opening' | 'auth' | 'in'} */
-    state = 'opening';
-    since = 0;
-    /** @type {Position | null} the `last_event_id` that went out with `auth` */
-    from = null;
+    /** @type {'connecting' | 'authenticating' | 'authenticated'} */
+    state = 'connecting';
+    /** @type {string | null} the server's id of the connection */
+    connectionId = null;
+    /** milliseconds since 1970 */
+    authenticatedAt = 0;
+    /** @type {Position | null} the `last_event_id` sent with `auth` */
+    authPosition = null;
     /** @type {Set<ReturnType<typeof setTimeout>>} */
     timers = new Set();
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     watchdog;
-    suspected = false;
+    missedPong = false;
     pings = 0;
     pongs = 0;
-    /** @type {Position | null} the newest live event */
+    /** @type {Position | null} that of the newest live event */
     position = null;
-    /** @type {Map<string, (Asked | null)[]>} by conversation, in the order sent; null stands for an `unsubscribe` */
-    asked = new Map();
-    credit = SUBSCRIBE_BURST;
-    creditAt = 0;
-    waitsForCredit = false;
+    /** @type {Map<string, (PendingSubscribe | null)[]>} by conversation, in the order sent; null is an `unsubscribe` */
+    pendingSubscribes = new Map();
     /** @type {Replay[]} announced by the server and not yet complete */
     replays = [];
-    /** events of `replays` still to come; Infinity when the server did not say */
-    left = 0;
-    counted = 0;
-    /** when the last of them came, in milliseconds since 1970 */
+    /** events of `replays` that have not arrived; Infinity if the server did not announce a number */
+    remaining = 0;
+    /** events of `replays` that have arrived */
+    received = 0;
+    /** arrival of the last of them, in milliseconds since 1970 */
     progressAt = 0;
   }
 
@@ -239,32 +278,47 @@ var { ChatwsClient, wsClient } = (() => {
     /** @type {Id | null} */
     #userId = null;
     #url = '';
-    /** @type {TokenSource} */
+    /** @type {TokenSource | null} */
     #token = null;
+    /** Whether the page wants a connection. */
     #active = false;
-    /** @type {'' | 'connected' | 'disconnected'} what the page was told last */
-    #told = '';
-    /** @type {Link | null} */
-    #link = null;
+    /** Whether the origin needs no check: it was checked, or the server has accepted this page before. */
+    #originChecked = false;
+    /** @type {'' | 'connected' | 'disconnected'} the last status that was emitted */
+    #lastStatus = '';
+    /** @type {Attempt | null} */
+    #attempt = null;
     /** @type {ReturnType<typeof setTimeout> | undefined} */
-    #retry;
+    #retryTimer;
     #failures = 0;
-    #home = new Channel(null);
-    /** @type {Map<string, Channel>} the conversations that the page wants, by their id as a string */
-    #wanted = new Map();
-    #seen = new Seen();
+    /** The events for everyone and for this user. */
+    #userChannel = new Channel(null);
+    /** The role and id in the last `authenticated`; empty before the first. */
+    #identity = '';
+    /** @type {Map<string, Channel>} the conversations that the page has subscribed to, by their id as a string */
+    #subscriptions = new Map();
+    #delivered = new DeliveredIds();
     #lastActivity = Date.now();
 
-    /** @param {Partial<Settings>} [settings] other times than the defaults, for tests and special pages */
+    /** @param {Partial<Settings>} [settings] times that differ from the defaults, for tests and special pages */
     constructor(settings = {}) {
       this.#settings = { ...DEFAULTS, ...settings };
     }
 
-    // What pages call
+    // Public methods
 
     /** Whether the connection is open and authenticated. */
     get connected() {
-      return this.#link?.state === 'in';
+      return this.#attempt?.state === 'authenticated';
+    }
+
+    /**
+     * The server's id of this connection, or null without one. A page sends it with its HTTP requests, and the backend
+     * pushes with `except_connection_id`, so that this page does not get its own event. Each reconnect has a new id.
+     * @returns {string | null}
+     */
+    get connectionId() {
+      return this.connected ? (this.#attempt?.connectionId ?? null) : null;
     }
 
     /** The same as `connected`: a property, not a method. */
@@ -273,19 +327,27 @@ var { ChatwsClient, wsClient } = (() => {
     }
 
     /**
-     * Connect, and stay connected. A second call for the same user and URL only takes over the new token. Another user
-     * starts with nothing: no subscriptions, no position.
+     * Connect, and reconnect after every close. A second call for the same user and URL only replaces the token. A call
+     * for another user starts without subscriptions and without a position.
      *
-     * @param {Id | null} userId may be null when there is a token
-     * @param {ConnectOptions} [options] `url`: a WebSocket URL, absolute or relative to the page; by default `/ws` on
-     *   the page's own host, or port 8080 of it where the page is served by plain http from localhost.
-     *   `token`: a signed ticket, or a function that fetches a fresh one.
-     * @throws {SyntaxError | TypeError} the URL is none
+     * @param {Id | null} userId may be null if there is a token, and is null for a contact
+     * @param {ConnectOptions} [options] `url`: a WebSocket URL, absolute or relative to the page. By default `/ws` of
+     *   the server that this script was loaded from (`…/assets/js/websocket-client.js`). In a module, a bundle, or a
+     *   copy at another path: `/ws` of the page's own host, or its port 8080 if the page comes from localhost by http.
+     *   `token`: a function that fetches a token, called before each connection. If it fails or returns no text, the
+     *   client emits `token_failed` and calls it again with the usual backoff. A constant works until it expires.
+     * @throws {SyntaxError | TypeError} the URL is invalid
      */
     connect(userId, options = {}) {
       const { url, token = null } = options ?? {};
-      if (!isId(userId) && (userId != null || token === null)) {
-        this.#complain('bad_message', 'connect: the user id must be an integer or a string');
+      const hasToken = 'token' in Object(options);
+      if (!isId(userId) && (userId != null || !hasToken)) {
+        this.#reportError('bad_message', 'connect: the user id must be an integer or a string');
+        return;
+      }
+      if (hasToken && typeof token !== 'function' && !isToken(token)) {
+        const advice = 'pass connect() a function that fetches a token: the client calls it again after a failure';
+        this.#reportError('token_failed', `the token is ${describeValue(token)}, not a text; ${advice}`);
         return;
       }
       const address = resolveUrl(url);
@@ -295,32 +357,32 @@ var { ChatwsClient, wsClient } = (() => {
       const isFirst = !this.#url;
       this.disconnect();
       if (!isSameUser && !isFirst) {
-        this.#wanted.clear();
-        this.#home = new Channel(null);
-        this.#seen = new Seen();
+        this.#forgetUser();
+        this.#identity = '';
       }
       this.#userId = userId ?? null;
       this.#url = address;
       this.#active = true;
-      this.#told = '';
+      this.#lastStatus = '';
       this.#failures = 0;
-      this.#listen(true);
+      this.#originChecked = false;
+      this.#setPageListeners(true);
       this.#open();
     }
 
-    /** Disconnect and stay so. Subscriptions are remembered: `connect` as the same user recovers what was missed. */
+    /** Disconnect and do not reconnect. Subscriptions are kept: `connect` as the same user recovers missed events. */
     disconnect() {
       if (!this.#active) return;
       this.#active = false;
-      this.#listen(false);
-      clearTimeout(this.#retry);
-      this.#retry = undefined;
-      if (this.#link) this.#discard(this.#link, 1000);
-      this.#tellDisconnected(1000, '', false);
+      this.#setPageListeners(false);
+      clearTimeout(this.#retryTimer);
+      this.#retryTimer = undefined;
+      if (this.#attempt) this.#release(this.#attempt, 1000);
+      this.#emitDisconnected(1000, '', false);
     }
 
     /**
-     * Call `handler(data, {event, id})` for each event of this name; `*` is all of them.
+     * Call `handler(data, {event, id})` for each event of this name, or for every event if the name is `*`.
      * @param {string} event @param {Handler} handler
      */
     on(event, handler) {
@@ -330,7 +392,10 @@ var { ChatwsClient, wsClient } = (() => {
       return this;
     }
 
-    /** Call `handler` no more; without one, none for this event. @param {string} event @param {Handler} [handler] */
+    /**
+     * Remove a handler, or all handlers of this event if none is given.
+     * @param {string} event @param {Handler} [handler]
+     */
     off(event, handler) {
       if (handler) this.#handlers.get(event)?.delete(handler);
       else this.#handlers.delete(event);
@@ -338,72 +403,80 @@ var { ChatwsClient, wsClient } = (() => {
     }
 
     /**
-     * Get this conversation's events, on this connection and on all that follow; may be called before `connect`.
-     * The answer is the event `subscribed`, or `error` with `request.type` "subscribe"; what was refused is not asked
-     * for again.
+     * Subscribe to a conversation, on this connection and on all later ones. May be called before `connect`. The
+     * response is the event `subscribed`, or `error` with `request.type` "subscribe". A rejected subscription is not
+     * repeated.
      *
      * @param {Id} conversationId
-     * @returns {boolean} false when that is no id
+     * @returns {boolean} false if the id is invalid
      */
     subscribe(conversationId) {
       if (!isId(conversationId)) {
-        this.#complain('bad_message', 'subscribe: the conversation id must be an integer or a string');
+        this.#reportError('bad_message', 'subscribe: the conversation id must be an integer or a string');
         return false;
       }
       const key = String(conversationId);
-      if (!this.#wanted.has(key)) {
-        this.#wanted.set(key, new Channel(conversationId));
-        if (this.#link) this.#sendSubscribes(this.#link);
+      if (!this.#subscriptions.has(key)) {
+        this.#subscriptions.set(key, new Channel(conversationId));
+        if (this.#attempt) this.#sendSubscribes(this.#attempt);
       }
       return true;
     }
 
     /**
-     * Stop getting them. The server is told; when there is no connection, the next one does not ask for them.
+     * Unsubscribe from a conversation. Without a connection, the next one does not subscribe to it.
      * @param {Id} conversationId
      */
     unsubscribe(conversationId) {
       const key = String(conversationId);
-      this.#wanted.delete(key);
-      const link = this.#link;
-      if (!isId(conversationId) || link?.state !== 'in') return;
-      if (this.#send(link, { type: 'unsubscribe', conversation_id: conversationId })) askedOf(link, key).push(null);
+      this.#subscriptions.delete(key);
+      const attempt = this.#attempt;
+      if (!isId(conversationId) || attempt?.state !== 'authenticated') return;
+      if (this.#send(attempt, { type: 'unsubscribe', conversation_id: conversationId })) {
+        pendingSubscribesOf(attempt, key).push(null);
+      }
     }
 
     /**
-     * Tell the others in the conversation. Not sent later when it cannot be sent now.
+     * Tell the other subscribers of the conversation that the user types. It is never queued.
      * @param {Id} conversationId @param {boolean} [isTyping]
      * @returns {boolean} whether it was sent
      */
     sendTyping(conversationId, isTyping = true) {
-      const channel = this.#wanted.get(String(conversationId));
-      if (channel && !channel.sent) return false;
+      const channel = this.#subscriptions.get(String(conversationId));
+      if (channel && !channel.isRequested) return false;
       return this.send({ type: 'typing', conversation_id: conversationId, is_typing: Boolean(isTyping) });
     }
 
     /**
-     * Send any message of the protocol, now or not at all.
+     * Send a message of the protocol. It is never queued.
      * @param {object} message
-     * @returns {boolean} whether it was sent; it is not queued
+     * @returns {boolean} whether it was sent
      */
     send(message) {
-      return this.#link?.state === 'in' && this.#send(this.#link, message);
+      return this.#attempt?.state === 'authenticated' && this.#send(this.#attempt, message);
     }
 
     /**
-     * Show a fresh ticket on the open connection, before the old one expires; later connections use it too.
-     * @param {TokenSource} [token] by default that of `connect`, asked again if it is a function
-     * @returns {Promise<boolean>} whether it was sent; the answer is the event `authenticated`
+     * Send a new token on the open connection, before the old one expires. Later connections use it too.
+     * @param {TokenSource} [token] by default that of `connect`, called again if it is a function
+     * @returns {Promise<boolean>} whether it was sent; the response is the event `authenticated`
      */
     async renew(token) {
-      if (token !== undefined) this.#token = token;
-      const link = this.#link;
-      if (link?.state !== 'in') return false;
+      if (token !== undefined) {
+        if (typeof token !== 'function' && !isToken(token)) {
+          this.#reportError('token_failed', `the token is ${describeValue(token)}, not a text`);
+          return false;
+        }
+        this.#token = token;
+      }
+      const attempt = this.#attempt;
+      if (attempt?.state !== 'authenticated') return false;
       try {
-        const ticket = await askToken(this.#token);
-        return link === this.#link && this.#send(link, this.#authMessage(ticket, null));
-      } catch (error) {
-        this.#complain('token_failed', `the token could not be had: ${error}`, { error });
+        const newToken = await fetchToken(this.#token);
+        return attempt === this.#attempt && this.#send(attempt, this.#authMessage(newToken, null));
+      } catch (/** @type {any} */ error) {
+        this.#reportError('token_failed', `no token: ${error?.message ?? error}`, { error });
         return false;
       }
     }
@@ -415,483 +488,589 @@ var { ChatwsClient, wsClient } = (() => {
       const info = id === undefined ? { event } : { event, id };
       for (const name of event === '*' ? ['*'] : [event, '*']) {
         for (const handler of [...(this.#handlers.get(name) ?? [])]) {
-          if (!this.#handlers.get(name)?.has(handler)) continue; // taken off by one before it
+          if (!this.#handlers.get(name)?.has(handler)) continue; // an earlier handler has removed it
           try {
             handler(data, info);
           } catch (error) {
             console.error(`wsClient: a handler of ${name} failed`, error);
-            if (event !== 'error') this.#complain('handler_failed', `a handler of ${name} failed: ${error}`, { error });
+            if (event !== 'error') {
+              this.#reportError('handler_failed', `a handler of ${name} failed: ${error}`, { error });
+            }
           }
         }
       }
     }
 
-    /** @param {string} code @param {string} message @param {object} [more] */
-    #complain(code, message, more = {}) {
-      this.#emit('error', { code, message, ...more });
+    /** Emit an `error` of the client itself. @param {string} code @param {string} message @param {object} [fields] */
+    #reportError(code, message, fields = {}) {
+      // Browsers already log a failed connection.
+      const hasHandler = this.#handlers.get('error')?.size || this.#handlers.get('*')?.size;
+      if (!hasHandler && code !== 'connection_failed') console.warn(`wsClient: ${code}: ${message}`);
+      this.#emit('error', { code, message, ...fields });
     }
 
     /** @param {number} code @param {string} reason @param {boolean} willReconnect */
-    #tellDisconnected(code, reason, willReconnect) {
-      if (this.#told === 'disconnected') return;
-      this.#told = 'disconnected';
+    #emitDisconnected(code, reason, willReconnect) {
+      if (this.#lastStatus === 'disconnected') return;
+      this.#lastStatus = 'disconnected';
       this.#emit('disconnected', { code, reason, will_reconnect: willReconnect });
     }
 
-    // Coming and going
+    // Connecting and disconnecting
 
     #open() {
-      clearTimeout(this.#retry);
-      this.#retry = undefined;
-      const link = new Link();
-      this.#link = link;
-      this.#later(link, this.#settings.connect_timeout, () => this.#drop(link, 'no answer in time'));
+      clearTimeout(this.#retryTimer);
+      this.#retryTimer = undefined;
+      const attempt = new Attempt();
+      this.#attempt = attempt;
+      const timeout = this.#settings.connect_timeout;
+      this.#setTimer(attempt, timeout, () => {
+        if (!attempt.socket) {
+          this.#reportError('token_failed', `no token: the function did not return within ${timeout / 1000} s`);
+        }
+        this.#abort(attempt, 'no answer in time');
+      });
       const token = this.#token;
       if (typeof token !== 'function') {
-        this.#dial(link, token);
+        this.#openSocket(attempt, token);
         return;
       }
-      askToken(token).then(
-        (ticket) => link === this.#link && this.#dial(link, ticket),
+      fetchToken(token).then(
+        (newToken) => attempt === this.#attempt && this.#openSocket(attempt, newToken),
         (error) => {
-          if (link !== this.#link) return;
-          this.#complain('token_failed', `the token could not be had: ${error}`, { error });
-          this.#lost(link, 1006, 'no token');
+          if (attempt !== this.#attempt) return;
+          this.#reportError('token_failed', `no token: ${error?.message ?? error}`, { error });
+          this.#onClosed(attempt, 1006, 'no token');
         },
       );
     }
 
-    /** @param {Link} link @param {Token} ticket */
-    #dial(link, ticket) {
+    /** @param {Attempt} attempt @param {string | null} token */
+    #openSocket(attempt, token) {
       let socket;
       try {
-        socket = link.socket = new (this.#settings.WebSocket ?? WebSocket)(this.#url);
+        socket = attempt.socket = new (this.#settings.WebSocket ?? WebSocket)(this.#url);
       } catch (error) {
-        this.#complain('connection_failed', `no connection to ${this.#url}: ${error}`, { error });
-        this.#lost(link, 1006, 'no connection');
+        this.#reportError('connection_failed', `cannot connect to ${this.#url}: ${error}`, { error });
+        this.#onClosed(attempt, 1006, 'no connection');
         return;
       }
       socket.onopen = () => {
-        link.state = 'auth';
-        link.from = this.#home.from;
-        this.#send(link, this.#authMessage(ticket, link.from));
+        attempt.state = 'authenticating';
+        attempt.authPosition = this.#userChannel.position;
+        this.#send(attempt, this.#authMessage(token, attempt.authPosition));
       };
-      socket.onmessage = (/** @type {{data: unknown}} */ frame) => this.#receive(link, frame.data);
-      socket.onerror = () => this.#complain('connection_failed', `the connection to ${this.#url} failed`);
-      socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#lost(link, code, reason);
+      socket.onmessage = (/** @type {{data: unknown}} */ frame) => this.#receive(attempt, frame.data);
+      socket.onerror = () => {
+        this.#reportError('connection_failed', `the connection to ${this.#url} failed`);
+        if (attempt.state === 'connecting') this.#checkOrigin();
+      };
+      socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#onClosed(attempt, code, reason);
     }
 
-    /** @param {Token} ticket @param {Position | null} from */
-    #authMessage(ticket, from) {
+    /**
+     * Ask the server whether it allows the page's origin, because a browser hides from the page why a WebSocket failed.
+     * It asks once per `connect`, and not if the server has accepted this page before.
+     */
+    async #checkOrigin() {
+      if (this.#originChecked || typeof location === 'undefined' || typeof fetch !== 'function') return;
+      this.#originChecked = true;
+      const { origin } = location;
+      const url = this.#url;
+      const query = new URL(url);
+      query.protocol = query.protocol.replace(/^ws/, 'http');
+      query.search = `?origin=${encodeURIComponent(origin)}`;
+      let allowed;
+      try {
+        ({ allowed } = await (await fetch(query.href, { credentials: 'omit', cache: 'no-store' })).json());
+      } catch {
+        return; // the server is down, or it is not chatws
+      }
+      if (allowed !== false || !this.#active || url !== this.#url) return;
+      const advice = `add ${origin} to its setting allowed_origins`;
+      this.#reportError('origin_not_allowed', `${query.host} rejects pages of ${origin}: ${advice}`, { origin });
+    }
+
+    /** @param {string | null} token @param {Position | null} position */
+    #authMessage(token, position) {
       return {
         type: 'auth',
         ...(this.#userId === null ? {} : { user_id: this.#userId }),
-        ...(ticket == null ? {} : { token: ticket }),
-        ...lastEventId(from),
+        ...(token === null ? {} : { token }),
+        ...lastEventId(position),
       };
     }
 
-    /** The connection is gone. @param {Link} link @param {number} code @param {string} reason */
-    #lost(link, code, reason) {
-      if (link !== this.#link) return;
-      const wasStable = link.state === 'in' && Date.now() - link.since >= this.#settings.stable_after;
-      this.#discard(link);
+    /** Handle the end of a connection. @param {Attempt} attempt @param {number} code @param {string} reason */
+    #onClosed(attempt, code, reason) {
+      if (attempt !== this.#attempt) return;
+      const duration = Date.now() - attempt.authenticatedAt;
+      const wasStable = attempt.state === 'authenticated' && duration >= this.#settings.stable_after;
+      this.#release(attempt);
       if (code >= 4900 && code <= 4999) {
-        this.#active = false;
-        this.#listen(false);
-        this.#tellDisconnected(code, reason, false);
-        if (!this.#active) this.#emit('reconnect_failed', { code, reason });
+        this.#stop(code, reason);
         return;
       }
       this.#failures = wasStable ? 0 : this.#failures;
-      this.#retry = setTimeout(() => this.#open(), this.#backoff(code));
+      this.#retryTimer = setTimeout(() => this.#open(), this.#backoff(code));
       this.#failures += 1;
-      this.#tellDisconnected(code, reason, true);
+      this.#emitDisconnected(code, reason, true);
     }
 
-    /** Full jitter, so that those who went together do not come together. @param {number} code */
+    /** Stop after a close code that forbids a reconnect. @param {number} code @param {string} reason */
+    #stop(code, reason) {
+      this.#active = false;
+      this.#setPageListeners(false);
+      if (code === AUTH_FAILED && typeof this.#token === 'string') {
+        const advice = 'it is invalid or has expired; pass connect() a function that fetches a new token';
+        this.#reportError('token_failed', `the server rejected the token (${reason}): ${advice}`);
+        if (this.#active) return; // the handler has called connect()
+      }
+      this.#emitDisconnected(code, reason, false);
+      if (!this.#active) this.#emit('reconnect_failed', { code, reason });
+    }
+
+    /**
+     * Return the delay before the next attempt, in milliseconds. With full jitter, clients that were disconnected at
+     * the same time do not reconnect at the same time.
+     * @param {number} code
+     */
     #backoff(code) {
       const { backoff_base: base, backoff_cap: cap, random } = this.#settings;
-      if (PATIENT_CODES.includes(code)) return PATIENCE + random() * Math.max(0, cap - PATIENCE);
+      if (OVERLOAD_CODES.includes(code)) return OVERLOAD_BACKOFF + random() * Math.max(0, cap - OVERLOAD_BACKOFF);
       return random() * Math.min(cap, base * 2 ** Math.min(this.#failures, 30));
     }
 
-    /** The connection is of no use: do not wait for the closing handshake. @param {Link} link @param {string} reason */
-    #drop(link, reason) {
-      this.#lost(link, 1006, reason);
+    /** End a dead connection without the closing handshake. @param {Attempt} attempt @param {string} reason */
+    #abort(attempt, reason) {
+      this.#onClosed(attempt, 1006, reason);
     }
 
-    /** Let go of the connection and keep what it has taught. @param {Link} link @param {number} [code] */
-    #discard(link, code = 4000) {
-      this.#link = null;
-      for (const timer of link.timers) clearTimeout(timer);
-      link.timers.clear();
-      for (const channel of this.#channels()) channel.park(link.position);
-      const socket = link.socket;
+    /** Detach from the connection and store the positions. @param {Attempt} attempt @param {number} [code] */
+    #release(attempt, code = 4000) {
+      this.#attempt = null;
+      for (const timer of attempt.timers) clearTimeout(timer);
+      attempt.timers.clear();
+      for (const channel of this.#channels()) channel.suspend(attempt.position);
+      const socket = attempt.socket;
       if (!socket) return;
       socket.onopen = socket.onmessage = socket.onerror = socket.onclose = null;
       if (socket.readyState < 2) socket.close(code);
     }
 
     *#channels() {
-      yield this.#home;
-      yield* this.#wanted.values();
+      yield this.#userChannel;
+      yield* this.#subscriptions.values();
     }
 
-    /** @param {Link} link @param {object} message */
-    #send(link, message) {
-      if (link.socket?.readyState !== 1) return false;
-      link.socket.send(JSON.stringify(message));
+    /** @param {Attempt} attempt @param {object} message */
+    #send(attempt, message) {
+      if (attempt.socket?.readyState !== 1) return false;
+      attempt.socket.send(JSON.stringify(message));
       return true;
     }
 
-    /** A timer that dies with the connection. @param {Link} link @param {number} delay @param {() => void} action */
-    #later(link, delay, action) {
+    /**
+     * Start a timer that ends with the connection.
+     * @param {Attempt} attempt @param {number} delay @param {() => void} action
+     */
+    #setTimer(attempt, delay, action) {
       const timer = setTimeout(() => {
-        link.timers.delete(timer);
-        if (link === this.#link) action();
+        attempt.timers.delete(timer);
+        if (attempt === this.#attempt) action();
       }, delay);
-      link.timers.add(timer);
+      attempt.timers.add(timer);
       return timer;
     }
 
-    // Signs of life
+    // Keepalive
 
-    /** @param {Link} link */
-    #beat(link) {
-      this.#ping(link, this.#settings.pong_timeout);
-      this.#later(link, this.#settings.heartbeat, () => this.#beat(link));
+    /** @param {Attempt} attempt */
+    #heartbeat(attempt) {
+      this.#ping(attempt, this.#settings.pong_timeout);
+      this.#setTimer(attempt, this.#settings.heartbeat, () => this.#heartbeat(attempt));
     }
 
-    /** @param {Link} link @param {number} timeout */
-    #ping(link, timeout) {
-      if (this.#send(link, { type: 'ping', last_activity: this.#lastActivity })) link.pings += 1;
+    /** @param {Attempt} attempt @param {number} timeout */
+    #ping(attempt, timeout) {
+      if (this.#send(attempt, { type: 'ping', last_activity: this.#lastActivity })) attempt.pings += 1;
       const due = Date.now() + timeout;
-      this.#calm(link);
-      link.watchdog = this.#later(link, timeout, () => {
-        // A timer much too late: the tab was frozen, and the answer may lie unread behind this very timer.
-        if (Date.now() - due > 2_000 && !link.suspected) {
-          link.suspected = true;
-          this.#ping(link, timeout);
+      this.#cancelWatchdog(attempt);
+      attempt.watchdog = this.#setTimer(attempt, timeout, () => {
+        // In a tab that was frozen, the pong may be queued behind this timer: ping once more.
+        if (Date.now() - due > FROZEN_AFTER && !attempt.missedPong) {
+          attempt.missedPong = true;
+          this.#ping(attempt, timeout);
         } else {
-          this.#drop(link, 'no answer to a ping');
+          this.#abort(attempt, 'no answer to a ping');
         }
       });
     }
 
-    /** @param {Link} link */
-    #calm(link) {
-      if (link.watchdog === undefined) return;
-      clearTimeout(link.watchdog);
-      link.timers.delete(link.watchdog);
-      link.watchdog = undefined;
+    /** @param {Attempt} attempt */
+    #cancelWatchdog(attempt) {
+      if (attempt.watchdog === undefined) return;
+      clearTimeout(attempt.watchdog);
+      attempt.timers.delete(attempt.watchdog);
+      attempt.watchdog = undefined;
     }
 
-    /** The page is back from somewhere: waiting is over, and an old connection has to prove itself. */
-    #wake = (/** @type {Event} */ { type }) => {
+    /** The page is visible or online again: reconnect at once, or check an existing connection. */
+    #onWake = (/** @type {Event} */ { type }) => {
       if (type === 'visibilitychange' && document.visibilityState === 'hidden') return;
-      if (this.#retry !== undefined && !this.#link) this.#open();
-      else if (this.#link?.state === 'in') this.#ping(this.#link, this.#settings.probe_timeout);
+      if (this.#retryTimer !== undefined && !this.#attempt) this.#open();
+      else if (this.#attempt?.state === 'authenticated') this.#ping(this.#attempt, this.#settings.probe_timeout);
     };
 
-    #note = () => {
+    #onActivity = () => {
       this.#lastActivity = Date.now();
     };
 
-    /** @param {boolean} on */
-    #listen(on) {
+    /** Add or remove the handlers of the page's events. @param {boolean} on */
+    #setPageListeners(on) {
       if (typeof document === 'undefined') return;
       const change = on ? 'addEventListener' : 'removeEventListener';
-      for (const name of ['online', 'pageshow']) window[change](name, this.#wake);
-      for (const name of ['visibilitychange', 'resume']) document[change](name, this.#wake);
-      for (const name of SIGNS_OF_LIFE) document[change](name, this.#note, { capture: true, passive: true });
+      for (const name of ['online', 'pageshow']) window[change](name, this.#onWake);
+      for (const name of ['visibilitychange', 'resume']) document[change](name, this.#onWake);
+      for (const name of ACTIVITY_EVENTS) document[change](name, this.#onActivity, { capture: true, passive: true });
     }
 
-    // What the server says
+    // Messages of the server
 
-    /** @param {Link} link @param {unknown} text */
-    #receive(link, text) {
-      if (link !== this.#link) return;
-      this.#calm(link);
-      link.suspected = false;
+    /** @param {Attempt} attempt @param {unknown} text */
+    #receive(attempt, text) {
+      if (attempt !== this.#attempt) return;
+      this.#cancelWatchdog(attempt);
+      attempt.missedPong = false;
       let message;
       try {
         message = JSON.parse(/** @type {string} */ (text));
       } catch (error) {
-        this.#complain('bad_frame', 'the server sent something that is no JSON', { error });
+        this.#reportError('bad_frame', 'the server sent a frame that is not JSON', { error });
         return;
       }
-      if (message?.type === 'pong') this.#pong(link);
-      else if (typeof message?.event === 'string') this.#event(link, message.event, message.data, message.id);
+      if (message?.type === 'pong') this.#onPong(attempt);
+      else if (typeof message?.event === 'string') this.#onEvent(attempt, message.event, message.data, message.id);
     }
 
-    /** @param {Link} link @param {string} event @param {any} data @param {unknown} id */
-    #event(link, event, data, id) {
+    /** @param {Attempt} attempt @param {string} event @param {any} data @param {unknown} id */
+    #onEvent(attempt, event, data, id) {
       switch (event) {
         case 'authenticated':
-          this.#authenticated(link, data ?? {});
+          this.#onAuthenticated(attempt, data ?? {});
           break;
         case 'subscribed':
-          this.#subscribed(link, data ?? {});
+          this.#onSubscribed(attempt, data ?? {});
           break;
         case 'unsubscribed':
-          this.#unsubscribed(link, String(data?.conversation_id));
+          this.#onUnsubscribed(attempt, String(data?.conversation_id));
           this.#emit(event, data);
           break;
         case 'error':
-          if (data?.request?.type === 'subscribe') this.#refused(link, data.code, data.request.conversation_id);
+          if (data?.request?.type === 'subscribe') {
+            this.#onSubscribeError(attempt, data.code, data.request.conversation_id);
+          }
           this.#emit(event, data);
           break;
         default:
-          this.#deliver(link, event, data, id);
+          this.#deliver(attempt, event, data, id);
       }
     }
 
-    /** @param {Link} link @param {any} data */
-    #authenticated(link, data) {
-      if (link.state === 'in') {
-        this.#emit('authenticated', data); // the answer to a renewed ticket
+    /** @param {Attempt} attempt @param {any} data */
+    #onAuthenticated(attempt, data) {
+      if (attempt.state === 'authenticated') {
+        this.#emit('authenticated', data); // the response to a renewed token
         return;
       }
-      for (const timer of link.timers) clearTimeout(timer);
-      link.timers.clear();
-      link.state = 'in';
-      link.since = link.creditAt = Date.now();
-      this.#later(link, this.#settings.heartbeat, () => this.#beat(link));
-      const tell = this.#established(link, this.#home, link.from, data);
-      this.#sendSubscribes(link);
-      this.#told = 'connected';
+      for (const timer of attempt.timers) clearTimeout(timer);
+      attempt.timers.clear();
+      attempt.state = 'authenticated';
+      attempt.connectionId = data.connection_id ?? null;
+      attempt.authenticatedAt = Date.now();
+      this.#originChecked = true;
+      this.#setTimer(attempt, this.#settings.heartbeat, () => this.#heartbeat(attempt));
+      this.#checkIdentity(data);
+      if (attempt !== this.#attempt) return; // a handler has disconnected
+      const notify = this.#startChannel(attempt, this.#userChannel, attempt.authPosition, data);
+      this.#sendSubscribes(attempt);
+      this.#lastStatus = 'connected';
       this.#emit('authenticated', data);
-      if (link === this.#link) this.#emit('connected', data);
-      tell();
+      if (attempt === this.#attempt) this.#emit('connected', data);
+      notify();
     }
 
-    /** @param {Link} link @param {any} data */
-    #subscribed(link, data) {
-      const asked = takeAsked(link, String(data.conversation_id));
-      const tell = asked ? this.#established(link, asked.channel, asked.from, data) : () => {};
+    /** Compare the user in `authenticated` with the previous one. @param {any} data */
+    #checkIdentity({ user_id, contact_id }) {
+      const isContact = contact_id !== undefined;
+      const identity = isContact ? `contact:${contact_id}` : `agent:${user_id}`;
+      const hasChanged = this.#identity !== '' && this.#identity !== identity;
+      this.#identity = identity;
+      if (!hasChanged) return;
+      this.#forgetUser();
+      this.#emit('identity_changed', isContact ? { contact_id } : { user_id });
+    }
+
+    /** Drop the subscriptions and positions of a user. */
+    #forgetUser() {
+      this.#subscriptions.clear();
+      this.#userChannel = new Channel(null);
+      this.#delivered = new DeliveredIds();
+    }
+
+    /** @param {Attempt} attempt @param {any} data */
+    #onSubscribed(attempt, data) {
+      const pending = takePendingSubscribe(attempt, String(data.conversation_id));
+      const notify = pending ? this.#startChannel(attempt, pending.channel, pending.from, data) : () => {};
       this.#emit('subscribed', data);
-      tell();
+      notify();
     }
 
-    /** @param {Link} link @param {string} key */
-    #unsubscribed(link, key) {
-      const asked = askedOf(link, key);
-      const own = asked.indexOf(null);
-      if (own >= 0) asked.splice(0, own + 1);
-      else this.#wanted.delete(key); // a backend took it away
-      const left = link.replays.findIndex(({ channel }) => channel !== this.#home && String(channel.id) === key);
-      if (left < 0) return;
-      // A replay broken off. (If others ran beside it, nobody can tell what is still to come: see #pong.)
-      link.replays.splice(left, 1);
-      if (!link.replays.length) this.#endReplays(link, true);
+    /** @param {Attempt} attempt @param {string} key */
+    #onUnsubscribed(attempt, key) {
+      const pending = pendingSubscribesOf(attempt, key);
+      const ownRequest = pending.indexOf(null);
+      if (ownRequest >= 0) pending.splice(0, ownRequest + 1);
+      else this.#subscriptions.delete(key); // a backend has ended the subscription
+      const { replays } = attempt;
+      const index = replays.findIndex(({ channel }) => channel !== this.#userChannel && String(channel.id) === key);
+      if (index < 0) return;
+      // The server has aborted this replay. With other replays the number of remaining events is unknown: see #onPong.
+      replays.splice(index, 1);
+      if (!replays.length) this.#finishReplays(attempt, true);
     }
 
-    /** @param {Link} link @param {string} code @param {unknown} conversationId may be missing */
-    #refused(link, code, conversationId) {
-      const keys = [...link.asked.keys()].filter((key) => askedOf(link, key).some(Boolean));
-      const delay = ASK_AGAIN.get(code);
-      // Without a name it may be any of those; when it passes by itself, all of them may be asked again.
-      const concerned = conversationId !== undefined ? [String(conversationId)] : keys;
-      if (delay === undefined && concerned.length > 1) return;
-      for (const key of concerned) {
-        const channel = takeAsked(link, key)?.channel;
-        if (!channel || this.#wanted.get(key) !== channel) continue;
-        if (delay === undefined) {
-          this.#wanted.delete(key);
+    /** @param {Attempt} attempt @param {string} code @param {unknown} conversationId may be missing */
+    #onSubscribeError(attempt, code, conversationId) {
+      const pendingKeys = [...attempt.pendingSubscribes.keys()].filter((key) =>
+        pendingSubscribesOf(attempt, key).some(Boolean),
+      );
+      const isTemporary = code === 'unavailable';
+      // Without an id the error may concern any of them. If it is temporary, all of them may be sent again.
+      const keys = conversationId !== undefined ? [String(conversationId)] : pendingKeys;
+      if (!isTemporary && keys.length > 1) return;
+      for (const key of keys) {
+        const channel = takePendingSubscribe(attempt, key)?.channel;
+        if (!channel || this.#subscriptions.get(key) !== channel) continue;
+        if (!isTemporary) {
+          this.#subscriptions.delete(key);
           continue;
         }
-        this.#later(link, delay * (1 + this.#settings.random()), () => {
-          channel.sent = false;
-          this.#sendSubscribes(link);
+        this.#setTimer(attempt, RESUBSCRIBE_DELAY * (1 + this.#settings.random()), () => {
+          channel.isRequested = false;
+          this.#sendSubscribes(attempt);
         });
       }
     }
 
-    /** Ask for the conversations that this connection has not been asked for. @param {Link} link */
-    #sendSubscribes(link) {
-      if (link.state !== 'in' || link.waitsForCredit) return;
-      const now = Date.now();
-      link.credit = Math.min(SUBSCRIBE_BURST, link.credit + ((now - link.creditAt) / 1000) * SUBSCRIBE_RATE);
-      link.creditAt = now;
-      for (const [key, channel] of this.#wanted) {
-        if (channel.sent) continue;
-        if (link.credit < 1) {
-          link.waitsForCredit = true;
-          this.#later(link, 1000 / SUBSCRIBE_RATE, () => {
-            link.waitsForCredit = false;
-            this.#sendSubscribes(link);
-          });
-          return;
-        }
-        const { id, from } = channel;
-        if (!this.#send(link, { type: 'subscribe', conversation_id: id, ...lastEventId(from) })) return;
-        link.credit -= 1;
-        channel.sent = true;
-        askedOf(link, key).push({ channel, from });
+    /**
+     * Send all subscriptions that this connection has not sent. The server queues those above its rate limit.
+     * @param {Attempt} attempt
+     */
+    #sendSubscribes(attempt) {
+      if (attempt.state !== 'authenticated') return;
+      for (const [key, channel] of this.#subscriptions) {
+        if (channel.isRequested) continue;
+        const { id, position } = channel;
+        if (!this.#send(attempt, { type: 'subscribe', conversation_id: id, ...lastEventId(position) })) return;
+        channel.isRequested = true;
+        pendingSubscribesOf(attempt, key).push({ channel, from: position });
       }
     }
 
     // Recovery
 
     /** @param {Channel} channel */
-    #isWanted(channel) {
-      return channel === this.#home || this.#wanted.get(String(channel.id)) === channel;
+    #isSubscribed(channel) {
+      return channel === this.#userChannel || this.#subscriptions.get(String(channel.id)) === channel;
     }
 
     /**
-     * The server's answer to `auth` or `subscribe`: where the log stood, and what will be replayed.
+     * Handle the server's response to `auth` or `subscribe`: the end of the history, and the replay to expect.
      *
-     * @param {Link} link @param {Channel} channel
-     * @param {Position | null} from the `last_event_id` that was sent
+     * @param {Attempt} attempt @param {Channel} channel
+     * @param {Position | null} from the `last_event_id` of the request
      * @param {any} data
-     * @returns {() => void} what the page is to be told after the answer itself
+     * @returns {() => void} emits `recovered` or `resync`, to be called after the response was emitted
      */
-    #established(link, channel, from, data) {
-      const high = parsePosition(data.last_event_id);
-      if (high && link.position && high.epoch !== link.position.epoch) link.position = null; // the log began anew
+    #startChannel(attempt, channel, from, data) {
+      const historyEnd = parsePosition(data.last_event_id);
+      if (historyEnd && attempt.position && historyEnd.epoch !== attempt.position.epoch) {
+        attempt.position = null; // the history was reset
+      }
       if (from && data.recovered === true) {
         const count = Number.isInteger(data.replayed) ? data.replayed : null;
         if (count !== 0) {
-          this.#expectReplay(link, { channel, high, count });
+          this.#startReplay(attempt, { channel, historyEnd, count });
           return () => {};
         }
-        this.#adopt(link, channel, high ?? from);
+        this.#markComplete(attempt, channel, historyEnd ?? from);
         return () => this.#emit('recovered', { ...channel.subject(), count: 0 });
       }
-      // A log that ends before what it had given out has lost its end. One that reaches further has only been trimmed:
-      // what has been seen beyond `high` came from a node that is ahead of this one, which will send it too.
-      if (from && high && newest(from, high) === from) this.#seen.forgetAfter(high);
-      this.#adopt(link, channel, high);
-      const isLost = from !== null && this.#isWanted(channel);
+      // A history that ends before `from` has lost events, and their ids will be assigned again. In a history that ends
+      // later, old events were only removed: events after its end came from a node that is ahead of this one, and
+      // this node will send them too.
+      if (from && historyEnd && later(from, historyEnd) === from) this.#delivered.forgetAfter(historyEnd);
+      this.#markComplete(attempt, channel, historyEnd);
+      const isLost = from !== null && this.#isSubscribed(channel);
       return () => isLost && this.#emit('resync', channel.subject());
     }
 
     /**
-     * Nothing is missing up to `high`, and nothing is on its way.
-     * @param {Link} link @param {Channel} channel @param {Position | null} high
+     * Mark a channel as complete up to `historyEnd`, without a replay.
+     * @param {Attempt} attempt @param {Channel} channel @param {Position | null} historyEnd
      */
-    #adopt(link, channel, high) {
-      channel.from = high;
-      channel.live = !link.position || newest(link.position, high) === high;
-      channel.settlesAfter = channel.live ? null : link.pings;
+    #markComplete(attempt, channel, historyEnd) {
+      channel.position = historyEnd;
+      channel.isLive = !attempt.position || later(attempt.position, historyEnd) === historyEnd;
+      channel.liveAfterPong = channel.isLive ? null : attempt.pings;
     }
 
-    /** @param {Link} link @param {Replay} replay */
-    #expectReplay(link, replay) {
-      link.replays.push(replay);
-      link.progressAt = Date.now();
-      if (replay.count !== null && replay.high) {
-        link.left += replay.count;
+    /** @param {Attempt} attempt @param {Replay} replay */
+    #startReplay(attempt, replay) {
+      attempt.replays.push(replay);
+      attempt.progressAt = Date.now();
+      if (replay.count !== null && replay.historyEnd) {
+        attempt.remaining += replay.count;
       } else {
-        // Another server, which does not say how many: they have come when it answers a ping.
-        link.left = Infinity;
-        this.#ping(link, this.#settings.pong_timeout);
+        // Another server, which does not announce the number: the replay is complete when a ping is answered.
+        attempt.remaining = Infinity;
+        this.#ping(attempt, this.#settings.pong_timeout);
       }
     }
 
-    /** @param {Link} link @param {boolean} isComplete */
-    #endReplays(link, isComplete) {
-      const { replays, counted } = link;
-      link.replays = [];
-      link.left = link.counted = 0;
-      const wanted = replays.filter(({ channel }) => this.#isWanted(channel));
-      for (const { channel, high } of wanted) {
-        channel.from = high ?? channel.from;
-        channel.settlesAfter = link.pings;
+    /** @param {Attempt} attempt @param {boolean} isComplete */
+    #finishReplays(attempt, isComplete) {
+      const { received } = attempt;
+      const replays = attempt.replays.filter(({ channel }) => this.#isSubscribed(channel));
+      attempt.replays = [];
+      attempt.remaining = attempt.received = 0;
+      for (const { channel, historyEnd } of replays) {
+        channel.position = historyEnd ?? channel.position;
+        channel.liveAfterPong = attempt.pings;
       }
-      for (const { channel, count } of wanted) {
-        if (isComplete) this.#emit('recovered', { ...channel.subject(), count: count ?? counted });
+      for (const { channel, count } of replays) {
+        if (isComplete) this.#emit('recovered', { ...channel.subject(), count: count ?? received });
         else this.#emit('resync', channel.subject());
       }
     }
 
-    /** @param {Link} link */
-    #pong(link) {
-      link.pongs += 1;
+    /** @param {Attempt} attempt */
+    #onPong(attempt) {
+      attempt.pongs += 1;
       for (const channel of this.#channels()) {
-        if (channel.settlesAfter === null || link.pongs <= channel.settlesAfter) continue;
-        channel.live = true;
-        channel.settlesAfter = null;
+        if (channel.liveAfterPong === null || attempt.pongs <= channel.liveAfterPong) continue;
+        channel.isLive = true;
+        channel.liveAfterPong = null;
       }
-      if (!link.replays.length) return;
-      if (link.left === Infinity) this.#endReplays(link, true);
-      else if (Date.now() - link.progressAt >= this.#settings.replay_timeout) this.#endReplays(link, false);
+      if (!attempt.replays.length) return;
+      const isStalled = Date.now() - attempt.progressAt >= this.#settings.replay_timeout;
+      if (attempt.remaining === Infinity) this.#finishReplays(attempt, true);
+      else if (isStalled) this.#finishReplays(attempt, false);
     }
 
-    /** @param {Link} link @param {string} event @param {any} data @param {unknown} id */
-    #deliver(link, event, data, id) {
-      const at = parsePosition(id);
-      if (!at) {
+    /** @param {Attempt} attempt @param {string} event @param {any} data @param {unknown} id */
+    #deliver(attempt, event, data, id) {
+      const position = parsePosition(id);
+      if (!position) {
         this.#emit(event, data);
         return;
       }
-      const isReplayed = link.replays.some(({ high }) => high && at.epoch === high.epoch && at.offset <= high.offset);
+      const isReplayed = attempt.replays.some(
+        ({ historyEnd: end }) => end && position.epoch === end.epoch && position.offset <= end.offset,
+      );
       if (isReplayed) {
-        link.left -= 1;
-        link.counted += 1;
-        link.progressAt = Date.now();
+        attempt.remaining -= 1;
+        attempt.received += 1;
+        attempt.progressAt = Date.now();
       } else {
-        link.position = newest(link.position, at);
+        attempt.position = later(attempt.position, position);
       }
-      if (!this.#seen.has(at)) {
-        this.#seen.add(at);
-        if (this.#seen.isFull) this.#seen.prune([...this.#channels()].map((one) => one.reached(link.position)));
+      if (!this.#delivered.has(position)) {
+        this.#delivered.add(position);
+        if (this.#delivered.isFull) {
+          this.#delivered.prune([...this.#channels()].map((channel) => channel.deliveredUpTo(attempt.position)));
+        }
         this.#emit(event, data, /** @type {string} */ (id));
       }
-      if (isReplayed && link.left <= 0 && link === this.#link) this.#endReplays(link, true);
+      if (isReplayed && attempt.remaining <= 0 && attempt === this.#attempt) this.#finishReplays(attempt, true);
     }
   }
 
-  /** @param {Link} link @param {string} key @returns {(Asked | null)[]} */
-  function askedOf(link, key) {
-    const asked = link.asked.get(key) ?? [];
-    link.asked.set(key, asked);
-    return asked;
+  // Helpers
+
+  /** @param {Attempt} attempt @param {string} key @returns {(PendingSubscribe | null)[]} */
+  function pendingSubscribesOf(attempt, key) {
+    const pending = attempt.pendingSubscribes.get(key) ?? [];
+    attempt.pendingSubscribes.set(key, pending);
+    return pending;
   }
 
-  /** The `subscribe` that an answer belongs to. @param {Link} link @param {string} key */
-  function takeAsked(link, key) {
-    const asked = askedOf(link, key);
-    const index = asked.findIndex(Boolean);
-    return index < 0 ? null : asked.splice(index, 1)[0];
+  /** Remove and return the `subscribe` that a response belongs to. @param {Attempt} attempt @param {string} key */
+  function takePendingSubscribe(attempt, key) {
+    const pending = pendingSubscribesOf(attempt, key);
+    const index = pending.findIndex(Boolean);
+    return index < 0 ? null : pending.splice(index, 1)[0];
   }
 
-  /** @param {Position | null} from */
-  function lastEventId(from) {
-    return from ? { last_event_id: `${from.epoch}:${from.offset}` } : {};
+  /** @param {unknown} token @returns {token is string} */
+  function isToken(token) {
+    return typeof token === 'string' && token !== '';
   }
 
-  /** @param {TokenSource} token @returns {Promise<Token>} */
-  async function askToken(token) {
-    return typeof token === 'function' ? token() : token;
+  /** Describe an invalid token. @param {unknown} value */
+  function describeValue(value) {
+    if (value === '') return 'an empty text';
+    return value == null || typeof value === 'boolean' ? String(value) : `a value of the type ${typeof value}`;
   }
 
-  /** @param {string} [url] */
+  /**
+   * Return the token to send, or null to send none.
+   * @param {TokenSource | null} source @returns {Promise<string | null>}
+   */
+  async function fetchToken(source) {
+    if (typeof source !== 'function') return source;
+    const token = await source();
+    if (!isToken(token)) throw new TypeError(`the token function returned ${describeValue(token)}, not a text`);
+    return token;
+  }
+
+  /**
+   * Return the WebSocket's URL. The parameter `client` tells the server that this library, which reconnects after every
+   * close, has opened the connection.
+   * @param {string} [url]
+   */
   function resolveUrl(url) {
     const page = typeof location === 'undefined' ? null : location;
-    if (url) {
-      const found = new URL(url, page?.href);
-      found.protocol = found.protocol.replace(/^http/, 'ws');
-      return found.href;
-    }
-    const host = page?.hostname || 'localhost';
-    const isHere = ['localhost', '127.0.0.1', '[::1]'].includes(host);
-    if (page?.protocol === 'https:') return `wss://${page.host}/ws`;
-    return isHere ? `ws://${host}:8080` : `ws://${page?.host}/ws`;
+    const resolved = url ? new URL(url, page?.href) : defaultUrl(page);
+    resolved.protocol = resolved.protocol.replace(/^http/, 'ws');
+    if (!resolved.searchParams.has('client')) resolved.search += `${resolved.search ? '&' : '?'}client=js`;
+    return resolved.href;
   }
 
-  const world = /** @type {any} */ (globalThis);
-  if (!world.ChatwsClient) {
-    world.ChatwsClient = ChatwsClient;
-    world.wsClient = new ChatwsClient();
+  /** @param {Location | null} page @returns {URL} with `http` in place of `ws` */
+  function defaultUrl(page) {
+    if (/^https?:/.test(SCRIPT_URL)) {
+      const { origin, pathname } = new URL(SCRIPT_URL);
+      if (LIBRARY_PATH.test(pathname)) return new URL(origin + pathname.replace(LIBRARY_PATH, '/ws'));
+    }
+    const host = page?.hostname || 'localhost';
+    const isLocal = ['localhost', '127.0.0.1', '[::1]'].includes(host);
+    if (page?.protocol === 'https:') return new URL(`https://${page.host}/ws`);
+    return new URL(isLocal ? `http://${host}:8080/` : `http://${page?.host}/ws`);
+  }
+
+  const globals = /** @type {any} */ (globalThis);
+  if (!globals.ChatwsClient) {
+    globals.ChatwsClient = ChatwsClient;
+    globals.wsClient = new ChatwsClient();
   }
   return {
-    ChatwsClient: /** @type {typeof ChatwsClient} */ (world.ChatwsClient),
-    wsClient: /** @type {ChatwsClient} */ (world.wsClient),
+    ChatwsClient: /** @type {typeof ChatwsClient} */ (globals.ChatwsClient),
+    wsClient: /** @type {ChatwsClient} */ (globals.wsClient),
   };
 })();
 
-// For `require`, and for `import { wsClient } from …` in bundlers and Node, which find the names here.
-// @ts-ignore: TS2580, `module` exists there alone
+// For `require`, and for `import { wsClient } from …` in bundlers and Node, which detect the names here.
+// @ts-ignore: TS2580, only these define `module`
 if (typeof module === 'object' && module.exports) module.exports = { ChatwsClient, wsClient };

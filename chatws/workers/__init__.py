@@ -1,6 +1,8 @@
-"""Several processes on one machine, sharing the ports and one log: a supervisor and the workers that it starts.
+"""Several processes on one machine that share the listening ports and one event history.
 
-`supervisor` is what the operator starts with `--workers N`: it opens the ports (`sockets`) and the log, serves nobody,
-and keeps N workers running (`child`), each a `chatws.service.ChatwsService` in a process of its own (`worker`). They
-talk over socket pairs: one for what is in `control`, one for the log (chatws.brokers.relay).
+The operator starts `supervisor` with `--workers N`. It opens the ports (`shared_listener`) and the event history,
+serves no client, and keeps N processes (`worker_process`) running. Each runs a `chatws.runtime.service.ChatwsService`
+(`worker`). Supervisor and worker are connected by socket pairs (`ipc`): one for `control_messages`, one for the broker
+(`broker_server`, `ipc_broker`, `ipc_messages`). `log_relay` brings the workers' log lines to the supervisor, and
+`metrics_collector` their metrics.
 """

@@ -1,5 +1,14 @@
 """A worker's process. The supervisor starts it; there is no use in starting one by hand."""
 
-from chatws.workers.worker import main
+from chatws.runtime.signals import ignore_in_worker
 
-main()
+
+def run() -> None:
+    """Ignore the supervisor's signals before anything else is imported."""
+    ignore_in_worker()
+    from chatws.workers.worker import main
+
+    main()
+
+
+run()

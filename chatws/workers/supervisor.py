@@ -1,8 +1,8 @@
-"""What runs with `--workers N`: opens the ports and the log, starts the workers, and starts anew those that die.
+"""The supervisor of `--workers N`: it opens the ports and the broker, starts the workers, and restarts those that end.
 
-It serves no browser and reads no backend's line, so that it always has time for them. Where the log is in memory or in
-SQLite it is held here (chatws.brokers.exchange), and outlives each worker; a log that processes can share by itself
-(PostgreSQL, Redis) every worker opens for its own.
+The supervisor serves no browser and reads no push line, so it always has time for its workers. It holds a broker in
+memory or SQLite itself (`chatws.workers.broker_server`), and that broker outlives each worker. Several processes can
+share PostgreSQL and Redis, so every worker opens its own connection to them.
 """
 
 from __future__ import annotations
@@ -10,59 +10,65 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
-from chatws import startup
 from chatws.auth.secrets import load_secrets
-from chatws.brokers.exchange import Exchange
-from chatws.channel import Channel
-from chatws.config import Config
-from chatws.daemon import Daemon
-from chatws.endpoints import make_endpoint
-from chatws.place import open_log
-from chatws.reload import compare, push_secret
+from chatws.config import validate
+from chatws.config.reload import diff_config, push_secret, read_renewals, use_renewals
+from chatws.config.schema import Config
+from chatws.net.listeners import make_listener
+from chatws.runtime.file_budget import FileBudget
+from chatws.runtime.parts import open_configured_broker
+from chatws.runtime.root_service import RootService
+from chatws.runtime.service import listed, make_admission, make_audiences
+from chatws.runtime.shutdown import exit_with_error
 from chatws.server.io_server import IoServer, raise_file_limit
-from chatws.service import listed, make_admission, make_audiences
-from chatws.workers import monitoring
-from chatws.workers.child import Child
-from chatws.workers.sockets import Door, open_door
+from chatws.workers import metrics_collector
+from chatws.workers.broker_server import BrokerServer
+from chatws.workers.ipc import IpcConnection
+from chatws.workers.shared_listener import SharedListener, bind_listener
+from chatws.workers.worker_process import WorkerProcess
 
-__all__ = ["Supervisor", "shared_out"]
+__all__ = ["Supervisor", "per_worker_config"]
 
 log = Logger()
 
-#: Seconds beyond `drain_seconds` that a worker may take to end.
-PATIENCE = 20.0
+#: Seconds beyond `drain_timeout` that a worker may take to close its broker and its log. Then it is killed. A slow
+#: broker or a busy machine takes seconds. Longer waits delay the shutdown for a worker that hangs.
+STOP_TIMEOUT = 20.0
 
 
-def shared_out(config: Config) -> Config:
-    """The settings of one worker: its share of what counts for all."""
+def per_worker_config(config: Config) -> Config:
+    """Return the settings of one worker, with its share of the limits of the node."""
     if not config.max_connections:
         return config
     return replace(config, max_connections=config.max_connections // config.workers)
 
 
-class Supervisor(Daemon):
-    """
-    :param config: checked.
+class Supervisor(RootService):
+    """Starts the workers, restarts those that end, and passes on signals and settings.
+
+    :param config: the validated settings of the whole node.
     :param reactor_name: twistd's `--reactor`, for the workers.
-    :ivar config: what a worker that starts now is told.
+    :ivar config: the settings that a worker receives when it starts.
     """
 
     def __init__(self, config: Config, reactor: Any, reactor_name: str = "") -> None:
-        self.config = shared_out(config)
-        self.children: list[Child] = []
+        self.config = per_worker_config(config)
+        self.workers: list[WorkerProcess] = []
         self._whole = config
         self._reactor = reactor
         self._reactor_name = reactor_name
-        self._doors: list[Door] = []
+        self._listeners: list[SharedListener] = []
         self._state = "starting"
-        self._exchange: Exchange | None = None
-        if startup.log_is_local(config):
-            self._exchange = Exchange(open_log(config, reactor), self._stuck, reactor)
+        self._broker_server: BrokerServer | None = None
+        if validate.broker_is_local(config):
+            self._broker_server = BrokerServer(
+                open_configured_broker(config, reactor), self._kill_stuck_worker, reactor
+            )
         self._secret = push_secret(config)
-        self._ticket_secrets = load_secrets(config)
+        self._token_secrets = load_secrets(config)
         self._monitors: IoServer | None = None
         self._all_ended: Deferred[None] | None = None
 
@@ -72,121 +78,129 @@ class Supervisor(Daemon):
         config = self._whole
         raise_file_limit()
         for name, descriptions, source in (
-            ("backends", startup.push_endpoints(config), "--push-listen" if config.push_listen else "--push-port"),
-            ("browsers", startup.browser_endpoints(config), "--listen" if config.listen else "--port"),
+            ("backends", validate.push_endpoints(config), "--push-listen" if config.push_listen else "--push-port"),
+            ("api", validate.api_endpoints(config), validate.api_source(config)),
+            ("browsers", validate.browser_endpoints(config), "--listen" if config.listen else "--port"),
         ):
             for description in descriptions:
-                self._doors.append(open_door(self._reactor, name, description, source, config.workers))
+                self._listeners.append(bind_listener(name, description, source, config.workers))
 
     async def _start(self) -> None:
         if self._failing:
             return
-        if self._exchange is not None:
-            await self._exchange.start()
-        if self._state == "stopping":  # told to meanwhile
+        if self._broker_server is not None:
+            await self._broker_server.start()
+        if self._state == "stopping":  # stopService was called during the await
             return
         for number in range(self._whole.workers):
-            self.children.append(Child(number, self, self._doors, self._reactor, self._reactor_name))
+            self.workers.append(WorkerProcess(number, self, self._listeners, self._reactor, self._reactor_name))
         await self._monitor()
-        for child in self.children:
-            child.start()
+        for worker in self.workers:
+            worker.start()
 
     async def _monitor(self) -> None:
         endpoints = [
-            make_endpoint(self._reactor, one, "--metrics-port") for one in startup.metrics_endpoint(self._whole)
+            make_listener(self._reactor, description, "--metrics-port")
+            for description in validate.metrics_endpoint(self._whole)
         ]
         if endpoints:
-            ready = monitoring.readiness(self.children, lambda: self._state, self._reactor)
-            site: Any = monitoring.site(monitoring.Gathering(self.children, self._reactor), ready, self._reactor)
+            ready = metrics_collector.readiness(self.workers, lambda: self._state, self._reactor)
+            collector = metrics_collector.MetricsCollector(self.workers, self._reactor)
+            budget = FileBudget(clock=self._reactor)
+            site: Any = metrics_collector.site(collector, ready, self._reactor, budget)
             self._monitors = IoServer(site, endpoints, self._reactor)
             await self._monitors.listen()
 
-    def _give_up(self, reason: str) -> None:
-        startup.fail(self._reactor, reason)
+    def _abort_start(self, reason: str) -> None:
+        exit_with_error(self._reactor, reason)
 
-    # What workers report: child.Owner
+    # Reports of the workers
 
-    def log_channel(self, child: Child) -> Channel | None:
-        """See `Owner`."""
-        return None if self._exchange is None else self._exchange.channel(child)
+    def broker_channel(self, worker: WorkerProcess) -> IpcConnection | None:
+        """See `WorkerEvents`."""
+        return None if self._broker_server is None else self._broker_server.channel(worker)
 
-    def serves(self, child: Child) -> None:
-        """See `Owner`."""
-        log.info("worker {worker} serves, as process {pid}", worker=child.number, pid=child.pid)
-        if self._state == "starting" and all(one.is_running for one in self.children):
+    def on_ready(self, worker: WorkerProcess) -> None:
+        """See `WorkerEvents`."""
+        log.info("worker {worker} serves, as process {pid}", worker=worker.number, pid=worker.pid)
+        if self._state == "starting" and all(other.is_running for other in self.workers):
             self._state = ""
             log.info(
                 "{count} workers listen for browsers on {browsers}, for backends on {backends}",
-                count=len(self.children),
-                browsers=listed([door for door in self._doors if door.name == "browsers"]),
-                backends=listed([door for door in self._doors if door.name == "backends"]),
+                count=len(self.workers),
+                browsers=listed([listener for listener in self._listeners if listener.name == "browsers"]),
+                backends=listed([listener for listener in self._listeners if listener.name == "backends"]),
             )
             if self._monitors:
                 log.info("metrics are on {where}", where=listed(self._monitors.ports))
+            self._started()
 
-    def failed(self, child: Child, reason: str) -> None:
-        """See `Owner`."""
+    def failed(self, worker: WorkerProcess, reason: str) -> None:
+        """See `WorkerEvents`."""
         if self._state == "starting":
             self._fail(reason)
         else:
-            log.error("worker {worker} cannot start: {reason}", worker=child.number, reason=reason)
+            log.error("worker {worker} cannot start: {reason}", worker=worker.number, reason=reason)
 
-    def ended(self, child: Child, how: str) -> None:
-        """See `Owner`."""
+    def on_exit(self, worker: WorkerProcess, outcome: str) -> None:
+        """See `WorkerEvents`."""
         if self._all_ended is not None:
-            self._look_ended()
+            self._check_all_ended()
         elif self._state == "starting":
-            self._fail(f"worker {child.number} {how} before it could serve: see the log")
+            self._fail(f"worker {worker.number} {outcome} before it could serve: see the log")
         else:
-            pause = child.start_later()
+            pause = worker.start_later()
             log.error(
-                "worker {worker} {how}; another one starts {when}",
-                worker=child.number,
-                how=how,
+                "worker {worker} {outcome}; another one starts {when}",
+                worker=worker.number,
+                outcome=outcome,
                 when=f"in {pause:g} s" if pause else "now",
             )
 
-    def _stuck(self, child: Child) -> None:
-        log.error("worker {worker} reads no events any more, and is killed", worker=child.number)
-        child.kill()
+    def _kill_stuck_worker(self, worker: WorkerProcess) -> None:
+        log.error("worker {worker} no longer reads events: the supervisor kills it", worker=worker.number)
+        worker.kill()
 
-    # Changing
+    # Reload
 
     def reconfigure(self, new: Config) -> tuple[str, ...]:
-        """See `chatws.service.ChatwsService.reconfigure`: for all workers."""
-        startup.check(new, self._reactor, running=True)
-        change = compare(self._whole, self._ticket_secrets, self._secret, new)
+        """See `chatws.runtime.service.ChatwsService.reconfigure`: for all workers."""
+        validate.check(new, self._reactor, running=True)
+        change = diff_config(self._whole, self._token_secrets, self._secret, new)
         make_audiences(change.config)
         make_admission(change.config)
+        renewals = read_renewals(self._listeners)
         self._whole = change.config
         self._secret = change.push_secret
-        self._ticket_secrets = change.ticket_secrets
-        self.config = shared_out(change.config)
-        for child in self.children:
-            child.reconfigure(self.config)
-        return change.lines
+        self._token_secrets = change.token_secrets
+        self.config = per_worker_config(change.config)
+        lines = use_renewals(renewals)
+        for worker in self.workers:
+            worker.reconfigure(self.config)
+        return (*change.lines, *lines)
 
     # Stopping
 
     def stopService(self) -> Deferred[None]:
-        """Let all workers end, as each would alone, at the same time; then close the log."""
-        super().stopService()  # type: ignore[no-untyped-call]
+        """Stop all workers at the same time, then close the broker and the metrics port."""
+        super().stopService()
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         self._state = "stopping"
-        closing = [door.close() for door in self._doors]
+        for listener in self._listeners:
+            listener.close()
         self._all_ended = Deferred()
-        for child in self.children:
-            child.stop(self.config.drain_seconds + PATIENCE)
-        self._look_ended()
-        await gatherResults([*closing, self._all_ended])
-        if self._exchange is not None:
-            await self._exchange.stop()
+        for worker in self.workers:
+            worker.stop(self.config.drain_timeout + STOP_TIMEOUT)
+        self._check_all_ended()
+        await self._all_ended
+        if self._broker_server is not None:
+            await self._broker_server.stop()
         if self._monitors is not None:
             await self._monitors.stop_listening()
 
-    def _look_ended(self) -> None:
+    def _check_all_ended(self) -> None:
         assert self._all_ended is not None
-        if not self._all_ended.called and all(child.pid is None for child in self.children):
+        if not self._all_ended.called and all(worker.pid is None for worker in self.workers):
             self._all_ended.callback(None)

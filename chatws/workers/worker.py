@@ -1,12 +1,12 @@
-"""A worker: the same server as without a supervisor, on sockets and a log that it has been given.
+"""A worker: the same server as without a supervisor, on the sockets and the broker connection that it inherits.
 
-It ends like one on SIGTERM, browsers sent away one after the other; so it does when its supervisor is gone, and with it
-the log. SIGHUP and a terminal's SIGINT are for the supervisor, which is told of them too.
+On SIGTERM it drains its connections, as a server without a supervisor does. It does the same when the supervisor has
+ended, because the broker ended with it. The supervisor handles all other signals
+(`chatws.runtime.signals.ignore_in_worker`).
 """
 
 from __future__ import annotations
 
-import signal
 import sys
 from contextlib import suppress
 from typing import Any
@@ -18,122 +18,120 @@ from twisted.internet.defer import Deferred
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger, globalLogBeginner
 
-from chatws import startup
-from chatws.brokers.contract import Broker
-from chatws.brokers.relay import RelayBroker
-from chatws.channel import Channel, take_over
-from chatws.config import Config
-from chatws.errors import OperatorError
-from chatws.metrics import Exporter
-from chatws.place import Place
-from chatws.service import ChatwsService
-from chatws.workers import control
-from chatws.workers.lines import RelayingObserver
-from chatws.workers.sockets import adopting_endpoint
+from chatws.errors import ConfigError
+from chatws.runtime.clock import use_monotonic_clock
+from chatws.runtime.metrics import Exporter
+from chatws.runtime.parts import Listeners
+from chatws.runtime.resolver import use_own_threads
+from chatws.runtime.service import ChatwsService
+from chatws.runtime.shutdown import install_sigterm_handler
+from chatws.workers import control_messages
+from chatws.workers.ipc import IpcConnection, adopt_socket
+from chatws.workers.ipc_broker import IpcBroker
+from chatws.workers.log_relay import RelayingObserver
+from chatws.workers.shared_listener import adopting_endpoint
 
 __all__ = ["Worker", "main"]
 
 log = Logger()
 
-#: Seconds that the supervisor has to read the last lines of the log.
-LAST_WORDS = 2.0
+#: Seconds that the supervisor has to read the last log lines. It reads them within milliseconds. A supervisor that
+#: hangs must not keep its workers from ending.
+LOG_FLUSH_TIMEOUT = 2.0
 
 
-class _WorkersPlace(Place):
-    def __init__(self, worker: Worker, setup: control.Setup, reactor: Any) -> None:
-        super().__init__(setup.config, reactor)
-        self.node = setup.node
+class _WorkerServer(ChatwsService):
+    """The server of a worker, on the sockets and the broker connection that the supervisor has sent."""
+
+    def __init__(self, worker: Worker, setup: control_messages.Setup, reactor: Any) -> None:
+        def listeners(name: str) -> list[Any]:
+            return [adopting_endpoint(reactor, socket) for socket in setup.sockets if socket.listener == name]
+
         self._worker = worker
-        self._setup = setup
+        descriptor = setup.broker_descriptor
+        super().__init__(
+            setup.config,
+            reactor,
+            broker=None
+            if descriptor is None
+            else IpcBroker(lambda channel: adopt_socket(reactor, channel, descriptor)),
+            listeners=Listeners(listeners("browsers"), listeners("backends"), listeners("api"), []),
+            node=setup.node,
+        )
 
-    def broker(self) -> Broker:
-        descriptor = self._setup.log
-        if descriptor is None:
-            return super().broker()
-        return RelayBroker(lambda channel: take_over(self.reactor, channel, descriptor))
+    def _started(self) -> None:
+        self._worker.send(control_messages.Running())
 
-    def _endpoints(self, door: str) -> list[Any]:
-        return [adopting_endpoint(self.reactor, one) for one in self._setup.sockets if one.door == door]
-
-    def browser_endpoints(self) -> list[Any]:
-        return self._endpoints("browsers")
-
-    def push_endpoints(self) -> list[Any]:
-        return self._endpoints("backends")
-
-    def metrics_endpoints(self) -> list[Any]:
-        return []
-
-    def started(self) -> None:
-        self._worker.send(control.Running())
-
-    def failed(self, reason: str) -> None:
+    def _abort_start(self, reason: str) -> None:
         self._worker.fail(reason)
 
 
 class Worker:
-    """This process.
+    """The worker's process: its channel to the supervisor, and its server once the settings have arrived.
 
-    :ivar status: its exit status.
+    :ivar status: the exit status of the process.
     """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self.status = 0
         self._server: ChatwsService | None = None
-        self._gone: Deferred[None] | None = Deferred()
-        self._channel = Channel(self._received, self._lost)
+        self._channel_lost: Deferred[None] | None = Deferred()
+        self._channel = IpcConnection(self._on_messages, self._on_channel_lost)
 
     def run(self) -> None:
-        """Serve until the end."""
-        take_over(self._reactor, self._channel, control.CONTROL)
+        """Run the reactor until the server has stopped."""
+        adopt_socket(self._reactor, self._channel, control_messages.CONTROL)
         observer: Any = RelayingObserver(self._channel)
         globalLogBeginner.beginLoggingTo([observer])
-        startup.end_cleanly_on_sigterm(self._reactor)
+        install_sigterm_handler(self._reactor)
         self._reactor.run()
 
     def send(self, message: Any) -> None:
-        """Tell the supervisor."""
-        self._channel.send(control.encode(message))
+        """Send the supervisor one of the messages of `chatws.workers.control_messages`."""
+        self._channel.send(control_messages.encode(message))
 
     def fail(self, reason: str) -> None:
-        """Tell the supervisor that this worker cannot start, and end."""
+        """Report to the supervisor that this worker cannot start, and end the process."""
         self.status = 1
-        self.send(control.Failed(reason))
-        self._channel.close()  # when that has been said; and that is the end
+        self.send(control_messages.Failed(reason))
+        self._channel.close()  # sends the message first; `_on_channel_lost` then stops the reactor
 
-    def _lost(self) -> None:
-        gone, self._gone = self._gone, None
-        if gone is not None:
-            gone.callback(None)
+    def _on_channel_lost(self) -> None:
+        lost, self._channel_lost = self._channel_lost, None
+        if lost is not None:
+            lost.callback(None)
         with suppress(ReactorNotRunning):
             self._reactor.stop()
 
-    def _received(self, messages: list[bytes]) -> None:
+    def _on_messages(self, messages: list[bytes]) -> None:
         for message in messages:
-            self._told(message)
+            self._handle(control_messages.from_supervisor.decode(message))
 
-    def _told(self, message: bytes) -> None:
-        told = control.from_supervisor.decode(message)
-        if isinstance(told, control.Setup):
-            self._serve(told)
+    def _handle(self, message: control_messages.ToWorker) -> None:
+        if isinstance(message, control_messages.Setup):
+            self._serve(message)
             return
         server = self._server
         assert server is not None, "the first message is the setup"
-        if isinstance(told, control.Reconfigure):
-            self._change(server, told.config)
-        elif isinstance(told, control.AskMetrics):
-            self.send(control.Metrics(told.number, [family_of(one) for one in collect(server)]))
+        if isinstance(message, control_messages.Reconfigure):
+            self._reconfigure(server, message)
+        elif isinstance(message, control_messages.CheckAlive):
+            self.send(control_messages.ReportAlive())
+        elif isinstance(message, control_messages.AskMetrics):
+            self.send(control_messages.Metrics(message.number, [to_family(metric) for metric in collect(server)]))
         else:
-            number = told.number
-            answer = server.ready().addCallback(lambda problems: self.send(control.Readiness(number, problems)))
-            answer.addErrback(lambda failure: log.failure("Whether this worker is ready cannot be said", failure))
+            number = message.number
+            checked = server.ready().addCallback(
+                lambda problems: self.send(control_messages.ReadinessReport(number, problems))
+            )
+            checked.addErrback(lambda failure: log.failure("the readiness check failed", failure))
 
-    def _serve(self, setup: control.Setup) -> None:
+    def _serve(self, setup: control_messages.Setup) -> None:
         try:
-            server = ChatwsService(setup.config, self._reactor, _WorkersPlace(self, setup, self._reactor))
+            server = _WorkerServer(self, setup, self._reactor)
         except Exception as error:
-            if not isinstance(error, OperatorError):
+            if not isinstance(error, ConfigError):
                 log.failure("this worker cannot start")
             self.fail(str(error))
             return
@@ -143,38 +141,43 @@ class Worker:
 
     async def _stop(self, server: ChatwsService) -> None:
         await server.stopService()
-        gone = self._gone
-        if gone is not None:  # the last lines of the log have to arrive
+        lost = self._channel_lost
+        if lost is not None:  # send the last log lines first
             self._channel.close()
-            gone.addTimeout(LAST_WORDS, self._reactor).addErrback(lambda failure: None)
-            await gone
+            lost.addTimeout(LOG_FLUSH_TIMEOUT, self._reactor).addErrback(lambda failure: None)
+            await lost
 
-    def _change(self, server: ChatwsService, config: Config) -> None:
+    def _reconfigure(self, server: ChatwsService, message: control_messages.Reconfigure) -> None:
         try:
-            server.take(config)
-        except OperatorError as error:
-            log.error("the new configuration cannot be taken, the old one stays: {reason}", reason=str(error))
+            server.apply(message.config)
+        except ConfigError as error:
+            log.error(
+                "the new configuration is invalid, the worker keeps the previous one: {reason}", reason=str(error)
+            )
+            return
+        for listener, pem in zip(server.tls_listeners, message.certificates, strict=True):
+            listener.tls.use(pem)
 
 
 def collect(server: ChatwsService) -> list[Metric]:
-    """All metrics of this process."""
+    """Return all metrics of this process."""
     return [*Exporter(server, server.lag).collect(), *ProcessCollector(registry=None).collect()]
 
 
-def family_of(metric: Metric) -> control.Family:
-    """As it goes to the supervisor."""
-    samples = [(one.name, dict(one.labels), float(one.value)) for one in metric.samples]
-    return control.Family(metric.name, metric.documentation, metric.type, samples)
+def to_family(metric: Metric) -> control_messages.Family:
+    """Convert a metric to the message that the supervisor receives."""
+    samples = [(sample.name, dict(sample.labels), float(sample.value)) for sample in metric.samples]
+    return control_messages.Family(metric.name, metric.documentation, metric.type, samples)
 
 
 def main() -> None:
-    """The process: its arguments are the worker's number, for whoever looks at `ps`, and the reactor's name, if any."""
-    for number in (signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
+    """Run a worker. The arguments are its number, which `ps` shows, and the name of the reactor, if any."""
     if len(sys.argv) > 2:
         installReactor(sys.argv[2])
     from twisted.internet import reactor
 
+    use_monotonic_clock(reactor)
+    use_own_threads(reactor)
     worker = Worker(reactor)
     worker.run()
     sys.exit(worker.status)

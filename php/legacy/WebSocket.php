@@ -8,20 +8,20 @@ use Chatws\Client;
 use Chatws\Config;
 
 /**
- * The helper by the name and with the signatures that applications in the field call, on top of Chatws\Client.
+ * The static helper of existing applications, with the same name and signatures, based on Chatws\Client.
  *
- * Copy it over the old app/Helpers/WebSocket.php; no call has to change. Settings come from the environment
- * (CHATWS_PUSH_ADDRESS, which may name several nodes, and others), or from configure(). See Chatws\Client for what the
- * methods promise: they never throw, never hold the request up for long, and return false after they have logged why.
+ * Copy it over the old app/Helpers/WebSocket.php. No call has to change. Settings come from the environment
+ * (CHATWS_PUSH_ADDRESS and others, see README.md) or from configure(). As in Chatws\Client, no method throws, all calls
+ * together have a time budget, and a method that fails logs the reason and returns false.
  */
 final class WebSocket
 {
     private static ?Client $client = null;
 
     /**
-     * Other settings than those of the environment, from now on.
+     * Replaces the settings of the environment.
      *
-     * @param Client|Config|array<string, mixed> $settings an array as for Chatws\Config::fromEnv()
+     * @param Client|Config|array<string, mixed> $settings an array is passed to Chatws\Config::fromEnv()
      */
     public static function configure(Client|Config|array $settings): void
     {
@@ -29,7 +29,7 @@ final class WebSocket
         self::$client = $settings instanceof Config ? new Client($settings) : $settings;
     }
 
-    /** The one client of this process: for batches, keys, and whatever has no method here. */
+    /** Returns the client of this process, for batches, keys, and everything without a method here. */
     public static function client(): Client
     {
         return self::$client ??= new Client();
@@ -81,7 +81,7 @@ final class WebSocket
 
     /**
      * @param array<array-key, mixed> $data
-     * @param array<array-key, mixed>|null $targets null: everyone; a list: users' ids; see Chatws\Client::broadcast()
+     * @param array<array-key, mixed>|null $targets null: everyone; a list: user ids; see Chatws\Client::broadcast()
      */
     public static function broadcast(string $event, array $data, ?array $targets = null): bool
     {
@@ -105,8 +105,8 @@ final class WebSocket
     }
 
     /** @param list<int|string>|null $conversations */
-    public static function ticket(int $userId, int $ttl = 300, ?array $conversations = null): string|false
+    public static function token(int $userId, int $ttl = 300, ?array $conversations = null): string|false
     {
-        return self::client()->ticket($userId, $ttl, $conversations);
+        return self::client()->token($userId, $ttl, $conversations);
     }
 }

@@ -5,45 +5,56 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * Tells chatws what has happened, so that the browsers get to know.
+ * Publishes events to chatws and signs tokens for browsers.
  *
- * No method throws, and all together hold a request up for no longer than the budget (Config). A method that returns a
- * bool returns true when the server has acknowledged, and false after it has logged why not; with a spool what could
- * not be delivered is then kept, and sent by the next call, of this request or another. Do not repeat such a call
- * yourself, or give it a key of its own to be repeated with.
+ * No method throws, and all calls of a request together block for no longer than the time budget (see Config). A method
+ * that returns a bool returns true when the server has acknowledged the line, and otherwise logs the reason and returns
+ * false. With a spool, the undelivered line is then stored and sent by the next call, of this request or another. Do
+ * not repeat a failed call, unless you pass an idempotency key.
  *
- * An idempotency key (`$key`) names one notification: a second one with the same key within 10 minutes is acknowledged
- * and not sent again. Where none is given a random one is made, so that a retry never shows anything twice.
+ * An idempotency key (`$key`) identifies a notification: within 10 minutes the server acknowledges a second one with
+ * the same key and does not deliver it. The default is a random key, so that a retry never delivers an event twice.
  */
 final class Client
 {
-    /** As many ids one line may name. */
+    /** The server's limit for the user ids of one line. */
     private const MAX_USER_IDS = 10_000;
-    /** A batch goes out in pieces of this size. */
+    /** Limits of one exchange; a larger batch is split, so that a failure repeats less. */
     private const BATCH_LINES = 500;
     private const BATCH_BYTES = 512 * 1024;
+    /** Loaded with the first client: PHP ends a process that has no file descriptor left to load a class. */
+    private const PRELOADED = [
+        ConnectionFailed::class,
+        Deadline::class,
+        ErrorSuppressor::class,
+        Json::class,
+        Line::class,
+        Spool::class,
+        Token::class,
+    ];
 
     private readonly Config $config;
     private readonly Log $log;
-    private readonly Courier $courier;
-    /** @var list<Line>|null the lines of the batch under way */
+    private readonly Sender $sender;
+    /** @var list<Line>|null the lines of the current batch; null outside of batch() */
     private ?array $batch = null;
-    /** Why not everything in the batch under way could be made into lines. */
+    /** Why a call inside the current batch failed. */
     private ?string $batchProblem = null;
 
-    /** @param Config|null $config null: from the environment */
+    /** @param Config|null $config null: Config::fromEnv() */
     public function __construct(?Config $config = null)
     {
         $this->config = $config ?? Config::fromEnv();
         $this->log = new Log($this->config->logger);
-        $this->courier = new Courier($this->config, $this->log);
+        $this->sender = new Sender($this->config, $this->log);
+        array_map('class_exists', self::PRELOADED);
         foreach ($this->config->problems as $problem) {
             $this->log->warning($problem);
         }
     }
 
     /**
-     * A message was written: the conversation's subscribers get `new_message`.
+     * Publishes `new_message` to the conversation's subscribers.
      *
      * @param array<string, mixed> $message id, content, sender_type, sender_id, created_at …
      */
@@ -57,7 +68,7 @@ final class Client
     }
 
     /**
-     * A conversation is another now: everybody's list gets `conversation_updated`.
+     * Publishes `conversation_updated` to all users.
      *
      * @param array<string, mixed> $conversation
      */
@@ -74,7 +85,7 @@ final class Client
     }
 
     /**
-     * A conversation has begun: everybody's list gets `new_conversation`.
+     * Publishes `new_conversation` to all users.
      *
      * @param array<string, mixed> $conversation id, contact_name, status …
      */
@@ -83,13 +94,13 @@ final class Client
         return $this->publish('new_conversation', ['conversation' => Json::object($conversation)], key: $key);
     }
 
-    /** An agent is `away`, say: everybody gets `agent_status`. `online` and `offline` the server tells by itself. */
+    /** Publishes `agent_status`, such as `away`, to all users. The server itself publishes `online` and `offline`. */
     public function notifyAgentStatus(int|string $agentId, string $status): bool
     {
         return $this->publish('agent_status', ['agent_id' => $agentId, 'status' => $status]);
     }
 
-    /** Somebody types, or stopped: the conversation's subscribers but that user get `typing`. Never spooled. */
+    /** Publishes `typing` to the conversation's subscribers except that user. It is never spooled. */
     public function notifyTyping(int|string $conversationId, int|string $userId, bool $isTyping): bool
     {
         $data = ['conversation_id' => $conversationId, 'user_id' => $userId, 'is_typing' => $isTyping];
@@ -97,7 +108,7 @@ final class Client
         return $this->publish('typing', $data);
     }
 
-    /** A message was read: the conversation's subscribers get `message_read`. */
+    /** Publishes `message_read` to the conversation's subscribers. */
     public function notifyMessageRead(int|string $conversationId, int|string $messageId, int|string $userId): bool
     {
         $data = ['conversation_id' => $conversationId, 'message_id' => $messageId, 'user_id' => $userId];
@@ -105,7 +116,7 @@ final class Client
         return $this->publish('message_read', $data);
     }
 
-    /** A message was delivered, say: the conversation's subscribers get `message_status_updated`. */
+    /** Publishes `message_status_updated` to the conversation's subscribers. */
     public function notifyMessageStatusUpdated(int|string $conversationId, int|string $messageId, string $status): bool
     {
         $data = ['conversation_id' => $conversationId, 'message_id' => $messageId, 'status' => $status];
@@ -114,7 +125,7 @@ final class Client
     }
 
     /**
-     * An event for one user: every connection of theirs gets it.
+     * Publishes an event to all connections of one user.
      *
      * @param array<array-key, mixed> $data
      */
@@ -124,13 +135,12 @@ final class Client
     }
 
     /**
-     * An event for everyone, for some, or for a conversation.
+     * Publishes an event to everyone, to some users, or to a conversation.
      *
      * @param array<array-key, mixed> $data
-     * @param array<array-key, mixed>|null $targets null: everyone. A list: the users with these ids (an empty one is
-     *     nobody, and then nothing is sent). Or by name, as on the wire: `['conversation_id' => 456]`,
-     *     `['user_id' => 5]`, `['user_ids' => [5, 6]]`; each also with `'except_user_id' => 123`, which alone means
-     *     everyone but that user.
+     * @param array<array-key, mixed>|null $targets null: everyone. A list: the users with these ids; for an empty list
+     *     nothing is sent. An array with names, as on the wire: `['conversation_id' => 456]`, `['user_id' => 5]`,
+     *     `['user_ids' => [5, 6]]`. `'except_user_id' => 123` may be added; alone it means everyone except that user.
      */
     public function broadcast(string $event, array $data, ?array $targets = null, ?string $key = null): bool
     {
@@ -145,7 +155,7 @@ final class Client
             }
         }
         if ($except !== null && !\is_int($except) && !\is_string($except)) {
-            $this->log->warning("{$event} not sent: except_user_id must be an id");
+            $this->log->warning("{$event} not sent: except_user_id must be an integer or a string");
 
             return false;
         }
@@ -153,23 +163,23 @@ final class Client
             return $this->publish($event, $data, $targets ?? 'everyone', $except, $key);
         }
         $lines = [];
-        foreach (array_chunk($targets, self::MAX_USER_IDS) as $at => $userIds) {
-            $part = $key === null || $at === 0 ? $key : "{$key}#{$at}";
-            $lines[] = fn (): Line => Line::event($event, $data, ['user_ids' => $userIds], $except, $part);
+        foreach (array_chunk($targets, self::MAX_USER_IDS) as $index => $userIds) {
+            $partKey = $key === null || $index === 0 ? $key : "{$key}#{$index}";
+            $lines[] = fn (): Line => Line::event($event, $data, ['user_ids' => $userIds], $except, $partKey);
         }
 
         return $this->sendAll($event, $lines);
     }
 
     /**
-     * Any event, to any audience.
+     * Publishes any event to any audience.
      *
-     * @param array<array-key, mixed> $data always an object in the browser; an empty array becomes `{}`. Of what stands
-     *     deeper in it an empty array becomes `[]`: write `new \stdClass()` where the page expects `{}`.
+     * @param array<array-key, mixed> $data always an object in the browser; an empty array becomes `{}`. An empty array
+     *     inside it becomes `[]`: use `new \stdClass()` where the page expects `{}`.
      * @param array<string, mixed>|string|null $to `['conversation_id' => 456]`, `['user_id' => 5]`,
      *     `['user_ids' => [5, 6]]`, `'everyone'`; null: the event's default audience
-     * @param int|string|null $exceptUserId whose connections do not get it
-     * @param bool $transient not for those who are away: neither kept for recovery nor spooled
+     * @param int|string|null $exceptUserId the user whose connections do not receive it
+     * @param bool $transient only for clients that are connected now: neither stored in the history nor spooled
      */
     public function publish(
         string $event,
@@ -186,18 +196,18 @@ final class Client
     }
 
     /**
-     * Sends what the callable notifies of in one go, which takes about as long as a single notification.
+     * Sends the notifications of a callable as one batch, in about the time of a single notification.
      *
-     * Inside, each method returns whether its line could be made; operations that ask something (`onlineAgents`) do not
-     * wait for their turn. What the callable throws is thrown on, after what it had said until then is sent.
+     * Inside, each method returns whether its line is valid. Queries (`onlineAgents`, `ping`) are sent at once. An
+     * exception of the callable is rethrown after the notifications before it were sent.
      *
-     * @param callable(self): mixed $do
-     * @return bool whether everything was acknowledged
+     * @param callable(self): mixed $callable
+     * @return bool whether the server has acknowledged all of them
      */
-    public function batch(callable $do): bool
+    public function batch(callable $callable): bool
     {
         if ($this->batch !== null) {
-            $do($this);
+            $callable($this);
 
             return true;
         }
@@ -205,22 +215,22 @@ final class Client
         $this->batchProblem = null;
         $sent = false;
         try {
-            $do($this);
+            $callable($this);
         } finally {
             $lines = $this->batch;
             $this->batch = null;
             $sent = $this->guard('batch', fn (): bool => $this->deliver($lines), false);
         }
 
-        $this->log->last ??= $this->batchProblem;
+        $this->log->lastMessage ??= $this->batchProblem;
 
         return $sent && $this->batchProblem === null;
     }
 
     /**
-     * Closes the user's connections, after they have logged out, say.
+     * Closes the user's connections, for example after a logout.
      *
-     * @param bool $ban tell the browsers not to come back; without, they reconnect and are asked anew who they are
+     * @param bool $ban true: the browsers do not reconnect; false: they reconnect and authenticate again
      */
     public function disconnectUser(int|string $userId, string $reason = '', bool $ban = false): bool
     {
@@ -229,7 +239,7 @@ final class Client
         return $this->sendAll('disconnect', [static fn (): Line => Line::operation('disconnect', $fields)]);
     }
 
-    /** Takes a conversation away from the user's connections, after they have lost the right to it. */
+    /** Unsubscribes the user's connections from a conversation, for example after the user has lost access to it. */
     public function unsubscribeUser(int|string $userId, int|string $conversationId): bool
     {
         $fields = ['user_id' => $userId, 'conversation_id' => $conversationId];
@@ -238,99 +248,100 @@ final class Client
     }
 
     /**
-     * The ids of the agents who are online, sorted.
+     * Returns the ids of the agents who are online, sorted.
      *
-     * @return list<int|string> empty also when it cannot be told; lastError() says whether that is so
+     * @return list<int|string> also empty if the query failed; lastError() is then not null
      */
     public function onlineAgents(): array
     {
         return $this->guard('presence', function (): array {
-            $answer = $this->courier->send([Line::operation('presence')])[0] ?? [];
-            $online = $answer['online'] ?? null;
+            $response = $this->sender->send([Line::operation('presence')])[0] ?? [];
+            $online = $response['online'] ?? null;
 
             return \is_array($online) ? array_values($online) : [];
         }, []);
     }
 
-    /** Whether the server is there and takes the secret. */
+    /** Whether the server is reachable and accepts the push secret. */
     public function ping(): bool
     {
         return $this->guard('ping', fn (): bool => $this->deliver([Line::operation('ping')]), false);
     }
 
     /**
-     * A ticket that proves to the server who a browser is; the page hands it over as `token`. It is made here: nobody
-     * is asked. Let it live for a few minutes, and let the page fetch another when it reconnects.
+     * Signs a token that authenticates a browser. The page passes it to the client library as `token`.
      *
-     * @param int $ttl seconds
-     * @param list<int|string>|null $conversations the only ones that the page may subscribe to; null: all that the
-     *     application allows
-     * @return string|false false when there is no secret to sign with
+     * The server is not contacted. Use a lifetime of a few minutes, and let the page fetch a new token when it
+     * reconnects.
+     *
+     * @param int $ttl lifetime in seconds
+     * @param list<int|string>|null $conversations the only conversations that the page may subscribe to; null: every
+     *     conversation that the server allows
+     * @return string|false false if no secret is configured
      */
-    public function ticket(int|string $userId, int $ttl = 300, ?array $conversations = null): string|false
+    public function token(int|string $userId, int $ttl = 300, ?array $conversations = null): string|false
     {
-        return $this->guard('ticket', function () use ($userId, $ttl, $conversations): string|false {
-            if ($this->config->ticketSecret === null) {
-                $this->log->warning('no ticket: there is no secret (CHATWS_SECRET or CHATWS_SECRET_FILE)');
+        return $this->guard('token', function () use ($userId, $ttl, $conversations): string|false {
+            if ($this->config->tokenSecret === null) {
+                $this->log->warning('no token: no secret is configured, set CHATWS_SECRET or CHATWS_SECRET_FILES');
 
                 return false;
             }
-            $audience = $this->config->ticketAudience;
+            $audience = $this->config->tokenAudience;
 
-            return Ticket::sign($this->config->ticketSecret, $userId, time(), $ttl, $conversations, $audience);
+            return Token::sign($this->config->tokenSecret, $userId, time(), $ttl, $conversations, $audience);
         }, false);
     }
 
     /**
-     * Sends what waits in the spool, as every other call does by the way.
+     * Sends the lines in the spool. Every other call that sends something does the same.
      *
-     * @return int how many lines still wait there
+     * @return int how many lines remain in the spool
      */
     public function flushSpool(): int
     {
-        return $this->guard('spool', fn (): int => $this->courier->flush(), 0);
+        return $this->guard('spool', fn (): int => $this->sender->flush(), 0);
     }
 
-    /** Why the last call has failed; null when it has not. */
+    /** Returns why the last call failed, or null if it succeeded. */
     public function lastError(): ?string
     {
-        return $this->log->last;
+        return $this->log->lastMessage;
     }
 
-    /** To be called where a process serves many requests by itself and each is to have its own budget. */
+    /** Resets the time budget. Call it at the start of each request in a process that serves many requests. */
     public function beginRequest(): void
     {
-        $this->courier->renew();
+        $this->sender->renew();
     }
 
-    /** Closes the connection. The next call opens another. */
+    /** Closes the connection. The next call opens a new one. */
     public function close(): void
     {
-        $this->courier->close();
+        $this->sender->close();
     }
 
-    /** @param list<\Closure(): Line> $lines */
-    private function sendAll(string $what, array $lines): bool
+    /** @param list<\Closure(): Line> $factories that make the lines; encoding may fail */
+    private function sendAll(string $operation, array $factories): bool
     {
-        return $this->guard($what, function () use ($what, $lines): bool {
-            $made = [];
-            foreach ($lines as $make) {
-                $line = $make();
+        return $this->guard($operation, function () use ($operation, $factories): bool {
+            $lines = [];
+            foreach ($factories as $factory) {
+                $line = $factory();
                 $size = \strlen($line->json);
                 if ($size > $this->config->maxLineSize) {
-                    $this->log->warning(
-                        "{$what} not sent: its line has {$size} bytes, more than {$this->config->maxLineSize}",
-                    );
-                    $this->batchProblem = $this->log->last;
+                    $limit = "max_line_size is {$this->config->maxLineSize}";
+                    $this->log->warning("{$operation} not sent: its line has {$size} bytes, {$limit}");
+                    $this->batchProblem = $this->log->lastMessage;
 
                     return false;
                 }
-                $made[] = $line;
+                $lines[] = $line;
             }
             if ($this->batch === null) {
-                return $this->deliver($made);
+                return $this->deliver($lines);
             }
-            array_push($this->batch, ...$made);
+            array_push($this->batch, ...$lines);
 
             return true;
         }, false);
@@ -340,26 +351,27 @@ final class Client
     private function deliver(array $lines): bool
     {
         $ok = true;
-        $from = 0;
+        $start = 0;
         $size = 0;
-        foreach ($lines as $at => $line) {
-            if ($at > $from && ($at - $from >= self::BATCH_LINES || $size + \strlen($line->json) > self::BATCH_BYTES)) {
-                $ok = $this->exchange(\array_slice($lines, $from, $at - $from)) && $ok;
-                $from = $at;
+        foreach ($lines as $index => $line) {
+            $count = $index - $start;
+            if ($count > 0 && ($count >= self::BATCH_LINES || $size + \strlen($line->json) > self::BATCH_BYTES)) {
+                $ok = $this->exchange(\array_slice($lines, $start, $count)) && $ok;
+                $start = $index;
                 $size = 0;
             }
             $size += \strlen($line->json);
         }
 
-        return $lines === [] || ($this->exchange(\array_slice($lines, $from)) && $ok);
+        return $lines === [] || ($this->exchange(\array_slice($lines, $start)) && $ok);
     }
 
     /** @param list<Line> $lines */
     private function exchange(array $lines): bool
     {
-        $answers = $this->courier->send($lines);
-        foreach (array_keys($lines) as $at) {
-            if (($answers[$at]['ok'] ?? false) !== true) {
+        $responses = $this->sender->send($lines);
+        foreach (array_keys($lines) as $index) {
+            if (($responses[$index]['ok'] ?? false) !== true) {
                 return false;
             }
         }
@@ -368,21 +380,23 @@ final class Client
     }
 
     /**
+     * Calls a function. An exception is logged and becomes the default.
+     *
      * @template T
-     * @param callable(): T $do
-     * @param T $otherwise
+     * @param callable(): T $function
+     * @param T $default
      * @return T
      */
-    private function guard(string $what, callable $do, mixed $otherwise): mixed
+    private function guard(string $operation, callable $function, mixed $default): mixed
     {
-        $this->log->last = null;
+        $this->log->lastMessage = null;
         try {
-            return $do();
+            return $function();
         } catch (\Throwable $error) {
-            $this->log->warning("{$what} not sent: {$error->getMessage()}");
-            $this->batchProblem = $this->log->last;
+            $this->log->warning("{$operation} not sent: {$error->getMessage()}");
+            $this->batchProblem = $this->log->lastMessage;
 
-            return $otherwise;
+            return $default;
         }
     }
 }

@@ -5,15 +5,15 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * How chatws is reached and how long anybody may wait for it. Times are in milliseconds, sizes in bytes.
+ * The settings of the client: addresses, timeouts, secrets, spool. Times are in milliseconds, sizes in bytes.
  *
- * A wrong value never throws: what it makes impossible is logged when it is tried.
+ * An invalid value never throws. It is logged by the first client, and the default is used.
  */
 final class Config
 {
     public const DEFAULT_ADDRESS = '127.0.0.1:8081';
 
-    /** Servers where all static state ends with the request. Elsewhere (workers, Octane) there is no telling. */
+    /** SAPIs where all static state ends with the request. In other processes (workers, Octane) it may not. */
     private const REQUEST_SAPIS = ['fpm-fcgi', 'cgi-fcgi', 'apache2handler', 'litespeed', 'cli-server'];
 
     /** Environment variable => key of fromArray(). */
@@ -30,34 +30,34 @@ final class Config
         'CHATWS_SPOOL_DIR' => 'spool_dir',
         'CHATWS_SPOOL_MAX_FILES' => 'spool_max_files',
         'CHATWS_MAX_LINE_SIZE' => 'max_line_size',
-        'CHATWS_SECRET' => 'ticket_secret',
-        'CHATWS_SECRET_FILE' => 'ticket_secret_file',
-        'CHATWS_TICKET_AUDIENCE' => 'ticket_audience',
+        'CHATWS_SECRET' => 'token_secret',
+        'CHATWS_SECRET_FILES' => 'token_secret_file',
+        'CHATWS_TOKEN_AUDIENCE' => 'token_audience',
     ];
 
-    /** Whether the budget is for all calls of a request together, or for each call by itself. */
+    /** Whether the time budget covers all calls of a request together, or each call alone. */
     public readonly bool $perRequest;
 
     /**
      * @param string $address "127.0.0.1:8081", "[::1]:8081", "unix:/run/chatws/push.sock" or "tls://chat.example:8443".
-     *     A host name is looked up by the system's resolver, which keeps no time-out: give an IP address. Several with
-     *     commas between them are nodes of one chatws: where one cannot be reached, the next is asked.
-     * @param string|null $secret the push secret, where the server has one
+     *     Use an IP address: the system's resolver has no timeout for host names. Several addresses, separated by
+     *     commas, are nodes of one chatws. If one is unavailable, the client tries the next.
+     * @param string|null $secret the server's push secret, if it has one
      * @param int $connectTimeoutMs for opening the connection
-     * @param int $answerTimeoutMs without any progress: no byte taken, no answer come
-     * @param int $budgetMs for a whole request (see $perRequest), whatever happens
-     * @param int $pauseMs after the server could not be reached: for so long it is not tried again; 0: it is
-     * @param string|null $spoolDir a directory for what could not be delivered, made when missing; null: there is none
-     * @param int $spoolMaxFiles when so many wait there, what comes next is lost (and logged)
-     * @param int $maxLineSize of a line; as the server's --max-line-size
-     * @param string|null $tlsCa a PEM file with the authority that signed the server's certificate; null: the system's
+     * @param int $answerTimeoutMs without progress: no byte was sent and no response received
+     * @param int $budgetMs maximum for a whole request (see $perRequest)
+     * @param int $pauseMs time without attempts after a failed delivery; 0: the next call tries again
+     * @param string|null $spoolDir absolute path of a directory for undelivered lines, created if missing; null: none
+     * @param int $spoolMaxFiles if the spool holds this many files, further lines are lost and logged
+     * @param int $maxLineSize maximum size of a line; the same as the server's --max-line-size
+     * @param string|null $tlsCa PEM file with the CA that signed the server's certificate; null: the system's CAs
      * @param string|null $tlsName the name in the certificate; null: the host of the address
-     * @param string|null $ticketSecret the secret that signs tickets: the server's --secret-file or CHATWS_SECRET
-     * @param string|null $ticketAudience the tickets' `aud`: the server's --ticket-audience
+     * @param string|null $tokenSecret the secret that signs tokens: the server's --secret-file or CHATWS_SECRET
+     * @param string|null $tokenAudience the tokens' `aud`: as the server's setting
      * @param callable(string, string, array<string, mixed>): mixed|object|null $logger a PSR-3 logger, or a callable
      *     that takes level, message and context; null: error_log()
-     * @param bool|null $perRequest null: for a request under FPM and its like, for each call in a CLI process
-     * @param list<string> $problems what was wrong with the settings, to be logged at the first use
+     * @param bool|null $perRequest null: true under PHP-FPM and similar servers, false in a CLI process
+     * @param list<string> $problems errors in the settings, which the first client logs
      */
     public function __construct(
         public readonly string $address = self::DEFAULT_ADDRESS,
@@ -73,8 +73,8 @@ final class Config
         public readonly ?string $tlsCa = null,
         public readonly ?string $tlsName = null,
         #[\SensitiveParameter]
-        public readonly ?string $ticketSecret = null,
-        public readonly ?string $ticketAudience = null,
+        public readonly ?string $tokenSecret = null,
+        public readonly ?string $tokenAudience = null,
         public readonly mixed $logger = null,
         ?bool $perRequest = null,
         public readonly array $problems = [],
@@ -83,85 +83,147 @@ final class Config
     }
 
     /**
-     * From the environment; README.md lists the variables. One that is empty counts as not set.
+     * Reads the environment variables that README.md lists. An empty variable counts as not set. Quotation marks around
+     * a value are removed, because some loaders of `.env` files leave them.
      *
-     * @param array<string, mixed> $settings as for fromArray(); they go over the environment
+     * @param array<string, mixed> $settings as for fromArray(); they take precedence over the environment
      */
     public static function fromEnv(array $settings = []): self
     {
-        $found = [];
+        $values = [];
+        $problems = [];
         foreach (self::VARIABLES as $variable => $key) {
-            $value = getenv($variable);
+            $value = \function_exists('getenv') ? getenv($variable) : false; // php.ini may disable getenv()
             if ($value === false) {
-                // a framework's .env loader may fill these alone
+                // The .env loader of a framework may fill only these.
                 $value = $_ENV[$variable] ?? $_SERVER[$variable] ?? '';
             }
-            if (\is_scalar($value) && (string) $value !== '') {
-                $found[$key] = (string) $value;
+            $value = \is_scalar($value) ? trim((string) $value) : '';
+            if (preg_match('/^(["\'])(.*)\1$/s', $value, $match) === 1) {
+                if (\in_array($key, ['secret', 'token_secret'], true)) {
+                    // The server uses the same variable literally, so the marks may belong to the secret.
+                    $problems[] = "{$variable} is in quotation marks, which count as part of the secret";
+                } else {
+                    $value = $match[2];
+                }
+            }
+            if ($value !== '') {
+                $values[$key] = $value;
             }
         }
 
-        return self::fromArray($settings + $found);
+        return self::make($settings + $values, $problems);
     }
 
     /**
-     * From an array, such as a framework's configuration. Null counts as left out, a number may be a string.
+     * Reads an array, such as a framework's configuration. Null counts as not set, a number may be a string.
      *
      * @param array<string, mixed> $settings the constructor's parameters in snake_case; and `secret_file`,
-     *     `ticket_secret_file`: files that hold a secret (of several the first signs)
+     *     `token_secret_file`: files that hold a secret (if there are several, the first one signs)
      */
     public static function fromArray(array $settings): self
     {
-        $problems = [];
+        return self::make($settings, []);
+    }
+
+    /**
+     * @param array<string, mixed> $settings
+     * @param list<string> $problems errors so far
+     */
+    private static function make(array $settings, array $problems): self
+    {
         $settings = array_filter($settings, static fn (mixed $value): bool => $value !== null);
-        foreach (['secret', 'ticket_secret'] as $key) {
-            if (isset($settings["{$key}_file"]) && !isset($settings[$key])) {
-                $path = preg_split('/[\s,]+/', trim((string) $settings["{$key}_file"]))[0] ?? '';
-                $text = is_readable($path)
-                    ? Quiet::call(static fn (): string|false => file_get_contents($path))
-                    : false;
-                if ($text === false || trim($text) === '') {
-                    $problems[] = "{$key}_file: {$path} cannot be read, or is empty";
-                } else {
-                    $settings[$key] = trim($text);
-                }
-            }
-        }
-        $number = static function (string $key, int $default, int $least = 1) use ($settings, &$problems): int {
-            $value = $settings[$key] ?? $default;
-            $options = ['options' => ['min_range' => $least]];
-            $found = \is_bool($value) ? false : filter_var($value, \FILTER_VALIDATE_INT, $options);
-            if ($found === false) {
-                $problems[] = "{$key} must be a number from {$least}; {$default} is taken";
-
-                return $default;
-            }
-
-            return $found;
-        };
-        $text = static function (string $key) use ($settings): ?string {
-            $value = $settings[$key] ?? null;
-
-            return \is_scalar($value) && (string) $value !== '' ? (string) $value : null;
+        $text = static fn (string $key): ?string => self::text($settings, $key);
+        $integer = static function (string $key, int $default, int $minimum = 1) use ($settings, &$problems): int {
+            return self::integer($settings, $key, $default, $minimum, $problems);
         };
 
         return new self(
             address: $text('address') ?? self::DEFAULT_ADDRESS,
-            secret: $text('secret'),
-            connectTimeoutMs: $number('connect_timeout_ms', 200),
-            answerTimeoutMs: $number('answer_timeout_ms', 500),
-            budgetMs: $number('budget_ms', 700),
-            pauseMs: $number('pause_ms', 1000, 0),
-            spoolDir: $text('spool_dir'),
-            spoolMaxFiles: $number('spool_max_files', 10_000),
-            maxLineSize: $number('max_line_size', 1_048_576),
+            secret: self::secret($settings, 'secret', $problems),
+            connectTimeoutMs: $integer('connect_timeout_ms', 200),
+            answerTimeoutMs: $integer('answer_timeout_ms', 500),
+            budgetMs: $integer('budget_ms', 700),
+            pauseMs: $integer('pause_ms', 1000, 0),
+            spoolDir: self::spoolDirectory($settings, $problems),
+            spoolMaxFiles: $integer('spool_max_files', 10_000),
+            maxLineSize: $integer('max_line_size', 1_048_576),
             tlsCa: $text('tls_ca'),
             tlsName: $text('tls_name'),
-            ticketSecret: $text('ticket_secret'),
-            ticketAudience: $text('ticket_audience'),
+            tokenSecret: self::secret($settings, 'token_secret', $problems),
+            tokenAudience: $text('token_audience'),
             logger: $settings['logger'] ?? null,
             perRequest: isset($settings['per_request']) ? (bool) $settings['per_request'] : null,
             problems: $problems,
         );
+    }
+
+    /** @param array<string, mixed> $settings */
+    private static function text(array $settings, string $key): ?string
+    {
+        $value = $settings[$key] ?? null;
+        $value = \is_scalar($value) ? trim((string) $value) : '';
+
+        return $value !== '' ? $value : null;
+    }
+
+    /**
+     * @param array<string, mixed> $settings
+     * @param list<string> $problems
+     */
+    private static function integer(array $settings, string $key, int $default, int $minimum, array &$problems): int
+    {
+        $value = $settings[$key] ?? $default;
+        $options = ['options' => ['min_range' => $minimum]];
+        $number = \is_bool($value) ? false : filter_var($value, \FILTER_VALIDATE_INT, $options);
+        if ($number === false) {
+            $problems[] = "{$key} must be an integer of at least {$minimum}; using the default, {$default}";
+
+            return $default;
+        }
+
+        return $number;
+    }
+
+    /**
+     * Returns the secret of the setting, or that of the file in the setting with the suffix `_file`.
+     *
+     * @param array<string, mixed> $settings
+     * @param list<string> $problems
+     */
+    private static function secret(array $settings, string $key, array &$problems): ?string
+    {
+        if (!isset($settings["{$key}_file"]) || isset($settings[$key])) {
+            return self::text($settings, $key);
+        }
+        $path = preg_split('/[\s,]+/', trim((string) $settings["{$key}_file"]))[0] ?? '';
+        // is_readable() also warns if open_basedir forbids the path.
+        $text = ErrorSuppressor::call(
+            static fn (): string|false => is_readable($path) ? file_get_contents($path) : false,
+        );
+        if ($text === false || trim($text) === '') {
+            $problems[] = "{$key}_file: cannot read {$path}, or it is empty";
+
+            return null;
+        }
+
+        return trim($text);
+    }
+
+    /**
+     * @param array<string, mixed> $settings
+     * @param list<string> $problems
+     */
+    private static function spoolDirectory(array $settings, array &$problems): ?string
+    {
+        $directory = self::text($settings, 'spool_dir');
+        if ($directory !== null && preg_match('~^(?:/|\\\\\\\\|[A-Za-z]:[/\\\\])~', $directory) !== 1) {
+            // The current directory is that of the script, whose files web servers deliver.
+            $problems[] = "spool_dir must be an absolute path; \"{$directory}\" is not used as a spool";
+
+            return null;
+        }
+
+        return $directory;
     }
 }

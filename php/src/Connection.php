@@ -5,26 +5,38 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * One connection to the push port: lines out, one answer line in for each, in the same order. Nothing here waits
- * longer than it is told, except for the system's resolver when the address is a host name.
+ * One connection to the push API. It sends lines and reads one response per line, in the same order.
+ *
+ * No method blocks past its deadline, with one exception: the system's resolver has no timeout for a host name.
  *
  * @internal
  */
 final class Connection
 {
-    private const CHUNK = 65536;
-    /** A longer answer is none of ours. */
-    private const MAX_ANSWER = 16 * 1024 * 1024;
+    /** Bytes of one read or write, about the size of a socket buffer. */
+    private const CHUNK_BYTES = 65536;
+    /** Bytes of unread responses. The longest response lists the online agents, far below this limit. */
+    private const MAX_RESPONSE_BYTES = 16 * 1024 * 1024;
+    /**
+     * Milliseconds between two attempts on a stream that stream_select() does not support. The pause doubles each time:
+     * it starts below the response time of a local server and ends at 200 attempts per second.
+     */
+    private const MIN_POLL_PAUSE_MS = 0.1;
+    private const MAX_POLL_PAUSE_MS = 5.0;
 
     /** @var resource|null */
     private $stream = null;
-    /** Whose connection it is: a forked child must not talk on its parent's. */
-    private int $process = 0;
+    /** The process that opened the connection: a forked child must not use its parent's. */
+    private int $processId = 0;
     private string $buffer = '';
-    /** The address that was talked to last. */
+    /** Whether stream_select() supports the stream. */
+    private bool $isSelectable = true;
+    /** Milliseconds before the next attempt on a stream that is not selectable; 0 after progress. */
+    private float $pollPause = 0.0;
+    /** The address of the current or last connection. */
     private string $address = '';
 
-    public function __construct(private readonly Config $config, private readonly Addresses $addresses)
+    public function __construct(private readonly Config $config, private readonly AddressList $addresses)
     {
     }
 
@@ -34,169 +46,192 @@ final class Connection
     }
 
     /**
-     * Sends the lines in one go, and reads the answers.
+     * Sends lines as one batch and reads the responses.
      *
      * @param list<Line> $lines
-     * @param float $patience milliseconds of silence at most, where the settings allow for more
-     * @return array{array<int, array<string, mixed>>, ConnectionFailed|null} the answers by the position of their
-     *     line; and why there are not as many as lines
+     * @param float $timeout milliseconds without progress, if shorter than the timeouts of the settings
+     * @return array{array<int, array<string, mixed>>, ConnectionFailed|null} line index => response; and the reason
+     *     if responses are missing
      */
-    public function exchange(array $lines, Deadline $deadline, float $patience = \INF): array
+    public function exchange(array $lines, Deadline $deadline, float $timeout = \INF): array
     {
-        $answers = [];
+        $responses = [];
         try {
-            Quiet::call(function () use ($lines, $deadline, $patience, &$answers): void {
+            ErrorSuppressor::call(function () use ($lines, $deadline, $timeout, &$responses): void {
+                $isNew = $this->open($deadline->orAfter(min($timeout, $this->config->connectTimeoutMs)));
                 $skip = 0;
-                if ($this->open($deadline->orIn(min($patience, $this->config->connectTimeoutMs))) && $this->config->secret !== null) {
+                if ($isNew && $this->config->secret !== null) {
                     array_unshift($lines, Line::operation('auth', ['secret' => $this->config->secret]));
                     $skip = 1;
                 }
-                $patience = min($patience, $this->config->answerTimeoutMs);
-                $this->talk($lines, $skip, $deadline, $patience, $answers);
+                $timeout = min($timeout, $this->config->answerTimeoutMs);
+                $this->transfer($lines, $skip, $deadline, $timeout, $responses);
             });
         } catch (ConnectionFailed $failure) {
             $this->close();
 
-            return [$answers, $this->addresses->areSeveral() ? $failure->at($this->address) : $failure];
+            return [$responses, $this->addresses->hasAlternatives() ? $failure->withAddress($this->address) : $failure];
         } catch (\Throwable $error) {
             $this->close();
 
-            return [$answers, new ConnectionFailed($error->getMessage(), false, false)];
+            return [$responses, new ConnectionFailed($error->getMessage(), false, false)];
         }
 
-        return [$answers, null];
+        return [$responses, null];
     }
 
-    /** What was asked last was done: this address is taken next time, too. */
-    public function stay(): void
+    /** Keeps the current address for the next exchanges: its last one succeeded. */
+    public function markWorked(): void
     {
-        $this->addresses->worked($this->address);
+        $this->addresses->markWorked($this->address);
     }
 
-    /** It was not: the next exchange is with another address, where there are several. */
-    public function leave(): void
+    /** Closes the connection and moves on to the next address, if there are several. */
+    public function markFailed(): void
     {
         $this->close();
-        $this->addresses->failed($this->address);
+        $this->addresses->markFailed($this->address);
     }
 
-    /** Closes it; the next exchange opens another. */
+    /** Closes the connection. The next exchange opens another. */
     public function close(): void
     {
         $stream = $this->stream;
         $this->stream = null;
         $this->buffer = '';
         if (\is_resource($stream)) {
-            Quiet::call(static fn (): bool => fclose($stream));
+            ErrorSuppressor::call(static fn (): bool => fclose($stream));
         }
     }
 
     /**
+     * Writes the lines and reads their responses.
+     *
      * @param list<Line> $lines
-     * @param int $skip so many answers at the beginning are to lines of our own
-     * @param float $silence milliseconds that may pass without any progress
-     * @param array<int, array<string, mixed>> $answers
+     * @param int $skip number of leading lines whose responses are dropped: this class has added them
+     * @param float $timeout milliseconds without any progress
+     * @param array<int, array<string, mixed>> $responses
      * @throws ConnectionFailed
      */
-    private function talk(array $lines, int $skip, Deadline $deadline, float $silence, array &$answers): void
+    private function transfer(array $lines, int $skip, Deadline $deadline, float $timeout, array &$responses): void
     {
-        $out = implode('', array_map(static fn (Line $line): string => "{$line->json}\n", $lines));
+        $output = implode('', array_map(static fn (Line $line): string => "{$line->json}\n", $lines));
         $sent = 0;
-        $size = \strlen($out);
+        $size = \strlen($output);
         $count = \count($lines);
         $next = 0;
-        $patience = $deadline->orIn($silence);
+        $progressDeadline = $deadline->orAfter($timeout);
+        $this->pollPause = 0.0;
         while ($next < $count) {
-            [$readable, $writable] = $this->wait($sent < $size, $patience);
-            $progress = false;
-            if ($writable) {
-                // Before reading: what the server said before it closed can still be read after this has failed.
-                $written = fwrite($this->stream, substr($out, $sent, self::CHUNK));
+            [$isReadable, $isWritable] = $this->wait($sent < $size, $progressDeadline);
+            $hasProgress = false;
+            if ($isWritable) {
+                // Write before reading: if the write fails, the server's last response can still be read.
+                $written = fwrite($this->stream, substr($output, $sent, self::CHUNK_BYTES));
                 if ($written === false) {
                     $sent = $size;
-                    $readable = true;
+                    $isReadable = true;
                 } else {
                     $sent += $written;
-                    $progress = $written > 0;
+                    $hasProgress = $written > 0;
                 }
             }
-            if ($readable) {
-                $came = $this->read();
+            if ($isReadable) {
+                $isOpen = $this->read();
                 foreach ($this->takeLines() as $text) {
-                    $answer = $this->parse($text, $lines[$next]->id ?? null);
+                    $response = $this->parse($text, $lines[$next]->id ?? null);
                     if ($next >= $skip) {
-                        $answers[$next - $skip] = $answer;
+                        $responses[$next - $skip] = $response;
                     }
                     ++$next;
-                    $progress = true;
+                    $hasProgress = true;
                 }
-                if (!$came && $next < $count) {
+                if (!$isOpen && $next < $count) {
                     throw new ConnectionFailed('the server closed the connection', true);
                 }
             }
-            if ($progress) {
-                $patience = $deadline->orIn($silence);
+            if ($hasProgress) {
+                $progressDeadline = $deadline->orAfter($timeout);
+                $this->pollPause = 0.0;
             }
         }
     }
 
     /**
-     * @param string|null $id of the line that is to be answered next; null: there is none
+     * @param string|null $id of the line whose response is due; null: no response is due
      * @return array<string, mixed>
      * @throws ConnectionFailed
      */
     private function parse(string $text, ?string $id): array
     {
-        $answer = json_decode($text, true);
-        if (!\is_array($answer) || !\is_bool($answer['ok'] ?? null)) {
-            throw new ConnectionFailed('what listens there is no push port of chatws', false);
+        $response = json_decode($text, true);
+        if (!\is_array($response) || !\is_bool($response['ok'] ?? null)) {
+            throw new ConnectionFailed('the program at this address is not the push API of chatws', false);
         }
-        if (($answer['code'] ?? null) === 'bad_secret') {
-            throw new ConnectionFailed('the push secret is wrong, or missing', false, false);
+        if (($response['code'] ?? null) === 'bad_secret') {
+            throw new ConnectionFailed('the push secret is wrong or missing', false, false);
         }
-        // A refusal may come without the id, where the line was too bad for one to be found.
-        $echo = $answer['id'] ?? ($answer['ok'] ? null : $id);
+        // The server cannot echo an id if it could not parse the line.
+        $echo = $response['id'] ?? ($response['ok'] ? null : $id);
         if ($id === null || ($echo !== $id && !(\is_int($echo) && (string) $echo === $id))) {
-            throw new ConnectionFailed('the server answered what was not asked', false);
+            throw new ConnectionFailed('the response does not belong to the line that was sent', false);
         }
 
-        return $answer;
+        return $response;
     }
 
     /**
-     * @return array{bool, bool} whether something can be read, and written
+     * Waits until the stream is ready.
+     *
+     * @return array{bool, bool} whether the stream is readable, and writable
      * @throws ConnectionFailed
      */
-    private function wait(bool $toWrite, Deadline $patience): array
+    private function wait(bool $forWriting, Deadline $deadline): array
     {
         do {
-            $left = $patience->left();
+            $remaining = $deadline->remaining();
+            if (!$this->isSelectable) {
+                if ($remaining <= 0) {
+                    break;
+                }
+                // The stream does not block, so the caller may try both directions.
+                Deadline::sleep(min($this->pollPause, $remaining));
+                $this->pollPause = min(max(2 * $this->pollPause, self::MIN_POLL_PAUSE_MS), self::MAX_POLL_PAUSE_MS);
+
+                return [true, $forWriting];
+            }
             $read = [$this->stream];
-            $write = $toWrite ? [$this->stream] : [];
+            $write = $forWriting ? [$this->stream] : [];
             $except = null;
-            // False is a signal that came in between: a worker may handle some.
-            $found = stream_select($read, $write, $except, (int) ($left / 1000), (int) (fmod($left, 1000) * 1000));
-            if ($found) {
+            // False means that a signal interrupted the call: a worker may have signal handlers.
+            $ready = stream_select(
+                $read,
+                $write,
+                $except,
+                (int) ($remaining / 1000),
+                (int) (fmod($remaining, 1000) * 1000),
+            );
+            if ($ready) {
                 return [$read !== [], $write !== []];
             }
-        } while ($left > 0);
+        } while ($remaining > 0);
         throw new ConnectionFailed('no answer in time', false);
     }
 
-    /** Reads what is there. False at the end of input. */
+    /** Reads the available bytes. Returns false at the end of the stream. */
     private function read(): bool
     {
         do {
-            $chunk = fread($this->stream, self::CHUNK);
+            $chunk = fread($this->stream, self::CHUNK_BYTES);
             if ($chunk === false || $chunk === '') {
                 return !feof($this->stream);
             }
             $this->buffer .= $chunk;
-        } while (\strlen($this->buffer) < self::MAX_ANSWER);
-        throw new ConnectionFailed('an answer without an end', false);
+        } while (\strlen($this->buffer) < self::MAX_RESPONSE_BYTES);
+        throw new ConnectionFailed('the response is longer than 16 MiB', false);
     }
 
-    /** @return list<string> */
+    /** @return list<string> the complete lines in the buffer */
     private function takeLines(): array
     {
         $end = strrpos($this->buffer, "\n");
@@ -210,7 +245,7 @@ final class Connection
     }
 
     /**
-     * Sees to it that there is a connection. True when it is a new one.
+     * Opens the connection unless there is a usable one. Returns true if it is new.
      *
      * @param Deadline $deadline for connecting
      * @throws ConnectionFailed
@@ -218,39 +253,61 @@ final class Connection
     private function open(Deadline $deadline): bool
     {
         if ($this->stream !== null) {
-            // It may have been idle for days. Between two exchanges nothing comes but the server's goodbye.
-            if ($this->process === getmypid() && $this->read() && $this->buffer === '') {
+            // Between two exchanges the server sends nothing: data or the end of the stream make it unusable.
+            if ($this->processId === self::currentProcessId() && $this->read() && $this->buffer === '') {
                 return false;
             }
             $this->close();
         }
         foreach ($this->addresses->all as $address) {
-            $this->target($address); // one that is none is told at once, and not when it is needed
+            $this->parseAddress($address); // report an invalid address at once, not when it is needed
         }
         $this->address = $this->addresses->current();
-        [$target, $tlsName] = $this->target($this->address);
-        $context = stream_context_create(['socket' => ['tcp_nodelay' => true], 'ssl' => $this->tls($tlsName)]);
-        $number = 0;
-        $reason = '';
-        $seconds = max(0.001, $deadline->left() / 1000);
-        $stream = stream_socket_client($target, $number, $reason, $seconds, \STREAM_CLIENT_CONNECT, $context);
-        if ($stream === false) {
-            $reason = ($reason ?: Quiet::$warning) . " ({$this->address})";
-            throw new ConnectionFailed($reason, $deadline->left() > 0);
-        }
-        stream_set_blocking($stream, false);
-        $this->stream = $stream;
-        $this->process = (int) getmypid();
+        [$target, $tlsName] = $this->parseAddress($this->address);
+        $this->stream = $this->connect($target, $tlsName, $deadline);
+        $this->processId = self::currentProcessId();
         $this->buffer = '';
+        $this->isSelectable = $this->supportsSelect();
+        $this->pollPause = 0.0;
         if ($tlsName !== null) {
-            $this->encrypt($deadline);
+            $this->startTls($deadline);
         }
 
         return true;
     }
 
+    /**
+     * @return resource a stream that does not block
+     * @throws ConnectionFailed
+     */
+    private function connect(string $target, ?string $tlsName, Deadline $deadline)
+    {
+        $context = stream_context_create(['socket' => ['tcp_nodelay' => true], 'ssl' => $this->tlsOptions($tlsName)]);
+        $errorNumber = 0;
+        $reason = '';
+        $seconds = max(0.001, $deadline->remaining() / 1000);
+        $stream = stream_socket_client($target, $errorNumber, $reason, $seconds, \STREAM_CLIENT_CONNECT, $context);
+        if ($stream === false) {
+            $reason = $reason ?: ErrorSuppressor::$warning;
+            // PHP drops the error of socket(2). Opening a file shows whether the process has too many files open.
+            if ($errorNumber === 0 && fopen(__FILE__, 'r') === false) {
+                $reason = preg_replace('/^.*Failed to open stream: /', '', ErrorSuppressor::$warning);
+            }
+            throw new ConnectionFailed("{$reason} ({$this->address})", $deadline->remaining() > 0);
+        }
+        stream_set_blocking($stream, false);
+
+        return $stream;
+    }
+
+    /** Returns 0 if php.ini disables getmypid(): such a process does not fork. */
+    private static function currentProcessId(): int
+    {
+        return \function_exists('getmypid') ? (int) getmypid() : 0;
+    }
+
     /** @throws ConnectionFailed */
-    private function encrypt(Deadline $deadline): void
+    private function startTls(Deadline $deadline): void
     {
         while (true) {
             $done = stream_socket_enable_crypto($this->stream, true, \STREAM_CRYPTO_METHOD_TLS_CLIENT);
@@ -258,17 +315,37 @@ final class Connection
                 return;
             }
             if ($done === false) {
-                throw new ConnectionFailed('TLS: ' . (Quiet::$warning ?: 'the server closed the connection'), false);
+                $reason = ErrorSuppressor::$warning ?: 'the server closed the connection';
+                throw new ConnectionFailed("TLS: {$reason}", false);
             }
             $this->wait(false, $deadline);
         }
     }
 
     /**
-     * @return array{string, string|null} for stream_socket_client(), and the name for TLS
+     * Whether stream_select() supports the stream. PHP calls select(2), whose fd_set has no bit for a descriptor of
+     * 1,024 or more (FD_SETSIZE). php.ini may also disable the function.
+     */
+    private function supportsSelect(): bool
+    {
+        if (!\function_exists('stream_select')) {
+            return false;
+        }
+        $read = [$this->stream];
+        $write = $except = null;
+        ErrorSuppressor::$warning = '';
+        stream_select($read, $write, $except, 0);
+        $warning = ErrorSuppressor::$warning;
+        ErrorSuppressor::$warning = '';
+
+        return !str_contains($warning, 'FD_SETSIZE');
+    }
+
+    /**
+     * @return array{string, string|null} the target for stream_socket_client(); the name in the certificate, if TLS
      * @throws ConnectionFailed
      */
-    private function target(string $address): array
+    private function parseAddress(string $address): array
     {
         if (preg_match('~^unix:(?://)?(/.+)$~', $address, $match)) {
             return ["unix://{$match[1]}", null];
@@ -278,11 +355,12 @@ final class Connection
 
             return ["tcp://{$match[2]}:{$match[3]}", $tlsName];
         }
-        throw new ConnectionFailed("\"{$address}\" is no address such as 127.0.0.1:8081 or unix:/path", false, false);
+        $forms = 'HOST:PORT, tls://HOST:PORT or unix:/PATH';
+        throw new ConnectionFailed("invalid address \"{$address}\", expected {$forms}", false, false);
     }
 
     /** @return array<string, mixed> */
-    private function tls(?string $name): array
+    private function tlsOptions(?string $name): array
     {
         $options = ['verify_peer' => true, 'verify_peer_name' => true, 'SNI_enabled' => true];
         if ($name !== null) {

@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * A moment of the monotonic clock until which something may take.
+ * A point in time on the monotonic clock.
  *
  * @internal
  */
@@ -15,25 +15,33 @@ final class Deadline
     {
     }
 
-    /** So many milliseconds from now. */
-    public static function in(float $milliseconds): self
+    /** Returns the deadline that many milliseconds from now. */
+    public static function after(float $milliseconds): self
     {
         return new self(self::now() + $milliseconds);
     }
 
-    /** The earlier of this one and so many milliseconds from now. */
-    public function orIn(float $milliseconds): self
+    /** Returns the earlier of this deadline and the one that many milliseconds from now. */
+    public function orAfter(float $milliseconds): self
     {
         return new self(min($this->at, self::now() + $milliseconds));
     }
 
-    /** Milliseconds left; 0 when it has passed. */
-    public function left(): float
+    /** Returns the milliseconds left, 0 if the deadline has passed. */
+    public function remaining(): float
     {
         return max(0.0, $this->at - self::now());
     }
 
-    /** Milliseconds of the monotonic clock. */
+    /** Sleeps. If php.ini disables usleep(), it returns at once. */
+    public static function sleep(float $milliseconds): void
+    {
+        if (\function_exists('usleep')) {
+            usleep((int) ($milliseconds * 1000));
+        }
+    }
+
+    /** Returns the time of the monotonic clock in milliseconds. */
     public static function now(): float
     {
         return hrtime(true) / 1e6;

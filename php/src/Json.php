@@ -5,7 +5,7 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * JSON on one line, for the wire.
+ * Encodes JSON on one line, for the wire.
  *
  * @internal
  */
@@ -14,13 +14,13 @@ final class Json
     private const FLAGS = \JSON_UNESCAPED_UNICODE
         | \JSON_UNESCAPED_SLASHES
         | \JSON_PRESERVE_ZERO_FRACTION // 2.0 stays a float
-        | \JSON_INVALID_UTF8_SUBSTITUTE // U+FFFD; one bad byte must not cost the whole message
+        | \JSON_INVALID_UTF8_SUBSTITUTE // U+FFFD: one invalid byte must not lose the whole message
         | \JSON_THROW_ON_ERROR;
 
     /** @throws \JsonException infinite numbers, resources, recursion, more than 512 levels */
     public static function encode(mixed $value): string
     {
-        // An old php.ini may ask for 17 digits (0.1 becomes 0.10000000000000001) or for 14 (which loses some).
+        // An old php.ini may set 17 digits (0.1 becomes 0.10000000000000001) or 14 (which loses digits).
         $before = \function_exists('ini_set') ? ini_set('serialize_precision', '-1') : false;
         try {
             return json_encode($value, self::FLAGS);
@@ -32,7 +32,7 @@ final class Json
     }
 
     /**
-     * An array that has to be an object on the wire, also when it is empty (PHP would write `[]`).
+     * Makes sure that an array becomes a JSON object, also when it is empty (PHP would write `[]`).
      *
      * @param array<array-key, mixed> $fields
      * @return array<array-key, mixed>|object

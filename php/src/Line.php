@@ -5,32 +5,32 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * One line for the push port (docs/protocol.md §3), always one that is answered.
+ * One line for the push API (docs/protocol.md §3). The server sends a response to each of them.
  *
  * @internal
  */
 final class Line
 {
-    /** Longer keys are refused by the server. */
-    private const MAX_KEY = 128;
+    /** The server rejects longer keys. */
+    private const MAX_KEY_BYTES = 128;
 
     /**
      * @param string $json without the newline
-     * @param string $id echoed in the answer; of an event the idempotency key
-     * @param string $name the event's or operation's, for logs
-     * @param bool $lasting worth sending later, when it cannot be sent now
+     * @param string $id echoed in the response; for an event it is the idempotency key
+     * @param string $name name of the event or operation, for logs
+     * @param bool $isSpoolable whether the line is still useful if it is sent later
      */
     public function __construct(
         public readonly string $json,
         public readonly string $id,
         public readonly string $name,
-        public readonly bool $lasting,
+        public readonly bool $isSpoolable,
     ) {
     }
 
     /**
      * @param array<array-key, mixed> $data the event's data; always an object on the wire
-     * @param array<string, mixed>|string|null $to as `to` on the wire; null: the event's default audience
+     * @param array<string, mixed>|string|null $to `to` on the wire; null: the event's default audience
      * @throws \JsonException
      */
     public static function event(
@@ -41,7 +41,7 @@ final class Line
         ?string $key = null,
         bool $transient = false,
     ): self {
-        $id = $key === null || $key === '' ? bin2hex(random_bytes(16)) : self::key($key);
+        $id = $key === null || $key === '' ? bin2hex(random_bytes(16)) : self::shorten($key);
         $fields = ['event' => $event, 'id' => $id, 'ack' => true];
         if ($to !== null) {
             $fields['to'] = $to;
@@ -54,7 +54,7 @@ final class Line
         }
         $fields['data'] = Json::object($data);
 
-        // Who types now is of no interest later.
+        // `typing` is outdated after a few seconds.
         return new self(Json::encode($fields), $id, $event, !$transient && $event !== 'typing');
     }
 
@@ -69,24 +69,24 @@ final class Line
         return new self(Json::encode(['op' => $op, 'id' => $id] + $fields), $id, $op, false);
     }
 
-    /** A line from the spool, or null when it is none. */
+    /** Parses a line from the spool. Returns null if it is invalid. */
     public static function parse(string $json): ?self
     {
-        $found = str_contains($json, "\n") ? null : json_decode($json);
-        if (!$found instanceof \stdClass || !\is_string($found->event ?? null)) {
+        $fields = str_contains($json, "\n") ? null : json_decode($json);
+        if (!$fields instanceof \stdClass || !\is_string($fields->event ?? null)) {
             return null;
         }
-        $id = $found->id ?? null;
-        if (!(\is_string($id) || \is_int($id)) || ($found->ack ?? null) !== true) {
+        $id = $fields->id ?? null;
+        if (!(\is_string($id) || \is_int($id)) || ($fields->ack ?? null) !== true) {
             return null;
         }
 
-        return new self($json, (string) $id, $found->event, true);
+        return new self($json, (string) $id, $fields->event, true);
     }
 
-    private static function key(string $key): string
+    /** Returns the key, or its hash if the server would reject the key: too long, or not UTF-8. */
+    private static function shorten(string $key): string
     {
-        // Whatever the application takes for a key: bytes that are no text, or a whole URL.
-        return \strlen($key) <= self::MAX_KEY && preg_match('//u', $key) === 1 ? $key : hash('sha256', $key);
+        return \strlen($key) <= self::MAX_KEY_BYTES && preg_match('//u', $key) === 1 ? $key : hash('sha256', $key);
     }
 }

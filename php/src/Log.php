@@ -5,14 +5,14 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * Where a failure is told: a PSR-3 logger, a callable (level, message, context), or error_log(). Never throws.
+ * Logs failures to a PSR-3 logger, a callable (level, message, context), or error_log(). Never throws.
  *
  * @internal
  */
 final class Log
 {
-    /** The last message; null when there was none since it was set to null. */
-    public ?string $last = null;
+    /** The last message since the property was set to null. */
+    public ?string $lastMessage = null;
 
     public function __construct(private readonly mixed $sink = null)
     {
@@ -25,7 +25,9 @@ final class Log
     public function warning(string $message, array $context = []): void
     {
         $message = preg_replace('/[\x00-\x1f\x7f]+/', ' ', $message) ?? '';
-        $this->last = $message;
+        $undefined = '/Call to undefined function Chatws\\\\(\w+)\(\)/';
+        $message = preg_replace($undefined, 'php.ini disables $1() (disable_functions)', $message) ?? $message;
+        $this->lastMessage = $message;
         try {
             if (\is_object($this->sink) && method_exists($this->sink, 'warning')) {
                 $this->sink->warning("chatws: {$message}", $context);
@@ -35,7 +37,7 @@ final class Log
                 error_log("chatws: {$message}");
             }
         } catch (\Throwable) {
-            // A log that fails is no reason to fail the request.
+            // A failing log must not fail the request.
         }
     }
 }

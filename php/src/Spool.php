@@ -5,152 +5,161 @@ declare(strict_types=1);
 namespace Chatws;
 
 /**
- * A directory of lines that could not be delivered. README.md defines it; `chatws push --spool` reads it too.
+ * A directory of lines that could not be delivered. README.md defines its format, which `chatws push --spool` shares.
  *
  * @internal
  */
 final class Spool
 {
     private const LOCK = '.lock';
-    private const REFUSED = 'refused';
+    private const REJECTED = 'refused';
     private const ADDRESS = '.address';
-    /** Seconds after which a half-written file has no writer any more. */
-    private const STALE = 3600;
+    /** Seconds after which a temporary file is deleted: its writer was killed. Writing one takes milliseconds. */
+    private const STALE_AFTER = 3600;
+    /** Bytes of a file. The server rejects lines above `max_line_size`, 1 MiB by default. */
+    private const MAX_FILE = 4 * 1024 * 1024;
 
-    /** Why write() has not kept everything. */
+    /** Why write() has not stored all lines. */
     public string $problem = '';
     /** @var resource|null */
     private $lock = null;
     /** Microseconds since 1970 in the name of the last file. */
-    private int $last = 0;
+    private int $lastTimestamp = 0;
 
     public function __construct(private readonly string $directory, private readonly int $maxFiles)
     {
     }
 
     /**
-     * Keeps lines. They outlive this process and a restart of the server; there is no fsync, which would hold the
-     * request up, so the last ones may not outlive a power cut.
+     * Stores lines. They survive the end of this process and a restart of the server. There is no fsync, because it
+     * would block the request, so a power failure may lose the last lines.
      *
      * @param list<Line> $lines
-     * @return int how many were kept; $problem says what became of the others
+     * @return int how many were stored; $problem says why the others were not
      */
     public function write(array $lines): int
     {
-        return Quiet::call(function () use ($lines): int {
+        return ErrorSuppressor::call(function () use ($lines): int {
             if (!is_dir($this->directory) && !mkdir($this->directory, 0770, true) && !is_dir($this->directory)) {
-                $this->problem = "cannot make {$this->directory}: " . Quiet::$warning;
+                $this->problem = "cannot create {$this->directory}: " . ErrorSuppressor::$warning;
 
                 return 0;
             }
-            $room = $this->maxFiles - \count($this->names());
-            $kept = 0;
+            $capacity = $this->maxFiles - \count($this->names());
+            $stored = 0;
             foreach ($lines as $line) {
-                if ($kept >= $room) {
-                    $this->problem = "{$this->maxFiles} files wait there already";
+                if ($stored >= $capacity) {
+                    $this->problem = "the spool is full: it holds {$this->maxFiles} files (spool_max_files)";
                     break;
                 }
-                if (!$this->writeOne($line)) {
-                    $this->problem = Quiet::$warning;
+                if (!$this->writeFile($line)) {
+                    $this->problem = ErrorSuppressor::$warning;
                     break;
                 }
-                ++$kept;
+                ++$stored;
             }
 
-            return $kept;
+            return $stored;
         });
     }
 
     /**
-     * Takes the oldest lines, until release() or the end of the process; nobody else can take any meanwhile.
+     * Locks the spool and reads the oldest lines. The lock is held until release() or the end of the process.
      *
-     * @return array<string, Line> by name; empty when there are none, or when somebody else has them
+     * @return array<string, Line> file name => line; empty if the spool is empty or another process holds the lock
      */
-    public function take(int $maxLines, int $maxBytes, Log $log): array
+    public function claim(int $maxLines, int $maxBytes, Log $log): array
     {
-        return Quiet::call(function () use ($maxLines, $maxBytes, $log): array {
+        return ErrorSuppressor::call(function () use ($maxLines, $maxBytes, $log): array {
             if ($this->names() === [] || !$this->lock()) {
                 return [];
             }
-            $this->sweep();
-            $taken = [];
+            $this->deleteStaleFiles();
+            $lines = [];
             $size = 0;
-            // Looked up again: whoever had the lock before may have sent some of them.
+            // List the directory again: the previous holder of the lock may have sent some of the files.
             foreach ($this->names() as $name) {
-                $text = file_get_contents("{$this->directory}/{$name}");
+                $path = "{$this->directory}/{$name}";
+                // Reading a FIFO would block, and reading a huge file would exceed the memory limit.
+                if (is_link($path) || !is_file($path) || filesize($path) > self::MAX_FILE) {
+                    $log->warning("the spool file {$name} is invalid: moved to " . self::REJECTED . '/');
+                    $this->reject($name);
+                    continue;
+                }
+                $text = file_get_contents($path, false, null, 0, self::MAX_FILE);
                 if ($text === false) {
-                    $log->warning("the spool's {$name} cannot be read: " . Quiet::$warning);
+                    $log->warning("cannot read the spool file {$name}: " . ErrorSuppressor::$warning);
                     continue;
                 }
                 $line = Line::parse(rtrim($text, "\r\n"));
                 if ($line === null) {
-                    $log->warning("the spool's {$name} holds no line");
-                    $this->putAside($name);
+                    $log->warning("the spool file {$name} is invalid: moved to " . self::REJECTED . '/');
+                    $this->reject($name);
                     continue;
                 }
                 $size += \strlen($line->json);
-                if ($taken !== [] && $size > $maxBytes) {
+                if ($lines !== [] && $size > $maxBytes) {
                     break;
                 }
-                $taken[$name] = $line;
-                if (\count($taken) >= $maxLines) {
+                $lines[$name] = $line;
+                if (\count($lines) >= $maxLines) {
                     break;
                 }
             }
 
-            return $taken;
+            return $lines;
         });
     }
 
-    /** A line that was taken has been delivered. */
+    /** Deletes a delivered line. */
     public function remove(string $name): void
     {
-        Quiet::call(fn (): bool => unlink("{$this->directory}/{$name}"));
+        ErrorSuppressor::call(fn (): bool => unlink("{$this->directory}/{$name}"));
     }
 
-    /** A line that was taken will never be accepted: it goes to `refused/`, for a person to look at. */
-    public function putAside(string $name): void
+    /** Moves a line that the server will never accept to `refused/`, for inspection. */
+    public function reject(string $name): void
     {
-        Quiet::call(function () use ($name): void {
-            $refused = "{$this->directory}/" . self::REFUSED;
-            if (!is_dir($refused)) {
-                mkdir($refused, 0770);
+        ErrorSuppressor::call(function () use ($name): void {
+            $target = "{$this->directory}/" . self::REJECTED;
+            if (!is_dir($target)) {
+                mkdir($target, 0770);
             }
-            rename("{$this->directory}/{$name}", "{$refused}/{$name}");
+            rename("{$this->directory}/{$name}", "{$target}/{$name}");
         });
     }
 
-    /** Lets others take lines. */
+    /** Releases the lock. */
     public function release(): void
     {
         if ($this->lock !== null) {
-            flock($this->lock, \LOCK_UN); // a forked child may have it open too
+            flock($this->lock, \LOCK_UN); // closing is not enough: a forked child may hold the file open too
             fclose($this->lock);
             $this->lock = null;
         }
     }
 
-    /** How many lines wait. */
+    /** Returns the number of lines in the spool. */
     public function count(): int
     {
-        return Quiet::call(fn (): int => \count($this->names()));
+        return ErrorSuppressor::call(fn (): int => \count($this->names()));
     }
 
-    /** The address that worked last, of whichever process. Null when none is known. */
+    /** Returns the address that worked last, in any process, or null if it is unknown. */
     public function rememberedAddress(): ?string
     {
         $path = "{$this->directory}/" . self::ADDRESS;
 
-        return is_file($path) ? Quiet::call(static fn (): ?string => file_get_contents($path) ?: null) : null;
+        return ErrorSuppressor::call(static fn (): ?string => is_file($path) ? file_get_contents($path) ?: null : null);
     }
 
-    /** Without a directory, or where it cannot be written to, nothing is remembered. */
+    /** Stores the address that worked. Does nothing if the directory is not writable. */
     public function rememberAddress(string $address): void
     {
-        Quiet::call(function () use ($address): void {
-            $half = "{$this->directory}/." . bin2hex(random_bytes(6)) . '.tmp';
+        ErrorSuppressor::call(function () use ($address): void {
+            $temporary = "{$this->directory}/." . bin2hex(random_bytes(6)) . '.tmp';
             if (is_dir($this->directory) || mkdir($this->directory, 0770, true)) {
-                file_put_contents($half, $address) && rename($half, "{$this->directory}/" . self::ADDRESS);
+                file_put_contents($temporary, $address) && rename($temporary, "{$this->directory}/" . self::ADDRESS);
             }
         });
     }
@@ -161,10 +170,9 @@ final class Spool
         if (!is_dir($this->directory)) {
             return [];
         }
-        $found = scandir($this->directory, \SCANDIR_SORT_ASCENDING) ?: [];
 
         return array_values(array_filter(
-            $found,
+            scandir($this->directory, \SCANDIR_SORT_ASCENDING) ?: [],
             static fn (string $name): bool => $name[0] !== '.' && str_ends_with($name, '.json'),
         ));
     }
@@ -173,12 +181,15 @@ final class Spool
     {
         $path = "{$this->directory}/" . self::LOCK;
         $isNew = !file_exists($path);
+        if (!$isNew && !is_file($path)) {
+            return false; // fopen() would block on a FIFO
+        }
         $file = fopen($path, 'c');
         if ($file === false) {
             return false;
         }
         if ($isNew) {
-            chmod($path, 0660);
+            self::setMode($path);
         }
         if (!flock($file, \LOCK_EX | \LOCK_NB)) {
             fclose($file);
@@ -190,34 +201,42 @@ final class Spool
         return true;
     }
 
-    /** Removes what processes that were killed have left half-written. */
-    private function sweep(): void
+    /** Makes the file readable for the owner and the group only: it holds messages. php.ini may disable chmod(). */
+    private static function setMode(string $path): void
+    {
+        if (\function_exists('chmod')) {
+            chmod($path, 0660);
+        }
+    }
+
+    /** Deletes the temporary files of processes that were killed. */
+    private function deleteStaleFiles(): void
     {
         foreach (glob("{$this->directory}/.*.tmp") ?: [] as $path) {
-            if (time() - (int) filemtime($path) > self::STALE) {
+            if (time() - (int) filemtime($path) > self::STALE_AFTER) {
                 unlink($path);
             }
         }
     }
 
-    private function writeOne(Line $line): bool
+    private function writeFile(Line $line): bool
     {
-        // The order of names is that of writing, at least within a process.
-        $this->last = max($this->last + 1, (int) (microtime(true) * 1e6));
-        $name = sprintf('%016d-%s', $this->last, bin2hex(random_bytes(6)));
-        $half = "{$this->directory}/.{$name}.tmp";
-        $file = fopen($half, 'x');
+        // Within a process the order of the names is the order of writing, even if the clock is set back.
+        $this->lastTimestamp = max($this->lastTimestamp + 1, (int) (microtime(true) * 1e6));
+        $name = sprintf('%016d-%s', $this->lastTimestamp, bin2hex(random_bytes(6)));
+        $temporary = "{$this->directory}/.{$name}.tmp";
+        $file = fopen($temporary, 'x');
         if ($file === false) {
             return false;
         }
-        chmod($half, 0660); // people's messages are in there
+        self::setMode($temporary);
         $written = fwrite($file, "{$line->json}\n") === \strlen($line->json) + 1;
-        if (fclose($file) && $written && rename($half, "{$this->directory}/{$name}.json")) {
+        if (fclose($file) && $written && rename($temporary, "{$this->directory}/{$name}.json")) {
             return true;
         }
-        $reason = Quiet::$warning;
-        unlink($half);
-        Quiet::$warning = $reason;
+        $warning = ErrorSuppressor::$warning;
+        unlink($temporary);
+        ErrorSuppressor::$warning = $warning;
 
         return false;
     }

@@ -11,49 +11,52 @@ import pytest_twisted
 from tests.contracts.test_broker_contract import (
     World,
     on_postgres,
-    test_a_batch_larger_than_the_bound_is_accepted_and_told_whole,
+    test_a_batch_larger_than_the_history_bound_is_delivered_completely,
     test_a_key_counts_once_within_a_batch,
-    test_an_event_comes_out_as_it_went_in,
-    test_ids_of_leases_come_back_as_they_were,
+    test_an_event_is_delivered_unchanged,
     test_keys_expire_across_a_restart,
-    test_leases_say_for_whom_it_makes_a_difference,
+    test_lease_ids_are_returned_unchanged,
+    test_lease_returns_the_users_whose_presence_changed,
     test_reading_in_pages_gives_everything_once,
-    test_the_oldest_go_when_their_data_is_too_much,
-    test_transient_events_are_told_in_order_and_not_stored,
+    test_retention_by_size_drops_the_oldest,
+    test_transient_events_are_delivered_in_order_and_not_stored,
 )
 from tests.contracts.test_shared_broker_contract import (
-    test_every_node_is_told_of_everything_once_and_in_the_same_order,
+    test_every_node_receives_every_event_once_in_the_same_order,
     test_leases_are_those_of_all_nodes,
 )
 from tests.postgres import oldest_postgres_logs
 from tests.postgres_nodes import Nodes
+from tests.requirements import needs
 from tests.test_brokers_postgres import (
-    test_every_committed_event_is_told_once_by_every_node_whatever_overlaps,
-    test_one_long_transaction_stalls_nobody_and_is_not_skipped,
+    test_a_long_transaction_delays_no_event_and_is_not_skipped,
+    test_offsets_have_no_gap_under_serializable_isolation,
+    test_overlapping_transactions_are_delivered_once_by_every_node,
     test_the_shops_role_needs_nothing_but_execute,
-    test_whatever_isolation_is_the_default_offsets_have_no_gap,
 )
-from tests.test_brokers_postgres_faults import test_a_log_put_back_from_a_backup_starts_anew
+from tests.test_brokers_postgres_faults import test_a_history_restored_from_a_backup_begins_a_new_epoch
 
 __all__ = [
     "oldest_postgres_logs",
-    "test_a_batch_larger_than_the_bound_is_accepted_and_told_whole",
+    "test_a_batch_larger_than_the_history_bound_is_delivered_completely",
+    "test_a_history_restored_from_a_backup_begins_a_new_epoch",
     "test_a_key_counts_once_within_a_batch",
-    "test_a_log_put_back_from_a_backup_starts_anew",
-    "test_an_event_comes_out_as_it_went_in",
-    "test_every_committed_event_is_told_once_by_every_node_whatever_overlaps",
-    "test_every_node_is_told_of_everything_once_and_in_the_same_order",
-    "test_ids_of_leases_come_back_as_they_were",
+    "test_a_long_transaction_delays_no_event_and_is_not_skipped",
+    "test_an_event_is_delivered_unchanged",
+    "test_every_node_receives_every_event_once_in_the_same_order",
     "test_keys_expire_across_a_restart",
+    "test_lease_ids_are_returned_unchanged",
+    "test_lease_returns_the_users_whose_presence_changed",
     "test_leases_are_those_of_all_nodes",
-    "test_leases_say_for_whom_it_makes_a_difference",
-    "test_one_long_transaction_stalls_nobody_and_is_not_skipped",
+    "test_offsets_have_no_gap_under_serializable_isolation",
+    "test_overlapping_transactions_are_delivered_once_by_every_node",
     "test_reading_in_pages_gives_everything_once",
-    "test_the_oldest_go_when_their_data_is_too_much",
+    "test_retention_by_size_drops_the_oldest",
     "test_the_shops_role_needs_nothing_but_execute",
-    "test_transient_events_are_told_in_order_and_not_stored",
-    "test_whatever_isolation_is_the_default_offsets_have_no_gap",
+    "test_transient_events_are_delivered_in_order_and_not_stored",
 ]
+
+pytestmark = needs("postgresql")
 
 OLDEST = on_postgres("oldest-postgres", "oldest_postgres_logs")
 

@@ -1,4 +1,4 @@
-"""What every database engine does alike. PostgreSQL and SQLite are both real here."""
+"""What every database engine does alike. PostgreSQL, MariaDB and SQLite are all real here."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pytest_twisted
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred, gatherResults
 
-from chatws.config import Config
-from chatws.database.contract import Database, QueryFailed, ValueRefused
-from chatws.database.engines import open_database
+from chatws.config.schema import Config
+from chatws.database.factory import open_database
+from chatws.database.interface import Database, QueryFailed, ValueRefused
 from chatws.errors import Unavailable
+from tests.mysql import Mysql, mysql  # noqa: F401
 from tests.postgres import Postgres, postgres  # noqa: F401
+from tests.requirements import needs
 
 SCHEMA = files("chatws.database").joinpath("schema.sql").read_text("utf-8")
 ROWS = """
@@ -38,12 +40,22 @@ class Engine:
         return open_database(self.url, pool=3, timeout=timeout, reactor=reactor)
 
 
-@pytest.fixture(params=["postgres", "sqlite"])
+@pytest.fixture(
+    params=[
+        pytest.param("postgres", marks=needs("postgresql")),
+        pytest.param("mysql", marks=needs("mariadb-server")),
+        "sqlite",
+    ]
+)
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     if request.param == "postgres":
         server: Postgres = request.getfixturevalue("postgres")
         server.run(SCHEMA + ROWS)
         found = Engine(server.url, server.run)
+    elif request.param == "mysql":
+        maria: Mysql = request.getfixturevalue("mysql")
+        maria.run(SCHEMA + ROWS)
+        found = Engine(maria.url, maria.run)
     else:
         path = tmp_path / "shop %.db"
         with sqlite3.connect(path) as connection:
@@ -67,7 +79,7 @@ def start(work: Any) -> Deferred[Any]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_rows_come_as_dictionaries_by_column_name(engine: Engine) -> None:
+async def test_rows_are_dictionaries_by_column_name(engine: Engine) -> None:
     sql = "SELECT id, name AS who FROM users WHERE status = %(status)s ORDER BY id"
     rows = await engine.database.query(sql, {"status": "active"})
     assert rows == [{"id": 1, "who": "Ana"}, {"id": 3, "who": "100%"}]
@@ -99,7 +111,7 @@ async def test_a_value_is_never_sql(engine: Engine) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_texts_numbers_and_null_go_in_and_come_back(engine: Engine) -> None:
+async def test_texts_numbers_and_null_are_stored_and_returned_unchanged(engine: Engine) -> None:
     sql = "UPDATE users SET name = %(name)s, last_activity = %(when)s WHERE id = %(user_id)s"
     for name, when in (("Zoë 🦊 'x' \"y\" \\ %", 1.5), ("line\nfeed", None), ("", 1764000000.25)):
         assert await engine.database.execute(sql, {"name": name, "when": when, "user_id": 1}) == 1
@@ -137,7 +149,7 @@ async def test_a_refused_value_in_a_batch_harms_none_of_the_others(engine: Engin
 
 
 @pytest_twisted.ensureDeferred
-async def test_wrong_sql_is_told_from_an_absent_database(engine: Engine) -> None:
+async def test_wrong_sql_is_distinguished_from_an_absent_database(engine: Engine) -> None:
     for sql in ("SELEC 1", "SELECT * FROM no_such_table", "SELECT no_such_column FROM users"):
         with pytest.raises(QueryFailed) as caught:
             await engine.database.query(sql, {})
@@ -168,7 +180,7 @@ async def test_more_queries_than_connections_take_turns(engine: Engine) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_nothing_is_asked_before_the_start_nor_after_the_stop(engine: Engine) -> None:
+async def test_queries_before_start_and_after_stop_are_unavailable(engine: Engine) -> None:
     database = engine.open()
     with pytest.raises(Unavailable):
         await database.query("SELECT 1", {})
@@ -184,7 +196,7 @@ async def test_nothing_is_asked_before_the_start_nor_after_the_stop(engine: Engi
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_stop_answers_those_who_wait(engine: Engine) -> None:
+async def test_a_stop_answers_pending_queries(engine: Engine) -> None:
     asked = [start(engine.database.query("SELECT 1", {})) for _ in range(10)]
     await engine.database.stop()
     for one in asked:
@@ -195,7 +207,8 @@ async def test_a_stop_answers_those_who_wait(engine: Engine) -> None:
 
 
 SLOW = {
-    "postgres": "SELECT pg_sleep(30)",
+    "postgresql": "SELECT pg_sleep(30)",
+    "mysql": "SELECT SLEEP(30)",
     "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n",
 }
 
@@ -205,12 +218,12 @@ async def test_a_query_that_is_too_slow_is_unavailable_and_the_next_is_answered(
     database: Any = engine.open(timeout=1.0)
     await database.start()
     try:
-        slow = SLOW["sqlite" if engine.url.startswith("sqlite") else "postgres"]
+        slow = SLOW[engine.url.partition(":")[0]]
         asked = [start(database.query(slow, {})) for _ in range(3)]
         for one in asked:
             with pytest.raises(Unavailable):
                 await one
-        database._timeout = 15.0  # the one after them is not to be given up
+        database.timeout = 15.0  # the one after them is not to be given up
         assert await database.query("SELECT 1 AS one", {}) == [{"one": 1}]
         assert database.healthy
     finally:

@@ -1,4 +1,4 @@
-"""What every engine does that several nodes may use at once (chatws.brokers.contract), whatever it is.
+"""What every engine does that several nodes may use at once (chatws.brokers.interface), whatever it is.
 
 Engines come from `ENGINES` of test_broker_contract, those with `nodes`.
 """
@@ -13,19 +13,27 @@ import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.task import deferLater
 
-from chatws.brokers.contract import Audience, Bounds, Broker, Draft, Event
+from chatws.brokers.interface import Audience, Broker, Event, NewEvent, Retention
 from chatws.errors import Unavailable
-from tests.contracts.test_broker_contract import ENGINES, Recorder, World, draft, postgres_logs, redis, redis_6, relays
+from tests.contracts.test_broker_contract import (
+    ENGINES,
+    Recorder,
+    World,
+    new_event,
+    parameters,
+    postgres_logs,
+    redis,
+    redis_6,
+    relays,
+)
 
 __all__ = ["postgres_logs", "redis", "redis_6", "relays"]
-
-SHARED = [engine for engine in ENGINES if engine.nodes]
 
 #: Seconds after which a wait has failed.
 DEADLINE = 20.0
 
 
-@pytest_twisted.async_yield_fixture(params=SHARED, ids=[engine.name for engine in SHARED])
+@pytest_twisted.async_yield_fixture(params=parameters([engine for engine in ENGINES if engine.nodes]))
 async def world(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[World]:
     world = World(request, tmp_path)
     yield world
@@ -52,7 +60,7 @@ def facts(events: list[Event]) -> list[tuple[object, ...]]:
 
 
 @pytest_twisted.ensureDeferred
-async def test_it_says_that_it_is_shared_and_all_nodes_name_the_same_log(world: World) -> None:
+async def test_shared_brokers_have_one_epoch(world: World) -> None:
     one, _ = await world.open()
     other, _ = await world.open()
     assert one.shared
@@ -67,10 +75,10 @@ async def test_nodes_that_begin_at_once_on_a_new_log_agree_on_its_epoch(world: W
 
 
 @pytest_twisted.ensureDeferred
-async def test_every_node_is_told_of_everything_once_and_in_the_same_order(world: World) -> None:
+async def test_every_node_receives_every_event_once_in_the_same_order(world: World) -> None:
     nodes = [await world.open() for _ in range(3)]
     publishing = [
-        broker.publish([draft(f"n{number}.{step}.a"), draft(f"n{number}.{step}.b", transient=True)])
+        broker.publish([new_event(f"n{number}.{step}.a"), new_event(f"n{number}.{step}.b", transient=True)])
         for step in range(30)
         for number, (broker, _) in enumerate(nodes)
     ]
@@ -90,21 +98,21 @@ async def test_every_node_is_told_of_everything_once_and_in_the_same_order(world
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_event_comes_out_on_other_nodes_as_it_went_in(world: World) -> None:
+async def test_an_event_is_delivered_unchanged_on_other_nodes(world: World) -> None:
     one, _ = await world.open()
     _, other = await world.open()
-    drafts = [
-        Draft("new_message", Audience(("conversation:5",)), b'{"b":1,"a":1.0,"text":"\xc3\xa9\\u0000"}'),
-        Draft("note", Audience(("user:7", "user:abc", "*"), except_user_id=7), b"{}", transient=True),
-        Draft("x" * 64, Audience((f"user:{'é' * 128}",), except_user_id="7é"), b"{}" + b" " * 100_000),
+    new_events = [
+        NewEvent("new_message", Audience(("conversation:5",)), b'{"b":1,"a":1.0,"text":"\xc3\xa9\\u0000"}'),
+        NewEvent("note", Audience(("user:7", "user:abc", "*"), except_user_id=7), b"{}", transient=True),
+        NewEvent("x" * 64, Audience((f"user:{'é' * 128}",), except_user_id="7é"), b"{}" + b" " * 100_000),
     ]
-    receipts = await one.publish(drafts)
+    receipts = await one.publish(new_events)
     await until(lambda: len(other.events) == 3, "three events")
     assert facts(other.events) == facts(receipts)
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_publisher_hears_only_after_its_node_was_told_of_all_that_came_before(world: World) -> None:
+async def test_a_publish_is_acknowledged_after_all_earlier_events_were_delivered(world: World) -> None:
     one, first = await world.open()
     other, second = await world.open()
     behind: list[str] = []
@@ -117,7 +125,7 @@ async def test_a_publisher_hears_only_after_its_node_was_told_of_all_that_came_b
 
     await gatherResults(
         [
-            broker.publish([draft()]).addCallback(check, recorder)
+            broker.publish([new_event()]).addCallback(check, recorder)
             for _ in range(50)
             for broker, recorder in ((one, first), (other, second))
         ]
@@ -129,7 +137,7 @@ async def test_a_publisher_hears_only_after_its_node_was_told_of_all_that_came_b
 async def test_a_key_counts_once_over_all_nodes(world: World) -> None:
     one, first = await world.open()
     other, second = await world.open()
-    receipts = await gatherResults([broker.publish([draft(key="k")]) for broker in (one, other) * 5])
+    receipts = await gatherResults([broker.publish([new_event(key="k")]) for broker in (one, other) * 5])
     assert sorted(event.duplicate for [event] in receipts) == [False] + [True] * 9
     assert {event.offset for [event] in receipts} == {1}
     await until_told(first, 1)
@@ -138,67 +146,67 @@ async def test_a_key_counts_once_over_all_nodes(world: World) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_node_that_comes_later_is_told_of_what_follows_and_can_read_the_rest(world: World) -> None:
+async def test_a_node_that_joins_late_receives_new_events_and_reads_older_ones(world: World) -> None:
     one, _ = await world.open()
-    await one.publish([draft("a"), draft("b")])
+    await one.publish([new_event("a"), new_event("b")])
     other, recorder = await world.open()
-    await one.publish([draft("c")])
+    await one.publish([new_event("c")])
     await until_told(recorder, 3)
     assert recorder.names == ["c"]
     assert [event.name for event in await other.read(0, 10)] == ["a", "b", "c"]
-    assert await other.bounds() == (1, 3)
+    assert await other.offset_range() == (1, 3)
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_node_that_stops_is_not_missed(world: World) -> None:
     one, first = await world.open()
     other, second = await world.open()
-    await one.publish([draft("a")])
+    await one.publish([new_event("a")])
     await until_told(second, 1)
     await other.stop()
-    await one.publish([draft("b")])
+    await one.publish([new_event("b")])
     assert first.names == ["a", "b"]
     assert second.names == ["a"]
     with pytest.raises(Unavailable):
-        await other.publish([draft()])
+        await other.publish([new_event()])
 
 
 @pytest_twisted.ensureDeferred
 async def test_large_events_reach_other_nodes_too(world: World) -> None:
-    one, _ = await world.open(Bounds(size=0))
-    _, other = await world.open(Bounds(size=0))
+    one, _ = await world.open(Retention(size=0))
+    _, other = await world.open(Retention(size=0))
     large = b'"' + b"x" * (1024 * 1024 - 2) + b'"'
-    await one.publish([draft(f"e{n}", large, transient=n == 2) for n in range(6)])
-    await one.publish([draft("last")])
+    await one.publish([new_event(f"e{n}", large, transient=n == 2) for n in range(6)])
+    await one.publish([new_event("last")])
     await until(lambda: "last" in other.names, "the last event")
     assert other.names == [f"e{n}" for n in range(6)] + ["last"]
     assert {event.data for event in other.events[:-1]} == {large}
 
 
 @pytest_twisted.ensureDeferred
-async def test_more_than_the_log_keeps_is_told_nevertheless_while_one_listens(world: World) -> None:
-    one, _ = await world.open(Bounds(events=3))
-    _, other = await world.open(Bounds(events=3))
-    await one.publish([draft() for _ in range(700)])
+async def test_a_batch_beyond_the_retention_is_delivered_completely(world: World) -> None:
+    one, _ = await world.open(Retention(events=3))
+    _, other = await world.open(Retention(events=3))
+    await one.publish([new_event() for _ in range(700)])
     await until_told(other, 700)
     assert other.offsets == sorted(other.offsets)
-    await one.publish([draft()])
+    await one.publish([new_event()])
     await until_told(other, 701)
 
 
 @pytest_twisted.ensureDeferred
-async def test_what_a_listener_publishes_goes_to_all_nodes(world: World) -> None:
+async def test_events_published_by_a_listener_reach_all_nodes(world: World) -> None:
     one, first = await world.open()
     other, second = await world.open()
 
     def react(broker: Broker, recorder: Recorder) -> None:
         recorder.react = lambda events: [
-            broker.publish([draft(f"{event.name}.re")]) for event in events if event.name.count(".") == 0
+            broker.publish([new_event(f"{event.name}.re")]) for event in events if event.name.count(".") == 0
         ]
 
     react(one, first)
     react(other, second)
-    await one.publish([draft("a")])
+    await one.publish([new_event("a")])
     await until_told(first, 3)
     await until_told(second, 3)
     assert first.names == second.names == ["a", "a.re", "a.re"]

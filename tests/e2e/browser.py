@@ -31,14 +31,14 @@ from tests.requirements import find_program
 
 __all__ = ["ARTIFACTS", "FLAGS", "artifact", "open_browser", "open_page"]
 
-#: Pictures and logs for people to look at after a run; git ignores it.
+#: Screenshots and logs of a run. git ignores the directory.
 ARTIFACTS = Path(__file__).resolve().parents[2] / "test-artifacts"
 
 #: Seconds after which the closing of a page or of the browser is left to the end of the process. Now and then Chromium
 #: never answers to it, and Playwright would wait for ever.
 CLOSING = 15.0
 
-#: A browser that talks to the page's server and to nobody else.
+#: A browser that connects only to the page's server.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -51,7 +51,7 @@ FLAGS = [
 
 
 def artifact(name: str) -> str:
-    """The path of a file to leave behind in `test-artifacts/`."""
+    """The path of a file in `test-artifacts/`."""
     ARTIFACTS.mkdir(exist_ok=True)
     return str(ARTIFACTS / name)
 
@@ -84,7 +84,7 @@ def open_page(
     timeout: float = 20.0,
     **context: Any,
 ) -> Iterator[Page]:
-    """A page with storage of its own, like another person's computer.
+    """A page with its own storage, as on another computer.
 
     An uncaught exception or a `console.error` on the page fails the block at its end.
 

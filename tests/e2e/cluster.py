@@ -1,4 +1,4 @@
-"""Several real `twistd chatws` nodes on one real engine, and a real nginx before them."""
+"""Several real `twistd chatws` nodes on one real engine, and a real nginx in front."""
 
 from __future__ import annotations
 
@@ -24,47 +24,47 @@ __all__ = ["ENGINES", "Cluster", "Engine", "PostgresEngine", "RedisEngine", "rea
 
 T = TypeVar("T")
 
-#: Short, so that a run with faults does not consist of waiting.
-TIMES = ("--broker-timeout", "1", "--presence-lease", "2", "--presence-grace", "1", "--drain-seconds", "0.5")
+#: Short times, so that a run with faults waits little.
+TIMES = ("--broker-timeout", "1", "--presence-ttl", "2", "--presence-grace", "1", "--drain-timeout", "0.5")
 
 
 class Engine(Protocol):
-    """What the nodes share, and what a fault does to it. The methods block."""
+    """The engine that the nodes share, with methods that cause faults. The methods block."""
 
     @property
     def url(self) -> str:
-        """For `--broker`."""
+        """The value of `--broker`."""
 
     def start(self) -> object:
-        """Start it, or start it again, with the data that it had, and wait until it answers."""
+        """Start it, with its previous data if there are any, and wait until it responds."""
 
     def stop(self) -> None:
-        """End it in order."""
+        """Shut it down."""
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill it, as a power cut does."""
 
     def silence(self) -> None:
-        """Have it answer nothing more, without closing anything."""
+        """Freeze it: it responds no more, and closes nothing."""
 
     def resume(self) -> None:
         """Undo `silence`."""
 
     def lose_data(self) -> None:
-        """It runs on, or again, with nothing in it."""
+        """Delete all of its data. It runs afterwards."""
 
     def close(self) -> None:
         """Stop it and remove its data."""
 
 
 class RedisEngine(RedisServer):
-    """A Redis that has on disk what it has acknowledged."""
+    """A Redis that writes to the disk before it acknowledges."""
 
     def __init__(self, *options: str) -> None:
         super().__init__(*options, persistent=True)
 
     def lose_data(self) -> None:
-        """As one does that is restarted without persistence."""
+        """Lose the data, as a restart without persistence does."""
         self.kill()
         for one in self.directory.rglob("appendonly.aof*"):
             if one.is_file():
@@ -73,7 +73,7 @@ class RedisEngine(RedisServer):
 
 
 class PostgresEngine(Postgres):
-    """The newest PostgreSQL there is."""
+    """The newest installed PostgreSQL."""
 
     def __init__(self) -> None:
         programs = find_all_programs()
@@ -85,27 +85,29 @@ class PostgresEngine(Postgres):
             apply(cursor, "chatws", migrations())
 
     def listen_also(self, address: str, network: str) -> None:
-        """… for whoever is in that network. To be called before it is started."""
+        """Listen for hosts of this network. Call it before the start."""
         self.addresses += f",{address}"
         with (self._directory / "data" / "pg_hba.conf").open("a") as file:
             file.write(f"host all all {network} trust\n")
 
     def lose_data(self) -> None:
-        """As when somebody makes the schema anew."""
+        """Drop the schema and create it again."""
         self.run("DROP SCHEMA chatws CASCADE")
         self.start()
 
 
-#: By the name that the command line takes.
+#: Engines by their name on the command line.
 ENGINES: dict[str, Callable[[], Engine]] = {"postgresql": PostgresEngine, "redis": RedisEngine}
 
 
 class Cluster:
-    """:ivar nodes: the servers, `chatws-1` and so on in `directory`. Their logs are there.
-    :ivar metrics: their metrics ports, which answer /readyz also while they start.
+    """Nodes on one engine.
 
-    :param engine: not started; it is closed with the cluster.
-    :param arguments: of every node, after `TIMES`.
+    :ivar nodes: the servers, `chatws-1` and so on in `directory`, with their logs.
+    :ivar metrics: their metrics ports, which answer /readyz also during the start.
+
+    :param engine: not started. It is closed with the cluster.
+    :param arguments: arguments of every node, after `TIMES`.
     """
 
     def __init__(self, directory: Path, engine: Engine, count: int, *arguments: str) -> None:
@@ -119,17 +121,17 @@ class Cluster:
             given = ("--broker", engine.url, "--metrics-port", str(port), *TIMES, *arguments)
             self.nodes.append(Server(place, given, clean_environment()))
         self.nginx: Nginx | None = None
-        # an engine ends with the thread that has started it (tests.postgres), so this one stays
+        # an engine ends with the thread that started it (tests.postgres), so this thread stays
         self._hands = ThreadPoolExecutor(1, "cluster")
 
     def start(self) -> None:
-        """The engine, then each node."""
+        """Start the engine, then each node."""
         self.engine.start()
         for node in self.nodes:
             node.start()
 
     def stop(self) -> None:
-        """End everything, whatever state it is in."""
+        """Stop everything, in any state."""
         if self.nginx is not None and self.nginx.process is not None:
             self.nginx.stop()
         problems = []
@@ -155,20 +157,20 @@ class Cluster:
         self.stop()
 
     async def do(self, action: Callable[..., T], *arguments: Any) -> T:
-        """In asyncio: call what blocks, without blocking."""
+        """Call a blocking function from asyncio without blocking."""
         return await asyncio.get_running_loop().run_in_executor(self._hands, action, *arguments)
 
     def choose(self) -> str:
-        """The address of one of the nodes, by chance."""
+        """The address of a random node."""
         return random.choice([node.ws_url for node in self.nodes])
 
     def push_addresses(self, first: int) -> list[str]:
-        """Of all nodes, beginning with this one."""
+        """The push addresses of all nodes, beginning with this one."""
         addresses = [f"127.0.0.1:{node.push_port}" for node in self.nodes]
         return addresses[first:] + addresses[:first]
 
     def start_nginx(self) -> Nginx:
-        """nginx with deploy/nginx/chatws.conf before all nodes."""
+        """Start nginx with deploy/nginx/chatws.conf in front of all nodes."""
         public, place = self.directory / "public", self.directory / "nginx"
         public.mkdir()
         place.mkdir()
@@ -178,16 +180,16 @@ class Cluster:
         return self.nginx
 
     def is_ready(self, number: int) -> bool:
-        """Whether the node's /readyz says yes."""
+        """Whether the node's /readyz is 200."""
         return readiness("127.0.0.1", self.metrics[number])[0] == 200
 
     def wait_until_ready(self, deadline: float = DEADLINE) -> None:
-        """Until every node says that it is."""
+        """Wait until every node is ready."""
         for number in range(len(self.nodes)):
             until(lambda number=number: self.is_ready(number), f"node {number + 1} to be ready", deadline)
 
     def faults_in_logs(self) -> dict[str, list[str]]:
-        """Lines of tracebacks, by node."""
+        """Lines of tracebacks in the logs, by node."""
         found: dict[str, list[str]] = {}
         for node in self.nodes:
             lines = [line for line in node.log.splitlines() if "Traceback" in line or "Unhandled" in line]
@@ -197,12 +199,12 @@ class Cluster:
 
 
 def upstream(*addresses: str) -> str:
-    """What stands for the one address in deploy/nginx/chatws.conf when there are several nodes."""
+    """The `server` lines of several nodes for deploy/nginx/chatws.conf."""
     return ";\n    server ".join(f"{address} max_fails=0" for address in addresses)
 
 
 def readiness(host: str, port: int, timeout: float = DEADLINE) -> tuple[int, str]:
-    """The status and the text of /readyz; (0, "") when nobody answers."""
+    """The status and the text of /readyz, or (0, "") without a response."""
     connection = http.client.HTTPConnection(host, port, timeout=timeout)
     try:
         connection.request("GET", "/readyz")

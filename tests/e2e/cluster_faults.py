@@ -1,7 +1,7 @@
-"""Faults in a cluster under load: what nodes and the engine do to each other, and what pages and backends see of it.
+"""Faults in a cluster under load, and their effects on pages and backends.
 
-Every node has a backend that pushes to it, and to the next one when it does not answer; browsers come to any node and
-go from one to another of their own accord.
+Every node has a backend that pushes to it, and to the next node if it does not respond. Browsers connect to any node
+and move between nodes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,16 @@ from tests.e2e.load import Page, Publisher, Report, caught_up
 
 __all__ = ["FAULTS", "Account", "Fault", "order", "run"]
 
-#: Seconds that something is frozen, stopped or silent: longer than the lease and grace, and the broker's time-out.
+#: Seconds of a freeze, a stop or a silence: longer than lease and grace period, and than the broker's timeout.
 AWAY = 4.0
 
 
 @dataclass
 class Fault:
-    """:ivar began: on `time.monotonic`; it counts as going on until the next one begins."""
+    """A fault.
+
+    :ivar began: in `time.monotonic`. It counts as in progress until the next one begins.
+    """
 
     name: str
     began: float
@@ -35,21 +38,23 @@ class Fault:
 
 @dataclass
 class Account:
-    """The faults of a run and what came of them."""
+    """The faults of a run and their effects."""
 
     report: Report
     faults: list[Fault] = field(default_factory=list)
 
     def outages(self) -> dict[str, tuple[int, float, float]]:
-        """By the fault's name: how often, the longest that an event waited for its acknowledgement, and the longest
-        from there until every page had handled it, in seconds."""
+        """By the fault's name: the count, and two maxima in seconds.
+
+        They are the wait of an event for its acknowledgement, and from there until every page had handled it.
+        """
         counts = Counter(fault.name for fault in self.faults)
         pushes: dict[str, float] = {}
         pages: dict[str, float] = {}
         for story in self.report.stories.values():
             if not story.acknowledged:
                 continue
-            # Of two faults the later one counts: it began when all was well again after the earlier one.
+            # Of two faults the later one counts, because it began when the earlier one was over.
             name = self._during(story.acknowledged)
             pushes[name] = max(pushes.get(name, 0.0), story.acknowledged - story.sent)
             name = self._during(max(story.last_handled, story.acknowledged))
@@ -57,7 +62,7 @@ class Account:
         return {name: (count, pushes.get(name, 0.0), pages.get(name, 0.0)) for name, count in counts.items()}
 
     def _during(self, moment: float) -> str:
-        """The name of the last fault that had begun by then."""
+        """The name of the last fault that had begun at that time."""
         begun = [fault.name for fault in self.faults if fault.began <= moment]
         return begun[-1] if begun else ""
 
@@ -103,7 +108,7 @@ def _silence_engine(cluster: Cluster, node: Server, away: float) -> None:
     cluster.engine.resume()
 
 
-#: What is done, to one of the nodes or to the engine, by name.
+#: Faults of a node or of the engine, by name.
 FAULTS: dict[str, Callable[[Cluster, Server, float], None]] = {
     "kill -9 of a node": _kill,
     "SIGTERM of a node": _terminate,
@@ -115,7 +120,7 @@ FAULTS: dict[str, Callable[[Cluster, Server, float], None]] = {
 
 
 def order(faults: int, seed: int) -> list[str]:
-    """So many names, every kind once before any comes again."""
+    """Names of faults, each kind once before any repeats."""
     chance = random.Random(seed)
     names: list[str] = []
     while len(names) < faults:
@@ -126,10 +131,11 @@ def order(faults: int, seed: int) -> list[str]:
 async def run(
     cluster: Cluster, names: Sequence[str], clients: int, seed: int, *, away: float = AWAY, show: bool = False
 ) -> Account:
-    """
+    """Cause faults one after the other.
+
     :param cluster: started.
-    :param names: of `FAULTS`, one after the other.
-    :param seed: of when they come, and to which node.
+    :param names: of `FAULTS`.
+    :param seed: of their times and nodes.
     """
     chance = random.Random(seed)
     account = Account(Report(clients))

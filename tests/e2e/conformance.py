@@ -29,9 +29,9 @@ ROOT = Path(__file__).parent.parent.parent
 ENVIRONMENT = ROOT / ".venv-conformance"
 ARTIFACTS = ROOT / "test-artifacts" / "conformance"
 REPORT = ROOT / "docs" / "reliability.md"
-#: The last virtualenv that makes environments for Python 2.7, and the suite.
+#: The last virtualenv that supports Python 2.7, and the suite.
 VIRTUALENV, SUITE = "virtualenv==20.15.1", "autobahntestsuite==25.10.1"
-#: What the largest cases need: messages of 16 MiB, and 4 MiB in frames of 64 bytes.
+#: Limits for the largest cases: messages of 16 MiB, and 4 MiB in frames of 64 bytes.
 LARGEST = 32 * 1024 * 1024
 GROUPS = {
     1: "framing",
@@ -52,7 +52,7 @@ Case = dict[str, Any]
 
 
 def serve(port: int) -> None:
-    """`EchoServer` as the README shows it, with limits that let the largest cases through."""
+    """Run `EchoServer` as in the README, with limits for the largest cases."""
     from chatws.server import EchoServer, HttpServer, IoServer, WsServer
 
     app = WsServer(
@@ -67,7 +67,7 @@ def serve(port: int) -> None:
 
 
 def find_python27() -> str | None:
-    """A Python 2.7 with pip."""
+    """Find a Python 2.7 with pip."""
     for candidate in _candidates():
         try:
             asked = [candidate, "-c", "import sys, pip; print(sys.version_info[:2] == (2, 7))"]
@@ -89,7 +89,7 @@ def _candidates() -> Iterator[str]:
 
 
 def install(python: str) -> Path:
-    """`wstest`, in an environment of its own; made when it is not there."""
+    """The path of `wstest` in its own environment, which is created if needed."""
     wstest = ENVIRONMENT / "bin" / "wstest"
     pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     if not wstest.exists():
@@ -110,7 +110,7 @@ def run(command: list[str], environment: dict[str, str]) -> None:
 def fuzz(wstest: Path, cases: list[str]) -> dict[str, Case]:
     """Run the cases.
 
-    :returns: what the suite's report says of each, by its number ("9.1.6").
+    :returns: the report of each case, by its number ("9.1.6").
     """
     shutil.rmtree(ARTIFACTS, ignore_errors=True)
     ARTIFACTS.mkdir(parents=True)
@@ -150,7 +150,7 @@ def fuzz(wstest: Path, cases: list[str]) -> dict[str, Case]:
 
 
 def failures(found: dict[str, Case]) -> list[str]:
-    """The cases that went wrong, in message or in closing."""
+    """The cases that failed, in message or in closing."""
     return [
         f"{number}: {case['behavior']}, closing {case['behaviorClose']}"
         for number, case in sorted(found.items(), key=lambda item: [int(part) for part in item[0].split(".")])
@@ -159,7 +159,7 @@ def failures(found: dict[str, Case]) -> list[str]:
 
 
 def summary(found: dict[str, Case]) -> str:
-    """The counts, in Markdown; nothing in it changes from run to run unless the outcome does."""
+    """The counts in Markdown. They differ between runs only if the results do."""
     by_group: dict[int, Counter[str]] = {}
     for number, case in found.items():
         by_group.setdefault(int(number.split(".")[0]), Counter())[verdict(case)] += 1

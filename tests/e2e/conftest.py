@@ -1,4 +1,4 @@
-"""A real `twistd chatws` for a test: started, waited for, and ended by its own process id."""
+"""A real `twistd chatws` for a test, started, waited for, and stopped by its process id."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import http.client
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chatws.endpoints import parse_endpoint
+from chatws.net.endpoints import parse_endpoint
 from tests.e2e.process import WebServer, clean_environment, free_port
 from tests.e2e.wire import DEADLINE, Backend, Browser, until
 
@@ -31,9 +31,10 @@ def twistd_command() -> list[str]:
 class Server(WebServer):
     """One `twistd -n chatws` process. Its log file is `chatws.log`.
 
-    :ivar port: the browsers' port, :ivar push_port: the backends'.
-    :ivar arguments: options of chatws; may be changed while it is stopped.
-    :ivar allow_errors: whether the log may hold tracebacks when the test ends.
+    :ivar port: the WebSocket port.
+    :ivar push_port: the port of the push API.
+    :ivar arguments: options of chatws, which may be changed while it is stopped.
+    :ivar allow_errors: whether the log may have tracebacks when the test ends.
     """
 
     def __init__(self, directory: Path, arguments: tuple[str, ...], environment: dict[str, str]) -> None:
@@ -55,13 +56,17 @@ class Server(WebServer):
         """Wait until the log holds `text`."""
         until(lambda: text in self.log, f"{text!r} in the log", deadline)
 
+    def expect_log_count(self, text: str, count: int) -> None:
+        """Wait until the log holds `text` exactly `count` times. A thread of the server writes the log."""
+        until(lambda: self.log.count(text) == count, f"{text!r} {count} times in the log")
+
     def browser(self, path: str = "/ws", **options: Any) -> Browser:
-        """A WebSocket to it. Close it, or leave that to `clear` or the server's end."""
+        """Open a WebSocket. Close it, or let `clear` or the server's end close it."""
         self._browsers.append(Browser(f"ws://127.0.0.1:{self.port}{path}", **options))
         return self._browsers[-1]
 
     def agent(self, user_id: Any, *conversations: Any, **options: Any) -> Browser:
-        """A WebSocket that is authenticated and subscribed."""
+        """Open a WebSocket, authenticate and subscribe."""
         browser = self.browser(**options)
         browser.auth(user_id)
         for conversation in conversations:
@@ -69,25 +74,31 @@ class Server(WebServer):
         return browser
 
     def backend(self) -> Backend:
-        """A line connection to its push port."""
+        """Connect to the push API."""
         return Backend(self.push_port)
 
     def clear(self) -> None:
-        """Close what `browser` opened, and wait until nobody is online: the next test finds it as it was."""
+        """Close all WebSockets, and wait until no user is online, for the next test."""
         while self._browsers:
             self._browsers.pop().close()
         with self.backend() as backend:
             until(lambda: backend.request({"op": "presence"})["online"] == [], "everybody to leave")
 
     def finish(self) -> None:
-        """End it if it runs, and fail when its log shows an unhandled error, unless `allow_errors` is set."""
+        """Stop it, and fail if its log has an unhandled error, unless `allow_errors` is set.
+
+        WebSockets that the test has left open are dropped first: the server would drain them for seconds.
+        """
+        while self._browsers:
+            with suppress(OSError):  # it is closed
+                self._browsers.pop().drop()
         if self.process is not None:
             self.stop()
         found = [word for word in ("Traceback", "Unhandled") if word in self.log]
         assert self.allow_errors or not found, f"{' and '.join(found)} in the log of {self}:\n{self.log}"
 
     def is_ready(self) -> bool:
-        """Whether it answers on its ports."""
+        """Whether it accepts connections on its ports."""
         try:
             for address in self._addresses():
                 if isinstance(address, str):
@@ -105,7 +116,7 @@ class Server(WebServer):
         return True
 
     def _addresses(self) -> Iterator[int | str]:
-        """The TCP ports and Unix sockets that it listens on, as far as the arguments say."""
+        """The TCP ports and Unix sockets in its arguments."""
         words: list[str] = []
         for word in self.command():
             words += word.split("=", 1) if word.startswith("--") else [word]
@@ -122,7 +133,7 @@ class Server(WebServer):
 
 @contextmanager
 def run_server(directory: Path, *arguments: str, **environment: str) -> Iterator[Server]:
-    """A server for a block, which several tests may share; `finish`ed at its end."""
+    """A server for a block, which several tests may share. `finish` is called at its end."""
     with Server(directory, arguments, clean_environment(**environment)) as server:
         yield server
         assert server.stop() == 0, server.log
@@ -167,7 +178,7 @@ def _server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def server(_server: Server) -> Iterator[Server]:
-    """The module's server, for tests that leave it running: one after the other uses it, and finds nobody there."""
+    """The module's server. Tests use it one after the other, each without earlier connections."""
     yield _server
     _server.clear()
 

@@ -1,4 +1,4 @@
-"""Kills real servers again and again under load, and counts what was acknowledged and what arrived.
+"""Kill real servers repeatedly under load, and count acknowledged and delivered events.
 
     python -m tests.e2e.fault_run --faults 20
 
@@ -32,15 +32,16 @@ __all__ = ["run"]
 
 
 async def run(server: Server, faults: int, clients: int, seed: int, show: bool = False) -> Report:
-    """
-    :param server: started, with an SQLite log.
-    :param faults: how often it is killed, by SIGKILL and SIGTERM in turn.
+    """Kill one server repeatedly.
+
+    :param server: started, with a SQLite history.
+    :param faults: number of kills, by SIGKILL and SIGTERM in turn.
     """
     report = Report(clients)
     chance = random.Random(seed)
     pages = [Page([server.ws_url], number, report) for number in range(clients)]
     tasks = [asyncio.create_task(page.stay()) for page in pages]
-    # a pace that leaves fifty Python clients on one core the time to read
+    # a rate at which fifty Python clients on one core have time to read
     publisher = Publisher([f"127.0.0.1:{server.push_port}"], report, pause=0.004)
     try:
         await asyncio.gather(*(page.live.wait() for page in pages))
@@ -84,7 +85,7 @@ def main() -> None:
 
 
 def _one_server(directory: Path, options: argparse.Namespace) -> Report:
-    server = Server(directory, ("--broker", "sqlite:///log.db", "--drain-seconds", "0.3"), clean_environment())
+    server = Server(directory, ("--broker", "sqlite:///log.db", "--drain-timeout", "0.3"), clean_environment())
     server.start()
     try:
         return asyncio.run(run(server, options.faults, options.clients, options.seed, show=True))

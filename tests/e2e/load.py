@@ -1,5 +1,4 @@
-"""Load for runs with faults: pages that reconnect and recover, backends that push until they are acknowledged, and the
-account of what both have seen."""
+"""Load for runs with faults: pages that reconnect and recover, backends that retry, and a record of both."""
 
 from __future__ import annotations
 
@@ -16,20 +15,20 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidHandshake
 
-from chatws.push.blocking import BlockingPushClient
-from chatws.push.requests import PushError
+from chatws.clients.blocking import BlockingPushClient
+from chatws.clients.protocol import PushError
 from tests.recovering_client import RecoveringClient
 
 __all__ = ["CONVERSATION", "Page", "Publisher", "Report", "Story", "caught_up"]
 
 CONVERSATION = 1
-#: Seconds that the clients have to catch up at the end.
+#: Seconds for the clients to catch up at the end.
 CATCH_UP = 60.0
 
 
 @dataclass
 class Story:
-    """Of one event: when it was first sent, acknowledged, and first and last handled (`time.monotonic`)."""
+    """Times of one event (`time.monotonic`): first sent, acknowledged, first and last handled."""
 
     sent: float
     acknowledged: float = 0.0
@@ -39,10 +38,10 @@ class Story:
 
 @dataclass
 class Report:
-    """What happened.
+    """The record of a run.
 
-    :ivar stories: by number, of every event that was sent.
-    :ivar reconnects: when each connection was opened, the first ones left out.
+    :ivar stories: of every sent event, by number.
+    :ivar reconnects: times of all connections but the first ones.
     :ivar statuses: (user_id, status) of every `agent_status` that the first client got.
     """
 
@@ -71,17 +70,17 @@ class Report:
 
     @property
     def duplicates(self) -> int:
-        """Events that a client handled again, over all clients."""
+        """Events that a client handled twice, over all clients."""
         return sum(len(page.numbers) - len(set(page.numbers)) for page in self.pages)
 
     @property
     def out_of_order(self) -> int:
-        """Clients that handled events in another order than that of the log, or than another client."""
+        """Clients that handled events in another order than that of the history, or than another client."""
         return sum(offsets != sorted(offsets) for offsets in (page.offsets for page in self.pages))
 
     @property
     def resyncs(self) -> int:
-        """How often a client was told to reload."""
+        """Number of resyncs."""
         return sum(len(page.library.resyncs) for page in self.pages)
 
     @property
@@ -100,8 +99,8 @@ class Report:
 class Page:
     """One client: the library's bookkeeping on a real socket.
 
-    :param urls: where it may connect to; another one by chance each time.
-    :param wander: seconds after which, on average, it goes elsewhere of its own accord; 0 never.
+    :param urls: URLs of the nodes. It connects to a random one each time.
+    :param wander: seconds after which, on average, it moves to another node by itself. 0: never.
     :ivar live: set while it is connected and has caught up.
     """
 
@@ -118,7 +117,7 @@ class Page:
         report.pages.append(self)
 
     async def stay(self) -> None:
-        """Connect, and again, until cancelled."""
+        """Connect repeatedly until cancelled."""
         first = True
         while True:
             try:
@@ -132,7 +131,7 @@ class Page:
             await asyncio.sleep(random.uniform(0.02, 0.2))
 
     async def _visit(self, first: bool) -> None:
-        # what a browser does on a silent connection its library does by its heartbeat: here pings of the protocol
+        # the library detects a silent connection by its heartbeat, this client by pings of the protocol
         async with connect(
             self.choose(), open_timeout=5, close_timeout=1, ping_interval=2, ping_timeout=4, compression=None
         ) as self.socket:
@@ -168,12 +167,12 @@ class Page:
 
 
 class Publisher(threading.Thread):
-    """A backend of the blocking kind: one event after the other, each sent until it is acknowledged, by one node or
+    """A blocking backend. It sends one event after the other until it is acknowledged, by one node or
     else by another, always with the same key.
 
-    :param addresses: of the nodes' push ports. The first is asked first.
+    :param addresses: of the nodes' push ports. The first is used first.
     :param pause: seconds between two events.
-    :param patience: seconds after which an event is given up.
+    :param patience: seconds after which it discards an event.
     :param attempt: seconds after which the next node is tried.
     """
 
@@ -211,7 +210,7 @@ class Publisher(threading.Thread):
                 client.close()
 
     def end(self) -> None:
-        """Let it finish its event; raise what it failed of."""
+        """Let it finish its event, and raise its error."""
         self.ending.set()
         self.join()
         if self.failure is not None:

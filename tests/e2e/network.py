@@ -1,4 +1,4 @@
-"""A network of our own: hosts, each in a network namespace, and a router between them that loses packets when told to.
+"""A private network: hosts in network namespaces, and a router between them that can drop packets.
 
 Nothing of it is seen outside, and it is gone when its processes are. What is lost is lost without a word (no RST, no
 ICMP), in both directions or in one of them: policy rules of the router drop what one host sends to another.
@@ -16,9 +16,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-import pytest
-
-__all__ = ["Network", "needs_namespaces"]
+__all__ = ["Network", "can_make_namespaces"]
 
 _CLONE_NEWNET = 0x40000000
 _PR_SET_PDEATHSIG = 1
@@ -31,16 +29,17 @@ def _call(function: Callable[..., int], *arguments: int) -> None:
         raise OSError(number, os.strerror(number))
 
 
-def needs_namespaces() -> None:
-    """Skip the test where this process may make no network namespaces. (`needs("iproute2")` is for the program.)"""
+def can_make_namespaces() -> bool:
+    """Whether this process may make network namespaces. (`needs("iproute2")` is for the program.)"""
     try:
         _Namespace().close()
     except (OSError, subprocess.SubprocessError):
-        pytest.skip("needs CAP_SYS_ADMIN and CAP_NET_ADMIN, to make network namespaces")
+        return False
+    return True
 
 
 class _Namespace:
-    """A network namespace, held by a process that does nothing else."""
+    """A network namespace, kept by an idle process."""
 
     def __init__(self) -> None:
         def begin() -> None:
@@ -56,7 +55,7 @@ class _Namespace:
 
     @contextmanager
     def inside(self) -> Iterator[None]:
-        """For the block, this thread is there: what it opens and starts is and stays there."""
+        """Move this thread there for the block. Its sockets and processes stay there."""
         before = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
         _call(_libc.setns, self._there, _CLONE_NEWNET)
         try:
@@ -84,7 +83,7 @@ class _Namespace:
 
 
 class Network:
-    """Hosts by their names, each with the address 10.77.NUMBER.2, and its loopback."""
+    """Hosts by name, each with the address 10.77.NUMBER.2 and its own loopback."""
 
     def __init__(self, *names: str) -> None:
         self._names = names
@@ -115,29 +114,28 @@ class Network:
             )
 
     def address(self, name: str) -> str:
-        """The host's address, for the others."""
+        """The host's address."""
         return f"10.77.{self._names.index(name) + 1}.2"
 
     @contextmanager
     def inside(self, name: str) -> Iterator[None]:
-        """For the block, this thread is on that host: sockets that it opens and processes that it starts are there,
-        and stay there."""
+        """Move this thread to the host for the block. Its sockets and processes stay there."""
         with self._hosts[name].inside():
             yield
 
     def cut(self, source: str, target: str) -> None:
-        """Lose all that `source` sends to `target`, from now on."""
+        """Drop all packets from `source` to `target` from now on."""
         rule = f"from {self.address(source)} to {self.address(target)} blackhole"
         self._router.ip(f"rule add {rule}")
         self._rules.append(rule)
 
     def cut_both(self, one: str, other: str) -> None:
-        """Lose all between the two."""
+        """Drop all packets between the two."""
         self.cut(one, other)
         self.cut(other, one)
 
     def heal(self) -> None:
-        """Lose nothing more."""
+        """Drop no more packets."""
         if self._rules:
             self._router.ip(*(f"rule del {rule}" for rule in self._rules))
         self._rules.clear()

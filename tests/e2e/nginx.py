@@ -1,4 +1,4 @@
-"""A real nginx for tests: with deploy/nginx/chatws.conf, or with what a document says."""
+"""A real nginx for tests, with deploy/nginx/chatws.conf or with a document's configuration."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ http {{
 
 
 def adapt(text: str, *, listen: str, upstream: str, cache: str, root: str, server_name: str = "_") -> str:
-    """Do what the lines marked ADAPT ask for, and nothing else."""
+    """Change the lines marked ADAPT, and no others."""
     values = {
         "server 127.0.0.1:8080;": f"server {upstream};",
         "proxy_cache_path /var/cache/nginx-chatws ": f"proxy_cache_path {cache} ",
@@ -71,10 +71,10 @@ class _Nginx(WebServer):
 
 
 class Nginx(_Nginx):
-    """… with deploy/nginx/chatws.conf.
+    """nginx with deploy/nginx/chatws.conf.
 
-    :param upstream: chatws, as `server` wants it.
-    :param root: what `location /` shows.
+    :param upstream: address of chatws for `server`.
+    :param root: directory of `location /`.
     """
 
     def __init__(self, directory: Path, upstream: str, root: Path) -> None:
@@ -96,7 +96,7 @@ class Nginx(_Nginx):
 
 
 class NginxWith(_Nginx):
-    """… with some locations of a document. It shows the files of its directory besides."""
+    """nginx with some locations of a document. It also serves the files of its directory."""
 
     def __init__(self, directory: Path, locations: str) -> None:
         super().__init__(directory)

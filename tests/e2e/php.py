@@ -1,4 +1,4 @@
-"""PHP programs for tests, and a push port that misbehaves."""
+"""Run PHP programs in tests, and serve a push API that can misbehave."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tests.e2e.process import WebServer, clean_environment
 from tests.e2e.wire import DEADLINE
 from tests.requirements import find_program
 
-__all__ = ["BOUND", "PHP_DIRECTORY", "SCRIPTS", "FakePushPort", "Php", "PhpWebServer", "php_server", "run_php"]
+__all__ = ["BOUND", "PHP_DIRECTORY", "SCRIPTS", "FakePushApi", "Php", "PhpWebServer", "php_server", "run_php"]
 
 PHP_DIRECTORY = Path(__file__).resolve().parents[2] / "php"
 SCRIPTS = Path(__file__).resolve().parents[1] / "php"
 
-#: Milliseconds, far above the helper's budget of 700, for a busy machine; far below what an unbounded wait would take.
+#: Milliseconds: far above the helper's budget of 700 for a busy machine, far below an unbounded wait.
 BOUND = 8000
-#: The helper's times for calls that are to succeed, whatever else the machine does.
+#: Timeouts of the helper for calls that must succeed on a busy machine.
 _PATIENT = {
     "CHATWS_PUSH_CONNECT_TIMEOUT_MS": "5000",
     "CHATWS_PUSH_ANSWER_TIMEOUT_MS": "5000",
@@ -34,7 +34,7 @@ _PATIENT = {
 
 
 def run_php(*arguments: str, environment: dict[str, str] | None = None, deadline: float = 60) -> str:
-    """Run the `php` program to its end, which must be a good one, and return what it wrote to stdout."""
+    """Run `php` and return its standard output. The exit status must be 0."""
     program = find_program("php-cli")
     assert program is not None
     done = subprocess.run(
@@ -51,9 +51,10 @@ def run_php(*arguments: str, environment: dict[str, str] | None = None, deadline
 
 
 class Php:
-    """A PHP process that lives on between calls: tests/php/worker.php.
+    """A long-lived PHP process that executes calls: tests/php/worker.php.
 
-    :ivar log: what the last call has logged; :ivar milliseconds: how long it took.
+    :ivar log: the messages that the last call has logged.
+    :ivar milliseconds: the duration of the last call.
     """
 
     def __init__(
@@ -62,20 +63,25 @@ class Php:
         helper: bool = False,
         ini: tuple[str, ...] = (),
         patient: bool = True,
+        file_limit: int | None = None,
         environment: Any = None,
         **settings: Any,
     ) -> None:
-        """:param helper: call `App\\Helpers\\WebSocket` instead of a `Chatws\\Client`.
-        :param patient: whether times that are not set are long ones, instead of the helper's own.
+        """Start the process.
+
+        :param helper: call `App\\Helpers\\WebSocket` instead of a `Chatws\\Client`.
+        :param patient: use long timeouts where none is set, instead of the helper's defaults.
         :param ini: `name=value` for php.ini.
+        :param file_limit: limit of open files (`ulimit -n`); None: the limit of this process.
         :param settings: for `Chatws\\Config::fromEnv`.
         """
         program = find_program("php-cli")
         assert program is not None
-        flags = [word for one in ini for word in ("-d", one)]
+        flags = [word for setting in ini for word in ("-d", setting)]
         script = str(SCRIPTS / "worker.php")
+        limit = [] if file_limit is None else ["sh", "-c", f'ulimit -n {file_limit} && exec "$0" "$@"']
         self.process = subprocess.Popen(
-            [program, *flags, script, json.dumps(settings), "helper" if helper else "client"],
+            [*limit, program, *flags, script, json.dumps(settings), "helper" if helper else "client"],
             env=clean_environment(**{**(_PATIENT if patient else {}), **(environment or {})}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -97,7 +103,7 @@ class Php:
         return call
 
     def send(self, method: str, *arguments: Any, **named: Any) -> None:
-        """Begin a call; `receive` gives what it returns."""
+        """Start a call. `receive` returns its result."""
         assert self.process.stdin is not None
         assert not (arguments and named), "PHP takes one array of arguments"
         line = json.dumps({"method": method, "arguments": named or arguments})
@@ -106,18 +112,18 @@ class Php:
 
     def receive(self) -> Any:
         assert self.process.stdout is not None
-        found, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
-        assert found, "PHP did not come back"
+        ready, _, _ = select.select([self.process.stdout], [], [], DEADLINE)
+        assert ready, "PHP did not respond"
         line = self.process.stdout.readline()
         assert line, f"PHP ended with status {self.process.wait(DEADLINE)}"
-        answer = json.loads(line)
-        self.log = answer["log"]
-        self.milliseconds = answer["ms"]
-        assert answer["thrown"] is None, answer
-        return answer["result"]
+        response = json.loads(line)
+        self.log = response["log"]
+        self.milliseconds = response["ms"]
+        assert response["thrown"] is None, response
+        return response["result"]
 
     def close(self) -> None:
-        """Let it come to its end."""
+        """End the process."""
         if self.process.poll() is None:
             assert self.process.stdin is not None
             self.process.stdin.close()
@@ -132,7 +138,7 @@ class Php:
 
 
 class PhpWebServer(WebServer):
-    """PHP's own web server, with one of `tests/php/` for every request.
+    """Run PHP's own web server with a script of `tests/php/` for every request.
 
     :param words: more arguments of `php`.
     """
@@ -149,35 +155,38 @@ class PhpWebServer(WebServer):
 
 @contextmanager
 def php_server(directory: Path, *, patient: bool = True, **environment: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """The application's web server; gives a function that makes one request. `patient` is as for `Php`."""
+    """Run the application's web server. Yields a function that makes one request. `patient` is as for `Php`."""
     with PhpWebServer("request.php", directory, **{**(_PATIENT if patient else {}), **environment}) as web:
 
         def request() -> dict[str, Any]:
             with urllib.request.urlopen(web.url, timeout=DEADLINE) as page:
-                answer: dict[str, Any] = json.load(page)
-                return answer
+                results: dict[str, Any] = json.load(page)
+                return results
 
         yield request
 
 
-class FakePushPort:
-    """A push port under the test's control, served by threads.
+class FakePushApi:
+    """A push API under the test's control, served by threads.
 
-    :ivar lines: every line that came, parsed, over all connections.
-    :ivar connections: how many were accepted.
-    :param answer: takes a parsed line, returns the bytes to answer with; None is silence; raises `EOFError` to close.
-    :param accept: whether anybody is accepted at all. :param read: whether anything is read. :param host: where it is.
+    :ivar lines: every received line, parsed, over all connections.
+    :ivar connections: number of accepted connections.
+    :param respond: takes a parsed line and returns the response, or None for no response. It may raise `EOFError` to
+        close the connection.
+    :param accept: False: connections are not accepted.
+    :param read: False: nothing is read from the connections.
+    :param host: the address to listen on.
     """
 
     def __init__(
         self,
-        answer: Callable[[dict[str, Any]], bytes | None] | None = None,
+        respond: Callable[[dict[str, Any]], bytes | None] | None = None,
         *,
         accept: bool = True,
         read: bool = True,
         host: str = "127.0.0.1",
     ) -> None:
-        self._answer = answer or (lambda line: json.dumps({"ok": True, "id": line.get("id")}).encode() + b"\n")
+        self._respond = respond or (lambda line: json.dumps({"ok": True, "id": line.get("id")}).encode() + b"\n")
         self._read = read
         self.lines: list[dict[str, Any]] = []
         self.connections = 0
@@ -213,12 +222,16 @@ class FakePushPort:
     def close(self) -> None:
         with self._lock:
             closing = [self.socket, *self._open]
-        for one in closing:
-            with suppress(OSError):  # the other side was quicker
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+        for connection in closing:
+            with suppress(OSError):  # the peer may have closed it before
+                connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
         for thread in self._threads:
             thread.join(DEADLINE)
+
+    def open_connections(self) -> list[socket.socket]:
+        with self._lock:
+            return list(self._open)
 
     def _start(self, do: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=do, args=arguments, daemon=True)
@@ -228,29 +241,29 @@ class FakePushPort:
     def _accept(self) -> None:
         while True:
             try:
-                one, _ = self.socket.accept()
+                connection, _ = self.socket.accept()
             except OSError:
                 return
             with self._lock:
                 self.connections += 1
-                self._open.append(one)
+                self._open.append(connection)
             if self._read:
-                self._start(self._serve, one)
+                self._start(self._serve, connection)
 
-    def _serve(self, one: socket.socket) -> None:
+    def _serve(self, connection: socket.socket) -> None:
         try:
-            with one.makefile("rb") as reader:
+            with connection.makefile("rb") as reader:
                 for text in reader:
                     line = json.loads(text)
                     with self._lock:
                         self.lines.append(line)
-                    answer = self._answer(line)
-                    if answer is not None:
-                        one.sendall(answer)
+                    response = self._respond(line)
+                    if response is not None:
+                        connection.sendall(response)
         except (EOFError, OSError, ValueError):
             pass
         finally:
             with self._lock:
-                if one in self._open:
-                    self._open.remove(one)
-            one.close()
+                if connection in self._open:
+                    self._open.remove(connection)
+            connection.close()

@@ -20,9 +20,9 @@ __all__ = ["Command", "Program", "WebServer", "clean_environment", "free_port", 
 
 
 def _ports() -> Iterator[int]:
-    """Ports for this process of the tests alone, whose name pytest-xdist gives: gw0, gw1 …"""
+    """Ports for this test process only, by the name from pytest-xdist: gw0, gw1 …"""
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    # none that the kernel gives to outgoing connections (32768 and above on Linux): one might have it before the server
+    # not those of outgoing connections (32768 and above on Linux), which might take one before the server does
     ports = range(20000 + worker, 32000, int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")))
     start = random.randrange(len(ports))
     return cycle([*ports[start:], *ports[:start]])
@@ -32,7 +32,7 @@ _candidates = _ports()
 
 
 def free_port() -> int:
-    """A TCP port on 127.0.0.1 that was free a moment ago, and that no other test is given."""
+    """A TCP port on 127.0.0.1 that was free just now, and that no other test gets."""
     while True:
         port = next(_candidates)
         with socket.socket() as one, suppress(OSError):
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 def listens(port: int) -> bool:
-    """Whether somebody accepts connections there, on 127.0.0.1."""
+    """Whether a process accepts connections on this port of 127.0.0.1."""
     with socket.socket() as one:
         return one.connect_ex(("127.0.0.1", port)) == 0
 
@@ -53,12 +53,12 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 class Program:
-    """A program that runs until it is told to end. As a context manager it runs for the block.
+    """A program that runs until it is stopped. As a context manager it runs for the block.
 
-    :ivar directory: where it runs.
+    :ivar directory: its working directory.
     :ivar environment: its variables.
-    :ivar log_path: where its standard output and error go, those of all its runs.
-    :ivar options: more for `subprocess.Popen`.
+    :ivar log_path: the file of its standard output and error, of all its runs.
+    :ivar options: more options of `subprocess.Popen`.
     :ivar process: the running process, None when stopped.
     """
 
@@ -66,7 +66,7 @@ class Program:
         self.directory = directory
         self.environment = clean_environment() if environment is None else environment
         self.log_path = directory / log
-        self.options: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is for the tests, which end it
+        self.options: dict[str, Any] = {"start_new_session": True}  # Ctrl-C is for the tests, which stop it
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self) -> list[str]:
@@ -74,12 +74,12 @@ class Program:
         raise NotImplementedError
 
     def is_ready(self) -> bool:
-        """Whether it does by now what it was started for. It runs, at least."""
+        """Whether it is ready. It runs, at least."""
         return True
 
     @property
     def log(self) -> str:
-        """What it has said so far."""
+        """Its output so far."""
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     @property
@@ -115,13 +115,13 @@ class Program:
         return self.is_ready()
 
     def stop(self, signal_number: int = signal.SIGTERM, deadline: float = DEADLINE) -> int:
-        """Send a signal, wait for the end, return the exit status (negative: the signal it died of)."""
+        """Send a signal, wait for the end, return the exit status (negative: the signal that killed it)."""
         assert self.process is not None, "it is not running"
         self.process.send_signal(signal_number)
         return self.wait(deadline)
 
     def wait(self, deadline: float = DEADLINE) -> int:
-        """Wait for its end without doing anything towards it, return the exit status."""
+        """Wait until it ends by itself, return the exit status."""
         assert self.process is not None, "it is not running"
         process, self.process = self.process, None
         try:
@@ -149,9 +149,9 @@ class Program:
 
 
 class WebServer(Program):
-    """A program that listens on a TCP port of its own.
+    """A program that listens on its own TCP port.
 
-    :ivar port: stays the same over `restart`.
+    :ivar port: stays the same after `restart`.
     """
 
     def __init__(self, directory: Path, environment: dict[str, str] | None = None, *, log: str = "log") -> None:
@@ -173,9 +173,9 @@ class WebServer(Program):
 
 
 class Command(Program):
-    """A program that needs no more than its words.
+    """A program with fixed arguments.
 
-    :param ready: whether it does by now what it was started for.
+    :param ready: whether it is ready.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""A client that does what no browser would: bytes over a TCP socket, and exactly what comes back."""
+"""A client for bytes that no browser would send, over a TCP socket."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def rss(pid: int) -> int:
 
 
 class Raw:
-    """One TCP connection to the browsers' port.
+    """One TCP connection to the WebSocket port.
 
     :param source: the address it comes from, any of 127.0.0.0/8.
-    :param receive_buffer: bytes that the kernel keeps for it, for one who does not read.
+    :param receive_buffer: size of the receive buffer in bytes, small for a client that does not read.
     """
 
     def __init__(self, port: int, *, source: str = "127.0.0.1", receive_buffer: int = 0) -> None:
@@ -37,8 +37,8 @@ class Raw:
         self.socket.bind((source, 0))
         self.socket.connect(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.rest = b""
-        self.ended = False
+        self.buffer = b""
+        self.at_eof = False
         self._frames: list[tuple[int, bytes]] = []
 
     def __enter__(self) -> Self:
@@ -53,7 +53,10 @@ class Raw:
     # bytes
 
     def send(self, data: bytes) -> bool:
-        """:returns: False when the server has hung up meanwhile."""
+        """Send bytes.
+
+        :returns: False if the server has closed the connection.
+        """
         try:
             self.socket.sendall(data)
         except (BrokenPipeError, ConnectionResetError):
@@ -61,7 +64,7 @@ class Raw:
         return True
 
     def receive(self, timeout: float = DEADLINE) -> bytes:
-        """What comes next; empty at the end. Raises `TimeoutError`."""
+        """The next bytes, empty at the end. Raises `TimeoutError`."""
         self.socket.settimeout(timeout)
         try:
             data = self.socket.recv(1 << 20)
@@ -69,23 +72,23 @@ class Raw:
             data = b""
         finally:
             self.socket.settimeout(DEADLINE)
-        self.ended = not data
+        self.at_eof = not data
         return data
 
     def read_to_end(self) -> bytes:
         """Everything until the server closes."""
-        data = self.rest
-        self.rest = b""
-        while not self.ended:
+        data = self.buffer
+        self.buffer = b""
+        while not self.at_eof:
             data += self.receive()
         return data
 
     # HTTP
 
     def ask(self, request: bytes) -> tuple[int, bytes]:
-        """Send a request whose answer ends the connection.
+        """Send a request whose response ends the connection.
 
-        :returns: the status, and all that came.
+        :returns: the status, and all bytes received.
         """
         self.send(request)
         answer = self.read_to_end()
@@ -95,10 +98,10 @@ class Raw:
     def upgrade(self, **fields: str | None) -> Self:
         """Open a WebSocket; `fields` are header fields with `_` for `-`."""
         self.send(head(**fields))
-        while b"\r\n\r\n" not in self.rest:
-            self.rest += self.receive()
-            assert not self.ended, self.rest
-        top, _, self.rest = self.rest.partition(b"\r\n\r\n")
+        while b"\r\n\r\n" not in self.buffer:
+            self.buffer += self.receive()
+            assert not self.at_eof, self.buffer
+        top, _, self.buffer = self.buffer.partition(b"\r\n\r\n")
         assert top.startswith(b"HTTP/1.1 101 "), top
         return self
 
@@ -107,10 +110,10 @@ class Raw:
     def next_frame(self) -> tuple[int, bytes]:
         """The first byte and the payload of the next frame."""
         while not self._frames:
-            self._frames, self.rest = split_frames(self.rest)
+            self._frames, self.buffer = split_frames(self.buffer)
             if not self._frames:
-                self.rest += self.receive()
-                assert not self.ended, f"ended after {self.rest[:200]!r}"
+                self.buffer += self.receive()
+                assert not self.at_eof, f"ended after {self.buffer[:200]!r}"
         return self._frames.pop(0)
 
     def next_text(self) -> dict[str, Any]:
@@ -124,7 +127,7 @@ class Raw:
         return found
 
     def expect(self, event: str, **data: Any) -> dict[str, Any]:
-        """The data of the next message of this `event` or `type` with these values; passes over others."""
+        """The data of the next message with this `event` or `type` and these values. Skips others."""
         while True:
             message = self.next_text()
             body: dict[str, Any] = message.get("data", message)
@@ -132,7 +135,7 @@ class Raw:
                 return body
 
     def closed_with(self) -> tuple[int, str]:
-        """Pass over messages up to the close frame, answer it and see the connection end.
+        """Skip messages up to the close frame, answer it, and wait for the end of the connection.
 
         :returns: code and reason.
         """
@@ -142,22 +145,22 @@ class Raw:
         assert not self._frames, "something follows the close frame"
         if self.send(frame(payload[:2], 8)):
             with suppress(OSError):
-                # one whose frame was given up in the middle is not understood any more
+                # after an incomplete frame the server reads no more frames
                 self.socket.shutdown(socket.SHUT_WR)
         end = time.monotonic() + DEADLINE
-        while not self.ended:
+        while not self.at_eof:
             self.receive(end - time.monotonic())
         return int.from_bytes(payload[:2], "big"), payload[2:].decode()
 
     # the chat
 
     def say(self, *messages: dict[str, Any] | str) -> bool:
-        """Text messages, all in one write."""
+        """Send text messages in one write."""
         texts = (one if isinstance(one, str) else json.dumps(one) for one in messages)
         return self.send(b"".join(frame(one) for one in texts))
 
     def enter(self, user_id: Any, *conversations: Any, **more: Any) -> Self:
-        """`auth`, and `subscribe` for each conversation."""
+        """Send `auth`, and `subscribe` for each conversation."""
         self.say({"type": "auth", "user_id": user_id, **more})
         self.expect("authenticated")
         for one in conversations:
@@ -166,7 +169,7 @@ class Raw:
         return self
 
     def error(self) -> str:
-        """The code of the next message, an `error`."""
+        """The code of the next message, which is an `error`."""
         message = self.next_text()
         assert message["event"] == "error", message
         code: str = message["data"]["code"]

@@ -1,4 +1,4 @@
-"""What the attacks have in common: a server that several tests attack, and a bystander who must not notice.
+"""Shared by the attacks: a server that several tests attack, and a bystander who must not be affected.
 
 `from tests.e2e.siege import besieged, unharmed` gives a module both fixtures; `unharmed` watches over every test.
 """
@@ -18,7 +18,7 @@ __all__ = ["PUSH_SECRET", "SECRET", "besieged", "bystander", "unharmed"]
 
 SECRET = "the-secret-that-signs-the-tickets-of-this-test"
 PUSH_SECRET = "the-secret-of-the-backends"
-#: Where the bystander sits: with limits by address, it is not counted with the attackers.
+#: The address of the bystander, so that limits by address do not count it with the attackers.
 ELSEWHERE = "127.0.0.9"
 BYSTANDER = 900
 
@@ -27,12 +27,12 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="module")
 def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server for a whole module: tickets, or else trust; compression; short deadlines; a push secret."""
+    """A server for a module: tokens, or else trust, compression, short deadlines, a push secret."""
     directory = tmp_path_factory.mktemp("besieged")
     push_secret = directory / "push-secret"
     push_secret.touch(0o600)
     push_secret.write_text(PUSH_SECRET)
-    arguments = ["--auth", "ticket", "--auth", "trust", "--compression", "--push-secret-file", str(push_secret)]
+    arguments = ["--auth", "token", "--auth", "trust", "--compression", "--push-secret-file", str(push_secret)]
     arguments += ["--handshake-timeout", "5", "--auth-deadline", "5", "--max-subscriptions", "20"]
     with run_server(directory, *arguments, CHATWS_SECRET=SECRET) as server:
         yield server
@@ -42,7 +42,7 @@ def besieged(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Around every test that attacks `besieged`: who was connected before still gets its events afterwards."""
+    """Check around every test that attacks `besieged` that an earlier connection still gets events."""
     if "besieged" not in request.fixturenames:
         yield
         return
@@ -57,7 +57,7 @@ def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @contextmanager
 def bystander(server: Server, push_secret: str = "") -> Iterator[Raw]:
-    """A connection that is there before, and gets an event afterwards."""
+    """A connection that is opened before, and gets an event afterwards."""
     with Raw(server.port, source=ELSEWHERE) as one:
         one.upgrade().enter(BYSTANDER, BYSTANDER)
         yield one

@@ -54,14 +54,14 @@ def deflated(data: bytes, repeat: int = 1) -> bytes:
     ],
     ids=lambda value: ascii(value)[2:32] if isinstance(value, bytes) else None,
 )
-def test_a_peer_that_breaks_the_protocol_is_told_so_and_hung_up_on(frames: bytes, code: int, besieged: Server) -> None:
+def test_a_protocol_violation_closes_with_its_code(frames: bytes, code: int, besieged: Server) -> None:
     with Raw(besieged.port) as page:
         page.upgrade().enter(1, 1)
         page.send(frames + frame(PING) * 100)
         assert page.closed_with()[0] == code
 
 
-def test_a_message_announced_as_five_megabytes_is_refused_before_they_come(besieged: Server) -> None:
+def test_a_message_beyond_the_limit_is_rejected_by_its_length(besieged: Server) -> None:
     with Raw(besieged.port) as page:
         page.upgrade().enter(1)
         page.send(b"\x81\xff" + (5 * MIB).to_bytes(8, "big") + b"\0\0\0\0")
@@ -92,19 +92,19 @@ def test_a_compression_bomb_does_not_unfold(besieged: Server) -> None:
         in_pieces = stack.enter_context(Raw(besieged.port)).upgrade(Sec_WebSocket_Extensions=DEFLATE).enter(1)
         pieces = [bomb[start : start + 2000] for start in range(0, len(bomb), 2000)]
         in_pieces.send(frame(pieces[0], rsv=4, fin=False))
-        in_pieces.send(b"".join(frame(one, opcode=0, fin=False) for one in pieces[1:]) + frame("", opcode=0))
+        in_pieces.send(b"".join(frame(piece, opcode=0, fin=False) for piece in pieces[1:]) + frame("", opcode=0))
         assert in_pieces.closed_with()[0] == 1009
     assert rss(besieged.pid) < before + 16 * MIB
 
 
-def test_what_is_not_deflated_properly_closes_its_own_connection(besieged: Server) -> None:
+def test_invalid_deflate_data_closes_its_own_connection(besieged: Server) -> None:
     with Raw(besieged.port) as page:
         page.upgrade(Sec_WebSocket_Extensions=DEFLATE)
         page.send(frame(b"\xff" * 100, rsv=4))
         assert page.closed_with()[0] in (1002, 1007)
 
 
-def test_a_compressed_frame_where_compression_was_not_agreed_on_is_refused(besieged: Server) -> None:
+def test_compressed_frame_without_negotiation_is_rejected(besieged: Server) -> None:
     with Raw(besieged.port) as page:
         page.upgrade()
         page.send(frame(deflated(b'{"type":"ping"}'), rsv=4))
@@ -157,7 +157,7 @@ def test_five_megabytes_of_nesting_are_too_big_by_default(besieged: Server) -> N
         assert page.pong()
 
 
-def test_one_who_never_agrees_to_the_close_is_dropped(besieged: Server) -> None:
+def test_a_peer_without_a_close_frame_is_dropped(besieged: Server) -> None:
     with Raw(besieged.port) as page:
         page.upgrade()
         page.send(frame(PING, mask=None))

@@ -52,20 +52,20 @@ def codes(backend: Backend) -> list[Any]:
     ],
     ids=range(10),
 )
-def test_without_the_right_secret_nothing_is_done(first: bytes, besieged: Server) -> None:
+def test_lines_without_the_right_secret_have_no_effect(first: bytes, besieged: Server) -> None:
     with besieged.agent(1) as agent, besieged.backend() as backend:
         right_but_late = json.dumps({"op": "auth", "secret": PUSH_SECRET}).encode() + b"\n"
         backend.send_bytes(first + right_but_late + STOLEN)
         assert codes(backend) == ["bad_secret"]
-        assert not [one for one in agent.settle() if one["event"] == "stolen"]
+        assert not [event for event in agent.settle() if event["event"] == "stolen"]
 
 
 @pytest.mark.parametrize("first", [b'{"op":"auth"}\n', b'{"op":"auth","secret":5}\n', b'{"op":"auth","secret":null}\n'])
-def test_a_secret_that_is_none_opens_nothing(first: bytes, besieged: Server) -> None:
+def test_invalid_secret_is_rejected(first: bytes, besieged: Server) -> None:
     with besieged.agent(1) as agent, besieged.backend() as backend:
         backend.send_bytes(first + STOLEN)
         assert codes(backend)[0] in ("bad_secret", "bad_message")
-        assert not [one for one in agent.settle() if one["event"] == "stolen"]
+        assert not [event for event in agent.settle() if event["event"] == "stolen"]
 
 
 FOR_OTHERS = [
@@ -83,16 +83,16 @@ def smuggle(server: Server) -> None:
             with server.backend() as backend:
                 backend.send_bytes(request + STOLEN)
                 assert codes(backend) == ["bad_json"]
-        assert not [one for one in agent.settle() if one["event"] == "stolen"]
+        assert not [event for event in agent.settle() if event["event"] == "stolen"]
 
 
-def test_http_and_others_smuggled_to_the_push_port_do_not_get_as_far_as_their_bodies(chatws_server: Start) -> None:
+def test_other_protocols_on_the_push_port_are_rejected_before_their_bodies(chatws_server: Start) -> None:
     server = chatws_server()
     with bystander(server):
         smuggle(server)
 
 
-def test_nor_where_there_is_a_secret(besieged: Server) -> None:
+def test_smuggled_requests_with_a_push_secret_are_rejected(besieged: Server) -> None:
     smuggle(besieged)
 
 
@@ -121,8 +121,8 @@ def test_a_peer_that_never_reads_is_not_read_from_and_costs_little(besieged: Ser
             backend.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             backend.socket.setblocking(False)
         sent = 0
-        while writable := select.select([], [one.socket for one in deaf], [], 1)[1]:
-            sent += sum(one.send(lines) for one in writable)
+        while writable := select.select([], [backend.socket for backend in deaf], [], 1)[1]:
+            sent += sum(sock.send(lines) for sock in writable)
             assert sent < 500 * MIB, "it reads on and on"
         assert rss(besieged.pid) < before + 24 * MIB
         # who reads gets its answers meanwhile
@@ -158,18 +158,18 @@ def test_a_line_that_would_break_pages_never_reaches_them(line: bytes, besieged:
         assert answer["ok"] is False
         assert answer["code"] in ("bad_json", "bad_message", "reserved_event", "no_audience")
         assert backend.request({"op": "ping"})["ok"]
-        assert not [one for one in agent.settle() if one["event"] != "agent_status"]
+        assert not [event for event in agent.settle() if event["event"] != "agent_status"]
 
 
 def test_data_cannot_pass_for_another_event(besieged: Server) -> None:
     data = {"conversation_id": 1, "text": '"},"id":"x:1"}\n{"event":"new_message","data":{', "sep": "\u2028\u2029"}
     with besieged.agent(1, 1) as agent, admitted(besieged) as backend:
         backend.push("new_message", data, transient=True)
-        (event,) = [one for one in agent.settle() if one["event"] != "agent_status"]
+        (event,) = [event for event in agent.settle() if event["event"] != "agent_status"]
         assert event == {"event": "new_message", "data": data}
 
 
-def test_strangers_who_hang_up_in_the_middle_leave_nothing(besieged: Server) -> None:
+def test_aborted_backend_connections_do_not_grow_memory(besieged: Server) -> None:
     before = rss(besieged.pid)
     for number in range(500):
         with besieged.backend() as backend:

@@ -18,9 +18,10 @@ import pytest
 import pytest_twisted
 from twisted.internet.defer import Deferred, gatherResults
 
-from chatws.push.client import BlockingPushClient, PushClient
+from chatws.clients.blocking import BlockingPushClient
+from chatws.clients.twisted import PushClient
 from tests.e2e.conftest import Server
-from tests.e2e.php import FakePushPort, Php
+from tests.e2e.php import FakePushApi, Php
 from tests.e2e.process import free_port
 from tests.e2e.test_command import chatws
 from tests.e2e.wire import DEADLINE, Browser, until
@@ -171,10 +172,11 @@ def get(port: int, path: str) -> tuple[int, str]:
         connection.close()
 
 
+@pytest.mark.long
 @needs("redis-server")
 @pytest.mark.parametrize("kind", [pytest.param("php", marks=needs("php-cli")), "blocking", "twisted"])
 @pytest_twisted.ensureDeferred
-async def test_whatever_becomes_of_the_first_node_each_event_arrives_once(
+async def test_each_event_arrives_once_after_any_fault_of_the_first_node(
     kind: str, redis: RedisServer, chatws_server: Callable[..., Server]
 ) -> None:
     log = redis.url_for(f"backends {kind}").removeprefix(redis.url)
@@ -225,8 +227,8 @@ def test_the_commands_pass_over_a_node_that_is_away(chatws_server: Callable[...,
     node = f"127.0.0.1:{server.push_port}"
     push = ("push", "note", "{}", "--to", "user:1")
     bench = ("bench", "--url", server.ws_url, "--connections", "3", "--messages", "3")
-    with server.agent(1) as browser, FakePushPort(lambda line: None) as silent:
-        for words in (push, ("who",), bench):
+    with server.agent(1) as browser, FakePushApi(lambda line: None) as silent:
+        for words in (push, ("agents",), bench):
             done = chatws(*words, "--push", f"127.0.0.1:{free_port()},{node}", "--timeout", "5")
             assert (done.returncode, done.stderr) == (0, ""), words
         done = chatws(*push, "--timeout", "8", CHATWS_PUSH_ADDRESS=f"{silent.address},{node}")

@@ -15,24 +15,25 @@ from tests.e2e.cluster import ENGINES, Cluster
 from tests.e2e.conftest import Server
 from tests.e2e.load import Page, Report, Story
 from tests.e2e.wire import Browser, until
-from tests.postgres import needs_postgres
 from tests.recovering_client import RecoveringClient
 from tests.requirements import needs
 
+pytestmark = pytest.mark.long
+
 #: Longer than the lease, the grace and the time-out below.
 AWAY = 2.0
-TIMES = ("--presence-lease", "1", "--presence-grace", "0.5", "--broker-timeout", "0.7")
+TIMES = ("--presence-ttl", "1", "--presence-grace", "0.5", "--broker-timeout", "0.7")
 
 
-@pytest.fixture(params=["postgresql", pytest.param("redis", marks=needs("redis-server"))])
+@pytest.fixture(
+    params=[pytest.param("postgresql", marks=needs("postgresql")), pytest.param("redis", marks=needs("redis-server"))]
+)
 def cluster(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Cluster]:
-    if request.param == "postgresql":
-        needs_postgres()
     with Cluster(tmp_path, ENGINES[request.param](), 3, *TIMES) as cluster:
         yield cluster
 
 
-def test_nothing_is_lost_or_repeated_whatever_happens_to_nodes_and_engine(cluster: Cluster) -> None:
+def test_faults_of_nodes_and_engine_lose_and_repeat_no_event(cluster: Cluster) -> None:
     seed = random.randrange(2**32)
     names = ["kill -9 of a node", "a node frozen", "kill -9 of the engine", "the engine silent"]
     account = asyncio.run(cluster_faults.run(cluster, names, 20, seed, away=AWAY))
@@ -61,7 +62,7 @@ def test_nothing_is_lost_or_repeated_whatever_happens_to_nodes_and_engine(cluste
     cluster.engine.lose_data()
     cluster.wait_until_ready()
     for node, library, page in zip(cluster.nodes, libraries, pages, strict=True):
-        assert page.expect_close() == (4000, "the event log started anew")
+        assert page.expect_close() == (4000, "the event history was reset")
         library.lost()
         with visit(node, library) as back:
             assert library.resyncs == [None, 1]
@@ -83,7 +84,7 @@ def visit(node: Server, library: RecoveringClient) -> Browser:
     return page
 
 
-def test_the_account_knows_what_is_missing_what_came_twice_and_what_came_late() -> None:
+def test_the_report_counts_missing_duplicate_and_late_events() -> None:
     report = Report(2, stories={1: Story(0.0, 1.0), 2: Story(0.0, 1.0), 3: Story(0.0)})
     whole, other = Page([""], 1, report), Page([""], 2, report)
     whole.library.handled = [("new_message", {"n": n}, f"E:{n}") for n in (1, 2)]

@@ -28,7 +28,7 @@ START = Callable[..., Server]
 
 
 def command(*words: str, **environment: str) -> list[str]:
-    return [sys.executable, "-m", "chatws.command", *words]
+    return [sys.executable, "-m", "chatws.cli", *words]
 
 
 def chatws(*words: str, stdin: bytes = b"", **environment: str) -> subprocess.CompletedProcess[str]:
@@ -120,7 +120,7 @@ def spooled(directory: Path, number: int, line: dict[str, Any] | bytes) -> Path:
 # push
 
 
-def test_push_reaches_the_audience_and_says_how_many_they_were(server: Server) -> None:
+def test_push_reaches_the_audience_and_prints_its_size(server: Server) -> None:
     agent, other = server.agent(5, 456), server.agent(6)
     done = towards(server, "push", "new_message", json.dumps(MESSAGE))
     assert (done.returncode, done.stderr) == (0, "")
@@ -168,8 +168,8 @@ def test_push_over_a_unix_socket(chatws_server: START, tmp_path: Path) -> None:
     assert chatws("push", "x", "{}", "--to", "everyone", "--push", f"unix:{path}").returncode == 0
 
 
-@pytest.mark.parametrize("words", [("push", "x", "{}", "--to", "everyone"), ("who",), ("kick", "5"), ("bench",)])
-def test_without_a_server_one_line_says_what_to_do(words: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("words", [("push", "x", "{}", "--to", "everyone"), ("agents",), ("kick", "5"), ("bench",)])
+def test_commands_without_a_server_print_one_line(words: tuple[str, ...]) -> None:
     port = free_port()
     more = ("--url", f"ws://127.0.0.1:{port}/ws") if words == ("bench",) else ()
     done = chatws(*words, *more, "--push", f"127.0.0.1:{port}", "--timeout", "0.3")
@@ -178,8 +178,8 @@ def test_without_a_server_one_line_says_what_to_do(words: tuple[str, ...]) -> No
     assert done.stderr.startswith(f"chatws {words[0]}: no ")
 
 
-def test_errors_are_json_where_results_are() -> None:
-    done = chatws("who", "--json", "--push", f"127.0.0.1:{free_port()}", "--timeout", "0.3")
+def test_commands_with_json_output_print_errors_as_json() -> None:
+    done = chatws("agents", "--json", "--push", f"127.0.0.1:{free_port()}", "--timeout", "0.3")
     assert done.returncode == 1
     assert json.loads(done.stderr)["error"]["code"] == "unavailable"
 
@@ -187,14 +187,14 @@ def test_errors_are_json_where_results_are() -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (("push", "x", "{nonsense"), "the JSON is none"),
+        (("push", "x", "{nonsense"), "the JSON is invalid"),
         (("push", "x", "[1]"), "must be a JSON object"),
         (("push", "x", ""), "the JSON is missing"),
         (("push", "unheard_of", "{}"), "say to whom with --to"),
         (("push", "authenticated", "{}", "--to", "everyone"), "reserved_event"),
     ],
 )
-def test_push_refuses_what_is_no_event(server: Server, words: tuple[str, ...], says: str) -> None:
+def test_push_rejects_an_invalid_event(server: Server, words: tuple[str, ...], says: str) -> None:
     done = towards(server, *words)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -219,7 +219,7 @@ def test_the_spool_is_sent_in_order_and_emptied(server: Server, tmp_path: Path) 
     assert [one["data"]["n"] for one in agent.settle() if one.get("event") == "x"] == list(range(250))
 
 
-def test_what_the_spool_holds_and_nobody_takes_is_put_aside(server: Server, tmp_path: Path) -> None:
+def test_rejected_lines_of_the_spool_are_moved_to_refused(server: Server, tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     good = {"event": "x", "id": "good", "ack": True, "to": "everyone", "data": {}}
     refused = [
@@ -273,12 +273,12 @@ def test_the_spool_is_sent_by_one_at_a_time(server: Server, tmp_path: Path) -> N
     assert towards(server, "push", "--spool", str(path.parent)).returncode == 0
 
 
-def test_no_spool_no_wonder(tmp_path: Path) -> None:
+def test_push_with_an_absent_spool_names_the_directory(tmp_path: Path) -> None:
     assert "there is no directory" in chatws("push", "--spool", str(tmp_path / "absent")).stderr
 
 
 @needs("php-cli")
-def test_what_php_spools_the_command_sends(chatws_server: START, tmp_path: Path) -> None:
+def test_push_sends_the_lines_that_php_spooled(chatws_server: START, tmp_path: Path) -> None:
     server = chatws_server(start=False)
     spool = tmp_path / "spool"
     code = f"""
@@ -300,56 +300,56 @@ def test_what_php_spools_the_command_sends(chatws_server: START, tmp_path: Path)
     assert agent.expect("paid")["data"] == {"price": 1.5}
 
 
-# ticket
+# token
 
 
-def test_a_ticket_opens_the_door_it_names_and_no_other(chatws_server: START, tmp_path: Path) -> None:
+def test_token_with_conversations_permits_only_these(chatws_server: START, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text(SECRET)
     secret.chmod(0o600)
     server = chatws_server("--secret-file", str(secret))
-    ticket = chatws("ticket", "5", "--conversations", "1,2", "--secret-file", str(secret))
-    assert (ticket.returncode, ticket.stderr) == (0, "")
+    token = chatws("token", "5", "--conversations", "1,2", "--secret-file", str(secret))
+    assert (token.returncode, token.stderr) == (0, "")
     browser = server.browser()
-    assert browser.auth(5, token=ticket.stdout.strip())["user_id"] == 5
+    assert browser.auth(5, token=token.stdout.strip())["user_id"] == 5
     browser.subscribe(2)
     browser.send({"type": "subscribe", "conversation_id": 3})
     browser.expect("error", code="forbidden")
 
 
-def test_a_ticket_says_what_was_asked_of_it() -> None:
-    (found,) = values(chatws("ticket", "ana", "--ttl", "60", "--audience", "chat", "--json", CHATWS_SECRET=SECRET))
-    claims = jwt.decode(found["token"], SECRET, algorithms=["HS256"], audience="chat")
-    assert claims == {"sub": "ana", "exp": found["expires_at"], "aud": "chat"}
+def test_token_with_ttl_and_audience_has_these_claims() -> None:
+    (value,) = values(chatws("token", "ana", "--ttl", "60", "--audience", "chat", "--json", CHATWS_SECRET=SECRET))
+    claims = jwt.decode(value["token"], SECRET, algorithms=["HS256"], audience="chat")
+    assert claims == {"sub": "ana", "exp": value["expires_at"], "aud": "chat"}
 
 
 @pytest.mark.parametrize(
     ("environment", "says"),
     [({}, "--secret-file FILE, or set CHATWS_SECRET"), ({"CHATWS_SECRET": "short"}, "at least 32 bytes")],
 )
-def test_no_ticket_without_a_good_secret(environment: dict[str, str], says: str) -> None:
-    done = chatws("ticket", "5", **environment)
+def test_token_without_a_valid_secret_is_one_line(environment: dict[str, str], says: str) -> None:
+    done = chatws("token", "5", **environment)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert says in done.stderr
 
 
-# who, kick
+# agents, kick
 
 
-def test_who_lists_agents_with_tabs_and_addresses(server: Server) -> None:
-    assert towards(server, "who").stdout == "nobody is online\n"
+def test_agents_lists_agents_with_connections_and_addresses(server: Server) -> None:
+    assert towards(server, "agents").stdout == "no agent is online\n"
     browser = server.browser()
     first = browser.auth(5)["connection_id"]
     server.agent(5)
     server.agent("ana")
-    lines = towards(server, "who").stdout.splitlines()
+    lines = towards(server, "agents").stdout.splitlines()
     assert [line.split() for line in lines] == [
-        ["agent", "tabs", "addresses"],
+        ["agent", "connections", "addresses"],
         ["5", "2", "127.0.0.1", "(2)"],
         ["ana", "1", "127.0.0.1"],
-        ["2", "agents,", "3", "tabs"],
+        ["2", "agents,", "3", "connections"],
     ]
-    (found,) = values(towards(server, "who", "--json"))
+    (found,) = values(towards(server, "agents", "--json"))
     assert found["online"] == [5, "ana"]
     assert found["agents"][0]["connections"][0] == {"id": first, "address": "127.0.0.1"}
     with server.backend() as backend:
@@ -368,7 +368,7 @@ def test_kick_closes_the_connections(server: Server) -> None:
 # check
 
 
-def test_check_says_what_twistd_says(tmp_path: Path, chatws_server: START) -> None:
+def test_chatws_check_and_twistd_check_print_the_same(tmp_path: Path, chatws_server: START) -> None:
     config = tmp_path / "chatws.toml"
     config.write_text("port = 8123\n")
     done = chatws("check", str(config))
@@ -393,7 +393,7 @@ def test_check_tells_a_wrong_configuration_in_one_line(tmp_path: Path) -> None:
 # tail
 
 
-def test_tail_shows_what_the_agent_sees(server: Server, background: Callable[..., Background]) -> None:
+def test_tail_prints_the_events_of_an_agent(server: Server, background: Callable[..., Background]) -> None:
     tail = background("tail", "--url", server.ws_url, "--user", "5", "--conversation", "456")
     tail.expect_note("connected")
     with server.backend() as backend:
@@ -407,7 +407,7 @@ def test_tail_shows_what_the_agent_sees(server: Server, background: Callable[...
     assert tail.end() == 0
 
 
-def test_tail_recovers_what_it_missed(
+def test_tail_recovers_missed_events(
     chatws_server: START, background: Callable[..., Background], tmp_path: Path
 ) -> None:
     server = chatws_server("--broker", f"sqlite:///{tmp_path / 'log.db'}")
@@ -444,14 +444,15 @@ def test_tail_ends_after_so_many_events(server: Server, background: Callable[...
     assert [json.loads(line)["data"] for line in tail.out] == [{"n": 1}]
 
 
-def test_tail_needs_a_server_and_a_good_ticket(chatws_server: START) -> None:
+@pytest.mark.long
+def test_tail_without_a_server_or_a_valid_token_fails_in_one_line(chatws_server: START) -> None:
     nobody = chatws("tail", "--user", "5", "--url", f"ws://127.0.0.1:{free_port()}/ws")
     assert (nobody.returncode, nobody.stdout, nobody.stderr.count("\n")) == (1, "", 1)
     assert "refused" in nobody.stderr
     server = chatws_server(CHATWS_SECRET=SECRET)
     done = chatws("tail", "--user", "5", "--url", server.ws_url, CHATWS_TOKEN="x.y.z")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert "auth_failed: the ticket is malformed" in done.stderr
+    assert "auth_failed: the token is malformed" in done.stderr
     wrong_path = chatws("tail", "--user", "5", "--url", server.ws_url.replace("/ws", "/elsewhere"))
     assert wrong_path.returncode == 1
     assert "404" in wrong_path.stderr
@@ -483,6 +484,7 @@ def test_tail_stops_when_its_reader_does(server: Server) -> None:
 # bench
 
 
+@pytest.mark.long
 def test_bench_measures(chatws_server: START) -> None:
     server = chatws_server(CHATWS_SECRET=SECRET)
     bench = ("bench", "--url", server.ws_url, "--connections", "30", "--messages", "20", "--rate", "0")
@@ -494,35 +496,37 @@ def test_bench_measures(chatws_server: START) -> None:
     assert "auth_failed" in without.stderr
 
 
-# shadow
+# comparison
 
 
-def shadow_words(legacy: Server, new: Server, *more: str, window: str = "20") -> tuple[str, ...]:
+def compare_words(legacy: Server, new: Server, *more: str, window: str = "20") -> tuple[str, ...]:
     urls = ("--legacy", f"ws://127.0.0.1:{legacy.port}", "--new", new.ws_url)
-    return ("shadow", *urls, "--user", "5", "--conversation", "456", "--window", window, "--json", *more)
+    return ("compare", *urls, "--user", "5", "--conversation", "456", "--window", window, "--json", *more)
 
 
-def test_shadow_finds_two_equal_servers_equal(
+@pytest.mark.long
+def test_compare_finds_two_equal_servers_equal(
     server: Server, chatws_server: START, background: Callable[..., Background]
 ) -> None:
     legacy, new = server, chatws_server()
-    shadow = background(*shadow_words(legacy, new, "--seconds", "4"))
-    shadow.expect_note("watching both")
+    comparison = background(*compare_words(legacy, new, "--seconds", "4"))
+    comparison.expect_note("watching both")
     with legacy.backend() as old, new.backend() as young:
         for backend in (old, young):
             order = (1, 2) if backend is old else (2, 1)
             for number in order:
                 backend.push("new_message", {"conversation_id": 456, "message": {"id": number}})
-    assert shadow.end(None) == 0
-    assert json.loads(shadow.out[-1]) == {"same": 2, "differences": 0}
+    assert comparison.end(None) == 0
+    assert json.loads(comparison.out[-1]) == {"same": 2, "differences": 0}
 
 
-def test_shadow_reports_what_is_missing_extra_and_different(
+@pytest.mark.long
+def test_compare_reports_missing_extra_and_different_events(
     server: Server, chatws_server: START, background: Callable[..., Background]
 ) -> None:
     legacy, new = server, chatws_server()
-    shadow = background(*shadow_words(legacy, new, "--seconds", "4", "--ignore", "noise", window="5"))
-    shadow.expect_note("watching both")
+    comparison = background(*compare_words(legacy, new, "--seconds", "4", "--ignore", "noise", window="5"))
+    comparison.expect_note("watching both")
     with legacy.backend() as old, new.backend() as young:
         old.push("noise", {}, to="everyone")
         old.push("gone", {"n": 1}, to="everyone")
@@ -531,8 +535,8 @@ def test_shadow_reports_what_is_missing_extra_and_different(
         young.push("added", {}, to={"user_id": 5})
         for backend in (old, young):
             backend.push("same", {}, to="everyone")
-    assert shadow.end(None) == 1
-    *found, summary = [json.loads(line) for line in shadow.out]
+    assert comparison.end(None) == 1
+    *found, summary = [json.loads(line) for line in comparison.out]
     assert sorted((one["kind"], one["event"]) for one in found) == [
         ("different", "new_message"),
         ("extra", "added"),
@@ -543,16 +547,16 @@ def test_shadow_reports_what_is_missing_extra_and_different(
     assert summary == {"same": 1, "differences": 3}
 
 
-def test_an_interrupt_ends_shadow_with_its_report(server: Server, background: Callable[..., Background]) -> None:
-    shadow = background(*shadow_words(server, server))
-    shadow.expect_note("watching both")
-    assert shadow.end(signal.SIGINT) == 0
-    assert json.loads(shadow.out[-1]) == {"same": 0, "differences": 0}
+def test_an_interrupt_ends_compare_with_its_report(server: Server, background: Callable[..., Background]) -> None:
+    comparison = background(*compare_words(server, server))
+    comparison.expect_note("watching both")
+    assert comparison.end(signal.SIGINT) == 0
+    assert json.loads(comparison.out[-1]) == {"same": 0, "differences": 0}
 
 
-def test_shadow_fails_when_a_server_is_not_there(server: Server) -> None:
+def test_compare_fails_when_a_server_is_not_there(server: Server) -> None:
     done = chatws(
-        "shadow", "--legacy", f"ws://127.0.0.1:{free_port()}", "--new", server.ws_url, "--user", "5", "--seconds", "5"
+        "compare", "--legacy", f"ws://127.0.0.1:{free_port()}", "--new", server.ws_url, "--user", "5", "--seconds", "5"
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "--legacy" in done.stderr

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from chatws.brokers.interface import Retention
+from chatws.brokers.sqlite.store import SqliteStore
 from tests.e2e.conftest import Server, twistd_command
 from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import Browser, until
+from tests.variants import others_long
 
 Start = Callable[..., Server]
 
@@ -71,15 +76,15 @@ def is_alive(pid: int) -> bool:
 #: One for each stage of a start. What is said of everything else that can be wrong: tests/test_tap.py, test_startup.py.
 BAD = [
     (["--prot", "1"], "there is no option --prot; did you mean --port?"),
-    (["--listen", "tpc:1"], 'no kind of endpoint is called "tpc"; did you mean tcp:?'),
-    (["--interface", "0.0.0.0"], "--interface 0.0.0.0 lets others in"),
+    (["--listen", "tpc:1"], 'unknown kind of endpoint "tpc"; did you mean tcp:?'),
+    (["--interface", "0.0.0.0"], "--interface 0.0.0.0 is reachable from other hosts"),
     (["--config", "none.toml"], "cannot read none.toml: No such file or directory"),
     (["--broker", "sqlite:///none/log.db"], "--broker: there is no directory none"),
 ]
 
 
-@pytest.mark.parametrize("mode", [["-n"], []], ids=["foreground", "daemon"])
-def test_what_the_operator_must_mend_is_one_line_and_status_1(mode: list[str], run: Run) -> None:
+@pytest.mark.parametrize("mode", others_long([["-n"], []]), ids=["foreground", "daemon"])
+def test_operator_errors_are_one_line_and_status_1(mode: list[str], run: Run) -> None:
     for words, line in BAD if mode else (BAD[0], BAD[-1]):
         done = run(*mode, "chatws", *words)
         assert done.returncode == 1
@@ -90,16 +95,63 @@ def test_what_the_operator_must_mend_is_one_line_and_status_1(mode: list[str], r
         assert run.pid is None
 
 
-@pytest.mark.parametrize("mode", [["-n"], []], ids=["foreground", "daemon"])
+@pytest.mark.parametrize("mode", others_long([["-n"], []]), ids=["foreground", "daemon"])
 @pytest.mark.parametrize("option", ["--port", "--push-port"])
 def test_a_port_in_use_is_one_line_and_status_1(mode: list[str], option: str, run: Run, server: Server) -> None:
     taken = server.port if option == "--port" else server.push_port
     done = run(*mode, "chatws", "--port", "0", "--push-port", "0", option, str(taken))
     assert done.returncode == 1
     assert done.stderr == (
-        f"twistd chatws: {option}: cannot listen on 127.0.0.1 port {taken}: Address already in use\n"
+        f"twistd chatws: {option}: cannot listen on 127.0.0.1 port {taken}: Address already in use: "
+        "stop the other server, or choose another port\n"
     )
     assert done.stdout == ""
+    assert run.pid is None
+
+
+def shops_file(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as db:
+        db.executescript("CREATE TABLE users (id INTEGER); INSERT INTO users VALUES (1)")
+
+
+def history_file(path: Path) -> None:
+    store = SqliteStore(str(path), Retention(), sync_commits=True, boot=None)
+    store.open(0.0)
+    store.close()
+
+
+STORES = [
+    (history_file, "--broker", "sqlite:///one.db", "broker: "),
+    (shops_file, "--database", "sqlite:///one.db", "--database: "),
+    (shops_file, "--demo-database", "one.db", "--demo-database: "),
+]
+
+
+@pytest.mark.parametrize("mode", others_long([["-n"], []]), ids=["foreground", "daemon"])
+@pytest.mark.parametrize(("make", "option", "value", "named"), STORES, ids=[store[1] for store in STORES])
+@pytest.mark.parametrize("fault", ["in use by another process", "damaged"])
+def test_an_sqlite_file_that_cannot_be_used_is_one_line_and_status_1(
+    mode: list[str], make: Callable[[Path], None], option: str, value: str, named: str, fault: str, run: Run
+) -> None:
+    path = run.directory / "one.db"
+    make(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        if fault == "damaged":
+            with path.open("r+b") as file:
+                file.seek(100)
+                file.write(b"\xa5" * 3000)
+        else:
+            db.execute("PRAGMA locking_mode = EXCLUSIVE")
+            db.execute("BEGIN EXCLUSIVE")
+        demo = ["--demo"] if option == "--demo-database" else []
+        done = run(*mode, "chatws", "--port", "0", "--push-port", "0", "--auth-timeout", "0.5", *demo, option, value)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    said = [line for line in done.stderr.splitlines() if "--auth " not in line]
+    assert len(said) == 1
+    assert said[0].startswith(f"twistd chatws: {named}")
+    assert fault in said[0]
+    assert "one.db" in said[0]
     assert run.pid is None
 
 
@@ -117,7 +169,7 @@ def test_help_and_check_start_nothing(run: Run) -> None:
 
 def test_a_daemon_serves_and_ends_cleanly_on_sigterm(run: Run) -> None:
     port, push_port = free_port(), free_port()
-    done = run("chatws", "--port", str(port), "--push-port", str(push_port), "--drain-seconds", "0.2")
+    done = run("chatws", "--port", str(port), "--push-port", str(push_port), "--drain-timeout", "0.2")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     pid = until(lambda: run.pid, "the pidfile")
 
@@ -143,7 +195,7 @@ def test_a_daemon_serves_and_ends_cleanly_on_sigterm(run: Run) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_in_the_foreground_it_ends_on_a_signal(number: int, chatws_server: Start) -> None:
-    server = chatws_server("--drain-seconds", "0")
+    server = chatws_server("--drain-timeout", "0")
     with server.agent(1) as ana:
         os.kill(server.pid, number)
         assert ana.expect_close()[0] == 4012
@@ -151,7 +203,7 @@ def test_in_the_foreground_it_ends_on_a_signal(number: int, chatws_server: Start
 
 
 def test_after_a_restart_it_listens_on_the_same_ports(chatws_server: Start) -> None:
-    server = chatws_server("--drain-seconds", "0")
+    server = chatws_server("--drain-timeout", "0")
     for _ in range(2):
         with server.agent(1):
             server.restart()

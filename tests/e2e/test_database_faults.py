@@ -20,6 +20,8 @@ __all__ = ["postgres"]
 
 Start = Callable[..., Server]
 
+pytestmark = pytest.mark.long
+
 SCHEMA = Path(__file__).parent.parent.parent / "chatws" / "database" / "schema.sql"
 AUTH_TIMEOUT = 3.0
 #: Seconds more that a busy machine may take to say so.
@@ -47,7 +49,7 @@ def start(chatws_server: Start, shop: Postgres, *more: str) -> Server:
         f"{AUTH_TIMEOUT:g}",
         "--auth-cache",
         "0",
-        "--drain-seconds",
+        "--drain-timeout",
         "0",
     )
     return chatws_server(*arguments, *more)
@@ -66,7 +68,7 @@ def try_to_enter(server: Server, user_id: int) -> tuple[str, int, float]:
 
 
 def is_told_in_time(server: Server) -> None:
-    """Whoever comes during an outage."""
+    """Check the login of a new client during an outage."""
     code, close_code, seconds = try_to_enter(server, 2)
     assert (code, close_code) == ("unavailable", 4503)
     assert seconds < AUTH_TIMEOUT + SLACK
@@ -90,7 +92,7 @@ def bring_back(shop: Postgres) -> None:
 
 
 @pytest.mark.parametrize("fail", [stop, kill, freeze])
-def test_who_is_connected_notices_nothing_and_who_comes_is_told_in_time(
+def test_a_failed_database_affects_only_new_connections(
     fail: Callable[[Postgres], None], chatws_server: Start, shop: Postgres
 ) -> None:
     server = start(chatws_server, shop)
@@ -116,7 +118,7 @@ def test_who_is_connected_notices_nothing_and_who_comes_is_told_in_time(
             assert code == "authenticated", f"after {seconds:.1f} s, and the database is back"
             ana.subscribe(3)
     assert server.pid == pid
-    assert "the database answers again" in server.log
+    assert "the database is available again" in server.log
     assert "not-asked-for" not in server.log, "the password"
 
 
@@ -143,7 +145,7 @@ def test_a_restart_of_the_database_under_a_stream_of_newcomers_needs_none_of_cha
             assert {try_to_enter(server, user_id)[0] for user_id in range(2, 12)} == {"authenticated"}
 
 
-def test_chatws_starts_without_its_database_and_finds_it_when_it_is_there(chatws_server: Start, shop: Postgres) -> None:
+def test_chatws_starts_without_its_database_and_uses_it_later(chatws_server: Start, shop: Postgres) -> None:
     shop.stop()
     server = start(chatws_server, shop)
     is_told_in_time(server)
@@ -151,7 +153,7 @@ def test_chatws_starts_without_its_database_and_finds_it_when_it_is_there(chatws
     assert try_to_enter(server, 1)[0] == "authenticated"
 
 
-def test_a_table_that_is_locked_keeps_nobody_waiting_longer(chatws_server: Start, shop: Postgres) -> None:
+def test_a_locked_table_does_not_delay_auth_beyond_its_timeout(chatws_server: Start, shop: Postgres) -> None:
     server = start(chatws_server, shop)
     with server.agent(1, 1) as ana, closing(psycopg2.connect(shop.url)) as other:
         other.cursor().execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
@@ -188,7 +190,7 @@ def is_read(page: Raw) -> None:
         pass
 
 
-def test_fifty_who_come_at_once_as_the_same_user_are_one_query(chatws_server: Start, shop: Postgres) -> None:
+def test_fifty_simultaneous_logins_of_one_user_are_one_query(chatws_server: Start, shop: Postgres) -> None:
     shop.run("CREATE SEQUENCE asked")
     query = "SELECT nextval('asked') FROM users WHERE id = %(user_id)s AND status = 'active'"
     server = start(chatws_server, shop, "--user-query", query, *PATIENT)
@@ -203,7 +205,7 @@ def test_fifty_who_come_at_once_as_the_same_user_are_one_query(chatws_server: St
     assert asked(shop) == 1
 
 
-def test_fifty_users_who_subscribe_to_the_same_conversation_are_one_query(chatws_server: Start, shop: Postgres) -> None:
+def test_fifty_users_subscribing_to_one_conversation_are_one_query(chatws_server: Start, shop: Postgres) -> None:
     shop.run("CREATE SEQUENCE asked")
     query = "SELECT nextval('asked') FROM conversations WHERE id = %(conversation_id)s"
     server = start(chatws_server, shop, "--conversation-query", query, *PATIENT)
@@ -218,7 +220,7 @@ def test_fifty_users_who_subscribe_to_the_same_conversation_are_one_query(chatws
     assert asked(shop) == 1
 
 
-def test_an_answer_is_kept_for_a_while_and_asked_for_again_after_that(chatws_server: Start, shop: Postgres) -> None:
+def test_result_is_cached_and_queried_again_after_it_expires(chatws_server: Start, shop: Postgres) -> None:
     shop.run("CREATE SEQUENCE asked")
     query = "SELECT nextval('asked') FROM users WHERE id = %(user_id)s AND status = 'active'"
     server = start(chatws_server, shop, "--user-query", query, "--auth-cache", "2", *PATIENT)

@@ -1,6 +1,6 @@
-"""The demo in a real Chromium: what somebody sees who opens two windows.
+"""Test the demo in Chromium with one or two windows.
 
-Its pictures are left in `test-artifacts/`.
+Screenshots are stored in `test-artifacts/`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ pytestmark = needs("chromium")
 ANA, BRUNO, CARLA, DIEGO = 1, 2, 3, 4
 MARINA, JAMES, BAKERY, EMILY, RAFAEL, SOFIA, LUCAS, OLIVIA = range(1, 9)
 
-#: Half of a usual screen.
+#: Half of a common screen.
 HALF = {"width": 720, "height": 760}
-#: What a browser says on its console of a server that is away.
+#: Console messages of a browser whose server is down.
 AWAY = r"ERR_CONNECTION_REFUSED|ERR_CONNECTION_RESET|ERR_EMPTY_RESPONSE|WebSocket connection"
 
 Enter = Callable[..., Page]
@@ -43,7 +43,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[str, ...]:
-    """Options for a demo whose data and whose log outlive the process."""
+    """Return options for a demo whose database and history survive the process."""
     return (
         "--demo",
         "--demo-database",
@@ -52,19 +52,19 @@ def files(tmp_path: Path) -> tuple[str, ...]:
         f"sqlite:///{tmp_path / 'events.sqlite'}",
         "--presence-grace",
         "0.3",
-        "--drain-seconds",
+        "--drain-timeout",
         "0",
     )
 
 
 @pytest.fixture
 def demo(chatws_server: Callable[..., Server]) -> Server:
-    return chatws_server("--demo", "--presence-grace", "0.3", "--drain-seconds", "0")
+    return chatws_server("--demo", "--presence-grace", "0.3", "--drain-timeout", "0")
 
 
 @pytest.fixture
 def enter(browser: Browser) -> Iterator[Enter]:
-    """`enter(server, ANA)` opens a window of somebody's own and logs in."""
+    """Yield a function: `enter(server, ANA)` opens a window and logs in."""
     with ExitStack() as stack:
 
         def enter(server: Server, agent: int, *, path: str = "", **options: Any) -> Page:
@@ -76,8 +76,8 @@ def enter(browser: Browser) -> Iterator[Enter]:
         yield enter
 
 
-def ask(server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
-    """The demo's API."""
+def call_api(server: Server, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Call the demo's API."""
     data = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(f"{server.url}/api/{path}", data, {"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=20) as response:
@@ -109,7 +109,7 @@ def typing(page: Page) -> Any:
 
 
 def watch_typing(page: Page) -> None:
-    """From now on the page notes who types, for `was_typing`: the line is there for a second or three."""
+    """Record all typing indicators for `was_typing`: they are visible for one to three seconds."""
     page.evaluate(
         """() => {
           const line = document.querySelector('[data-testid="typing"]');
@@ -121,7 +121,7 @@ def watch_typing(page: Page) -> None:
 
 
 def was_typing(page: Page, text: str) -> None:
-    """Wait until it has been shown, be it still there or not."""
+    """Wait until the text has been shown, now or before."""
     page.wait_for_function("text => window.typed.has(text)", arg=text)
 
 
@@ -140,9 +140,9 @@ def choose(page: Page, conversation: int, name: str) -> None:
 
 
 def side_by_side(browser: Browser, name: str, left: Page, right: Page) -> None:
-    """One picture of two windows, as they stand beside each other on a screen."""
-    pictures = [base64.b64encode(one.screenshot()).decode() for one in (left, right)]
-    windows = "".join(f'<img src="data:image/png;base64,{one}">' for one in pictures)
+    """Make one screenshot of two windows side by side."""
+    pictures = [base64.b64encode(page.screenshot()).decode() for page in (left, right)]
+    windows = "".join(f'<img src="data:image/png;base64,{picture}">' for picture in pictures)
     style = (
         "body{margin:0;display:flex;gap:20px;padding:24px;background:linear-gradient(135deg,#cfe3dc,#e9e4d6)}"
         "img{width:720px;border-radius:12px;box-shadow:0 2px 4px rgb(0 0 0/.15),0 18px 50px rgb(9 50 45/.28)}"
@@ -150,11 +150,13 @@ def side_by_side(browser: Browser, name: str, left: Page, right: Page) -> None:
     size = {"width": 2 * 720 + 20 + 48, "height": HALF["height"] + 48}
     with open_page(browser, viewport=size) as page:
         page.set_content(f"<style>{style}</style>{windows}")
-        page.wait_for_function("[...document.images].every((one) => one.complete)")
+        page.wait_for_function("[...document.images].every((image) => image.complete)")
         page.screenshot(path=artifact(name))
 
 
-def test_two_windows_tell_the_story(demo: Server, browser: Browser, enter: Enter) -> None:
+def test_two_windows_show_each_others_messages_typing_and_presence(
+    demo: Server, browser: Browser, enter: Enter
+) -> None:
     ana = enter(demo, ANA, viewport=HALF)
     expect(presence(ana, BRUNO)).to_have_attribute("data-status", "offline")
 
@@ -188,7 +190,7 @@ def test_two_windows_tell_the_story(demo: Server, browser: Browser, enter: Enter
         expect(bruno.get_by_test_id("draft")).to_have_value("")
 
         ana.get_by_test_id("draft").press_sequentially("Obrigada, Bruno")
-        ask(demo, "customer", {"conversation_id": EMILY})
+        call_api(demo, "customer", {"conversation_id": EMILY})
         was_typing(bruno, "Ana is typing…")
         expect(unread(bruno, EMILY)).to_have_text("1")
         side_by_side(browser, "demo.png", ana, bruno)
@@ -197,32 +199,32 @@ def test_two_windows_tell_the_story(demo: Server, browser: Browser, enter: Enter
     expect(presence(ana, ANA)).to_have_attribute("data-status", "online")
 
 
-def test_several_windows_of_one_agent_are_one_agent(demo: Server, browser: Browser, enter: Enter) -> None:
+def test_two_windows_of_one_agent_count_as_one_agent(demo: Server, browser: Browser, enter: Enter) -> None:
     ana = enter(demo, ANA)
     statuses = "window.seen = []; wsClient.on('agent_status', (data) => window.seen.push(data.status))"
     ana.evaluate(statuses)
-    with open_page(browser, f"{demo.url}/?agent={BRUNO}") as one:
+    with open_page(browser, f"{demo.url}/?agent={BRUNO}") as first:
         expect(presence(ana, BRUNO)).to_have_attribute("data-status", "online")
-        with open_page(browser, f"{demo.url}/?agent={BRUNO}") as other:
-            expect(connection(other)).to_have_text("Live")
-            choose(one, JAMES, "James Whitfield")
-            choose(other, SOFIA, "Sofia Almeida")
-            one.get_by_test_id("draft").fill("From the other window")
-            one.get_by_test_id("send").click()
-            choose(other, JAMES, "James Whitfield")
-            expect(texts(other).last).to_have_text("From the other window")
-        one.get_by_test_id("draft").fill("Still here")
-        one.get_by_test_id("send").click()
+        with open_page(browser, f"{demo.url}/?agent={BRUNO}") as second:
+            expect(connection(second)).to_have_text("Live")
+            choose(first, JAMES, "James Whitfield")
+            choose(second, SOFIA, "Sofia Almeida")
+            first.get_by_test_id("draft").fill("From the other window")
+            first.get_by_test_id("send").click()
+            choose(second, JAMES, "James Whitfield")
+            expect(texts(second).last).to_have_text("From the other window")
+        first.get_by_test_id("draft").fill("Still here")
+        first.get_by_test_id("send").click()
         expect(row(ana, JAMES).get_by_test_id("preview")).to_have_text("Bruno: Still here")
     expect(presence(ana, BRUNO)).to_have_attribute("data-status", "offline")
     assert ana.evaluate("window.seen") == ["online", "offline"]
 
 
-def test_unread_counts_are_each_agents_own_and_move_by_themselves(demo: Server, enter: Enter) -> None:
+def test_unread_counts_update_live_for_each_agent(demo: Server, enter: Enter) -> None:
     ana, bruno = enter(demo, ANA), enter(demo, BRUNO)
     expect(unread(ana, EMILY)).to_have_text("1")
     expect(unread(bruno, EMILY)).to_be_hidden()
-    ask(demo, "customer", {"conversation_id": EMILY, "content": "Hello?"})
+    call_api(demo, "customer", {"conversation_id": EMILY, "content": "Hello?"})
     expect(unread(ana, EMILY)).to_have_text("2")
     expect(unread(bruno, EMILY)).to_have_text("1")
     for page in (ana, bruno):
@@ -232,7 +234,7 @@ def test_unread_counts_are_each_agents_own_and_move_by_themselves(demo: Server, 
 
     choose(ana, EMILY, "Emily Carter")
     expect(unread(ana, EMILY)).to_be_hidden()
-    ask(demo, "customer", {"conversation_id": EMILY, "content": "Still there?"})
+    call_api(demo, "customer", {"conversation_id": EMILY, "content": "Still there?"})
     expect(texts(ana).last).to_have_text("Still there?")
     expect(unread(ana, EMILY)).to_be_hidden()
     expect(unread(bruno, EMILY)).to_have_text("2")
@@ -240,7 +242,7 @@ def test_unread_counts_are_each_agents_own_and_move_by_themselves(demo: Server, 
     expect(unread(ana, EMILY)).to_be_hidden()
 
 
-def test_assigning_closing_and_reopening_reach_everybody(demo: Server, enter: Enter) -> None:
+def test_assign_close_and_reopen_reach_all_windows(demo: Server, enter: Enter) -> None:
     ana, bruno = enter(demo, ANA), enter(demo, BRUNO)
     choose(ana, BAKERY, "Padaria Pão Quente")
     ana.get_by_test_id("assign").select_option(str(BRUNO))
@@ -269,7 +271,7 @@ def test_assigning_closing_and_reopening_reach_everybody(demo: Server, enter: En
     expect(row(ana, BAKERY)).to_be_visible()
 
 
-def test_a_customer_writes_at_the_press_of_a_button(demo: Server, enter: Enter) -> None:
+def test_customer_buttons_make_customers_write(demo: Server, enter: Enter) -> None:
     ana, bruno = enter(demo, ANA), enter(demo, BRUNO)
     for page in (ana, bruno):
         watch_typing(page)
@@ -283,7 +285,7 @@ def test_a_customer_writes_at_the_press_of_a_button(demo: Server, enter: Enter) 
         ana.get_by_test_id("customer-writes").click()
         expect(ana.get_by_test_id("customer-writes")).to_be_enabled()
     expect(toast(bruno, "Beatriz Rocha started a conversation")).to_be_visible()
-    # it lies on nothing that an agent is about to press
+    # it does not cover a button
     assert bruno.get_by_test_id("send").evaluate(
         """(button) => {
           const { x, y, width, height } = button.getBoundingClientRect();
@@ -295,13 +297,16 @@ def test_a_customer_writes_at_the_press_of_a_button(demo: Server, enter: Enter) 
         expect(rows(page).first.get_by_test_id("unread")).to_have_text("1")
 
 
-def test_what_another_backend_pushes_is_shown(demo: Server, enter: Enter) -> None:
+def test_event_pushed_by_another_backend_is_shown(demo: Server, enter: Enter) -> None:
     ana = enter(demo, ANA)
     choose(ana, MARINA, "Marina Costa")
     expect(texts(ana)).to_have_count(5)
+    # An open conversation is read, and the response has the demo's own last message: check the preview elsewhere.
+    bruno = enter(demo, BRUNO)
+    choose(bruno, JAMES, "James Whitfield")
     with demo.backend() as backend:
         line = {"event": "new_message", "data": {"conversation_id": 1, "message": {"id": 9, "content": "hi"}}}
-        assert backend.request(line)["delivered"] == 1
+        assert backend.request({**line, "to": "everyone"})["delivered"] == 2
         backend.push("new_conversation", {"conversation": {"id": "lead-5", "contact_name": "Nadia", "status": "open"}})
         backend.push("agent_status", {"agent_id": CARLA, "status": "away"})
         for odd in (
@@ -314,29 +319,31 @@ def test_what_another_backend_pushes_is_shown(demo: Server, enter: Enter) -> Non
         for name in ("conversation_updated", "new_conversation", "message_read", "typing", "agent_status"):
             backend.push(name, {}, to="everyone")
     expect(texts(ana).last).to_have_text("hi")
-    expect(row(ana, MARINA).get_by_test_id("preview")).to_have_text("hi")
+    expect(row(bruno, MARINA).get_by_test_id("preview")).to_have_text("hi")
     expect(row(ana, "lead-5")).to_contain_text("Nadia")  # type: ignore[arg-type]
     expect(presence(ana, CARLA)).to_have_attribute("data-status", "away")
 
 
-def test_what_people_write_is_text_and_nothing_else(demo: Server, enter: Enter) -> None:
+def test_markup_in_a_message_is_shown_as_text(demo: Server, enter: Enter) -> None:
     ana, bruno = enter(demo, ANA), enter(demo, BRUNO)
-    evil = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script> & "quotes" \u202e\U0001f600'
-    ana.get_by_test_id("draft").fill(evil)
+    markup = '<img src=x onerror="window.hurt=1"><script>window.hurt=1</script> & "quotes" \u202e\U0001f600'
+    ana.get_by_test_id("draft").fill(markup)
     ana.get_by_test_id("draft").press("Enter")
     for page in (ana, bruno):
-        expect(texts(page).last).to_have_text(evil)
+        expect(texts(page).last).to_have_text(markup)
         expect(row(page, MARINA).get_by_test_id("preview")).to_contain_text("<img src=x")
         assert page.evaluate("window.hurt") is None
         assert page.locator("#messages img").count() == 0
 
 
 @pytest.mark.parametrize("broker", ["sqlite", "memory"])
-def test_a_killed_server_costs_the_page_nothing(
+def test_killed_server_when_restarted_is_recovered_from(
     broker: str, files: tuple[str, ...], chatws_server: Callable[..., Server], browser: Browser, enter: Enter
 ) -> None:
     options = (
-        files if broker == "sqlite" else tuple(one for one in files if "broker" not in one and "events" not in one)
+        files
+        if broker == "sqlite"
+        else tuple(option for option in files if "broker" not in option and "events" not in option)
     )
     server, elsewhere = chatws_server(*options), chatws_server(*options, start=False)
     ana = enter(server, ANA, forgive=AWAY)
@@ -347,21 +354,21 @@ def test_a_killed_server_costs_the_page_nothing(
     expect(connection(ana)).to_have_text("Reconnecting…")
     ana.screenshot(path=artifact(f"demo-killed-{broker}.png"))
 
-    # The shop goes on behind another door, where the page cannot come; then its server is back where it was.
+    # Another server publishes with the same database, out of the page's reach. Then the first server is back.
     elsewhere.start()
     with elsewhere.agent(DIEGO, MARINA, EMILY) as witness:
         for conversation, content in ((MARINA, "one"), (EMILY, "two"), (MARINA, "three")):
-            ask(elsewhere, "customer", {"conversation_id": conversation, "content": content})
+            call_api(elsewhere, "customer", {"conversation_id": conversation, "content": content})
             witness.expect("new_message", conversation_id=conversation)
     elsewhere.stop()
     server.start()
-    ana.evaluate("dispatchEvent(new Event('online'))")  # or it comes back by itself, some seconds later
+    ana.evaluate("dispatchEvent(new Event('online'))")  # otherwise the client reconnects after some seconds
 
-    said = "Back: 3 missed messages recovered" if broker == "sqlite" else "Back: inbox reloaded"
-    expect(connection(ana)).to_have_text(said, timeout=40_000)
+    status = "Back: 3 missed messages recovered" if broker == "sqlite" else "Back: inbox reloaded"
+    expect(connection(ana)).to_have_text(status, timeout=40_000)
     ana.screenshot(path=artifact(f"demo-back-{broker}.png"))
     expect(texts(ana)).to_have_count(7)
-    ask(server, "customer", {"conversation_id": MARINA, "content": "four"})
+    call_api(server, "customer", {"conversation_id": MARINA, "content": "four"})
     expect(texts(ana)).to_have_count(8)
     assert texts(ana).all_text_contents()[5:] == ["one", "three", "four"]
     expect(unread(ana, EMILY)).to_have_text("2")
@@ -370,7 +377,7 @@ def test_a_killed_server_costs_the_page_nothing(
     expect(connection(ana)).to_have_text("Live")
 
 
-def test_what_is_written_while_the_server_is_away_is_sent_once_when_it_is_back(
+def test_message_written_without_a_server_is_sent_once_after_its_restart(
     files: tuple[str, ...], chatws_server: Callable[..., Server], enter: Enter
 ) -> None:
     server = chatws_server(*files)
@@ -380,18 +387,19 @@ def test_what_is_written_while_the_server_is_away_is_sent_once_when_it_is_back(
     for text in ("first", "second"):
         ana.get_by_test_id("draft").fill(text)
         ana.get_by_test_id("draft").press("Enter")
-    for place in (-1, -2):
-        expect(ana.get_by_test_id("message").nth(place)).to_have_attribute("data-state", "waiting")
+    for index in (-1, -2):
+        expect(ana.get_by_test_id("message").nth(index)).to_have_attribute("data-state", "waiting")
     ana.screenshot(path=artifact("demo-waiting.png"))
     server.start()
     for page in (ana, bruno):
         expect(texts(page)).to_have_count(7, timeout=40_000)
         assert texts(page).all_text_contents()[5:] == ["first", "second"]
     expect(ana.get_by_test_id("message").last).to_have_attribute("data-state", "stored")
-    assert [one["content"] for one in ask(server, "conversations/1/messages")["messages"][5:]] == ["first", "second"]
+    stored = call_api(server, "conversations/1/messages")["messages"][5:]
+    assert [message["content"] for message in stored] == ["first", "second"]
 
 
-def test_a_demo_that_forgot_everything_is_loaded_anew(demo: Server, enter: Enter) -> None:
+def test_page_of_a_demo_with_a_new_database_reloads(demo: Server, enter: Enter) -> None:
     ana = enter(demo, ANA, forgive=AWAY)
     choose(ana, SOFIA, "Sofia Almeida")
     ana.get_by_test_id("draft").fill("forgotten")
@@ -401,7 +409,7 @@ def test_a_demo_that_forgot_everything_is_loaded_anew(demo: Server, enter: Enter
     expect(row(ana, SOFIA).get_by_test_id("preview")).to_contain_text("impostos", timeout=40_000)
 
 
-def test_on_a_phone_list_and_conversation_take_turns(demo: Server, enter: Enter) -> None:
+def test_phone_shows_either_list_or_conversation(demo: Server, enter: Enter) -> None:
     phone = enter(demo, ANA, viewport={"width": 390, "height": 844}, locale="pt-BR", has_touch=True)
     expect(connection(phone)).to_have_text("Ao vivo")
     expect(phone.get_by_test_id("thread")).to_be_hidden()
@@ -417,7 +425,7 @@ def test_on_a_phone_list_and_conversation_take_turns(demo: Server, enter: Enter)
     expect(unread(phone, MARINA)).to_be_hidden()
 
 
-def test_the_language_can_be_changed_and_stays(demo: Server, enter: Enter) -> None:
+def test_language_changed_stays_after_a_reload(demo: Server, enter: Enter) -> None:
     page = enter(demo, ANA, locale="pt-BR")
     expect(page.get_by_test_id("filter-mine")).to_contain_text("Minhas")
     assert page.evaluate("document.documentElement.lang") == "pt-BR"
@@ -428,10 +436,10 @@ def test_the_language_can_be_changed_and_stays(demo: Server, enter: Enter) -> No
     expect(page.get_by_test_id("filter-mine")).to_contain_text("Mine")
 
 
-def test_one_leaves_and_comes_back_as_somebody_else(demo: Server, enter: Enter) -> None:
+def test_an_agent_who_logs_out_can_log_in_as_another(demo: Server, enter: Enter) -> None:
     page, bruno = enter(demo, ANA), enter(demo, BRUNO)
     expect(presence(bruno, ANA)).to_have_attribute("data-status", "online")
-    page.reload()  # remembered by this tab
+    page.reload()  # the tab stores the agent
     expect(connection(page)).to_have_text("Live")
     page.get_by_test_id("me").click()
     page.get_by_test_id("switch-agent").click()
@@ -441,7 +449,7 @@ def test_one_leaves_and_comes_back_as_somebody_else(demo: Server, enter: Enter) 
     expect(presence(bruno, CARLA)).to_have_attribute("data-status", "online")
 
 
-def test_a_second_window_opens_as_another_agent(demo: Server, browser: Browser) -> None:
+def test_second_window_opens_as_another_agent(demo: Server, browser: Browser) -> None:
     with open_page(browser, demo.url) as page:
         with page.context.expect_page() as opened:
             page.get_by_test_id("side-by-side").click()
@@ -451,11 +459,12 @@ def test_a_second_window_opens_as_another_agent(demo: Server, browser: Browser) 
             assert window.evaluate("sessionStorage.agent") == str(agent)
 
 
-def test_the_keyboard_and_a_screen_reader_get_everywhere(demo: Server, enter: Enter) -> None:
+def test_page_is_usable_with_keyboard_and_screen_reader(demo: Server, enter: Enter) -> None:
     nameless = """[...document.querySelectorAll("button, input, textarea, select, summary")]
-        .filter((one) => one.checkVisibility())
-        .filter((one) => !(one.ariaLabel || one.innerText.trim() || (one.labels && one.labels[0]?.textContent.trim())))
-        .map((one) => one.outerHTML)"""
+        .filter((element) => element.checkVisibility())
+        .filter(({ ariaLabel, innerText }) => !ariaLabel && !innerText.trim())
+        .filter(({ labels }) => !labels?.[0]?.textContent.trim())
+        .map((element) => element.outerHTML)"""
     for width in (390, 640, 800, 1280):
         page = enter(demo, ANA, viewport={"width": width, "height": 800})
         row(page, MARINA).get_by_role("button").click()
@@ -469,23 +478,23 @@ def test_the_keyboard_and_a_screen_reader_get_everywhere(demo: Server, enter: En
     expect(page.get_by_test_id("thread-name")).to_have_text("James Whitfield")
     expect(page.get_by_test_id("draft")).to_be_focused()
     expect(row(page, JAMES).get_by_role("button")).to_have_attribute("aria-current", "true")
-    # what is there when a conversation is opened is not read aloud: it has to be there before the next message comes
+    # the initial messages are not read aloud: they must be there before the next message
     expect(texts(page).last).to_contain_text("one colour")
-    ask(demo, "customer", {"conversation_id": JAMES, "content": "Read this aloud"})
+    call_api(demo, "customer", {"conversation_id": JAMES, "content": "Read this aloud"})
     expect(page.get_by_test_id("announce")).to_have_text("James Whitfield: Read this aloud")
 
 
-def test_it_is_dark_where_the_system_is(demo: Server, enter: Enter) -> None:
+def test_page_is_dark_if_the_system_prefers_it(demo: Server, enter: Enter) -> None:
     page = enter(demo, ANA, color_scheme="dark")
     expect(texts(page).first).to_be_visible()
     page.screenshot(path=artifact("demo-dark.png"))
     background = page.evaluate("getComputedStyle(document.querySelector('.list')).backgroundColor")
-    assert max(int(one) for one in background[4:-1].split(",")) < 60
+    assert max(int(channel) for channel in background[4:-1].split(",")) < 60
 
 
-def test_without_demo_there_is_no_demo(chatws_server: Callable[..., Server]) -> None:
+def test_server_without_demo_serves_no_demo(chatws_server: Callable[..., Server]) -> None:
     server = chatws_server()
     for path in ("/demo/app.js", "/api/agents", "/api/customer"):
-        with pytest.raises(urllib.error.HTTPError) as refused:
+        with pytest.raises(urllib.error.HTTPError) as raised:
             urllib.request.urlopen(f"{server.url}{path}", timeout=20)
-        assert refused.value.code == 404
+        assert raised.value.code == 404

@@ -68,14 +68,14 @@ OWN_CONVERSATIONS = (
 # --- tickets --------------------------------------------------------------------------------------------------------
 
 
-def test_with_a_secret_only_tickets_open_the_door(chatws_server: Start, tmp_path: Path) -> None:
+def test_with_a_secret_only_tokens_authenticate(chatws_server: Start, tmp_path: Path) -> None:
     server = chatws_server("--secret-file", write_secret(tmp_path / "secret", SECRET))
     with server.browser() as ana:
         ana.send({"type": "auth", "token": ticket("5")})
         assert ana.expect("authenticated")["data"]["user_id"] == 5
     with server.browser() as page:
         assert refusal(page, {"user_id": 5}) == ("auth_failed", 4901)
-    assert "without a proof" not in server.log
+    assert "without verification" not in server.log
 
 
 def test_the_secret_may_stand_in_the_environment(chatws_server: Start) -> None:
@@ -95,7 +95,7 @@ def test_both_secrets_count_while_one_replaces_the_other(chatws_server: Start, t
         assert refusal(page, {"token": ticket(secret=OLD_SECRET)}) == ("auth_failed", 4901)
 
 
-def test_a_ticket_that_expires_ends_the_connection_unless_it_is_renewed(chatws_server: Start) -> None:
+def test_an_expired_token_closes_the_connection_unless_renewed(chatws_server: Start) -> None:
     server = chatws_server(CHATWS_SECRET=SECRET)
     # the leeway for clocks that differ is 5 s
     with server.browser() as short, server.browser() as renewed:
@@ -111,7 +111,7 @@ def test_a_ticket_that_expires_ends_the_connection_unless_it_is_renewed(chatws_s
         renewed.expect("new_message")
 
 
-def test_a_ticket_limits_the_conversations_and_renewing_it_may_change_them(chatws_server: Start) -> None:
+def test_a_token_limits_conversations_until_a_renewal_changes_them(chatws_server: Start) -> None:
     server = chatws_server(CHATWS_SECRET=SECRET)
     with server.browser() as ana:
         ana.auth(5, token=ticket(conversations=[1, "2"]))
@@ -127,7 +127,7 @@ def test_a_ticket_limits_the_conversations_and_renewing_it_may_change_them(chatw
         assert ana.expect("error")["data"]["code"] == "forbidden"
 
 
-def test_a_ticket_is_not_enough_where_the_database_says_the_user_is_gone(chatws_server: Start, shop: str) -> None:
+def test_a_token_of_an_inactive_user_is_rejected(chatws_server: Start, shop: str) -> None:
     server = chatws_server("--database", shop, "--conversation-query", OWN_CONVERSATIONS, CHATWS_SECRET=SECRET)
     with server.browser() as ana:
         ana.auth(1, token=ticket(1))
@@ -139,22 +139,22 @@ def test_a_ticket_is_not_enough_where_the_database_says_the_user_is_gone(chatws_
             assert refusal(page, {"token": ticket(user_id)}) == ("auth_failed", 4901)
 
 
-def test_tickets_first_and_trust_behind_let_old_pages_in_and_count_them(chatws_server: Start) -> None:
+def test_trust_after_token_admits_and_counts_old_pages(chatws_server: Start) -> None:
     port = free_port()
-    server = chatws_server("--auth", "ticket", "--auth", "trust", "--metrics-port", str(port), CHATWS_SECRET=SECRET)
+    server = chatws_server("--auth", "token", "--auth", "trust", "--metrics-port", str(port), CHATWS_SECRET=SECRET)
     for _ in range(3):
         with server.browser() as new, server.browser() as old:
             new.auth(5, token=ticket())
             old.auth(7)
     with server.browser() as bad:
         refusal(bad, {"user_id": 7, "token": ticket(secret=OLD_SECRET)})
-    assert server.log.count("user 7 enters without a proof, by --auth trust") == 1
+    assert server.log.count("accepted without verification by --auth trust: 7") == 1
     assert "user 5 enters" not in server.log
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
         counts = [line for line in page.read().decode().splitlines() if line.startswith("chatws_authentications")]
     assert sorted(counts) == [
-        'chatws_authentications_total{method="ticket",proved="yes",result="accepted"} 3.0',
-        'chatws_authentications_total{method="ticket",proved="yes",result="refused"} 1.0',
+        'chatws_authentications_total{method="token",proved="yes",result="accepted"} 3.0',
+        'chatws_authentications_total{method="token",proved="yes",result="refused"} 1.0',
         'chatws_authentications_total{method="trust",proved="no",result="accepted"} 3.0',
     ]
 
@@ -224,7 +224,7 @@ def cookie(session: str) -> dict[str, str]:
     return {"Cookie": f"theme=dark; PHPSESSID={session}"}
 
 
-def test_an_unmodified_page_enters_by_the_cookie_that_it_has(chatws_server: Start, application: Application) -> None:
+def test_an_unmodified_page_authenticates_by_its_cookie(chatws_server: Start, application: Application) -> None:
     server = chatws_server("--auth-url", application.url)
     with server.browser(headers={**cookie("ana"), "X-Forwarded-For": "203.0.113.7"}) as ana:
         assert ana.auth(1)["user_id"] == 1
@@ -239,6 +239,7 @@ def test_an_unmodified_page_enters_by_the_cookie_that_it_has(chatws_server: Star
         bruno.send({"type": "subscribe", "conversation_id": 2})
         assert bruno.expect("error")["data"]["code"] == "forbidden"
     assert "PHPSESSID" not in server.log
+    assert "starting factory" not in server.log.lower()
 
 
 def test_a_page_that_names_another_than_its_session_s_user_is_refused(
@@ -269,9 +270,7 @@ def test_an_application_that_is_down_or_odd_is_neither_yes_nor_no(
         ana.expect("new_message")
 
 
-def test_a_session_is_not_enough_where_the_database_says_the_user_is_gone(
-    chatws_server: Start, application: Application, shop: str
-) -> None:
+def test_a_session_of_an_inactive_user_is_rejected(chatws_server: Start, application: Application, shop: str) -> None:
     server = chatws_server("--auth-url", application.url, "--database", shop)
     with server.browser(headers=cookie("ana")) as ana:
         ana.auth(1)
@@ -292,18 +291,18 @@ def test_with_a_database_alone_the_user_must_be_active_there(chatws_server: Star
     for user_id in (2, 3, "1 OR 1=1", "1'; DROP TABLE users; --"):
         with server.browser() as page:
             assert refusal(page, {"user_id": user_id}) == ("auth_failed", 4901)
-    assert "does not prove who is calling" in server.log
-    assert "user 1 enters without a proof, by --auth database" in server.log
+    assert "--auth database only checks that the user exists" in server.log
+    assert "accepted without verification by --auth database: 1" in server.log
 
 
-def test_a_database_that_is_broken_lets_nobody_in_and_says_why(chatws_server: Start, shop: str) -> None:
+def test_a_failing_user_query_rejects_logins_and_is_logged(chatws_server: Start, shop: str) -> None:
     server = chatws_server("--database", shop, "--user-query", "SELECT 1 FROM userz WHERE id = %(user_id)s")
     with server.browser() as page:
         assert refusal(page, {"user_id": 1}) == ("unavailable", 4503)
     server.expect_log("no such table: userz")
 
 
-def test_what_was_cached_is_forgotten_when_a_backend_sends_somebody_away(chatws_server: Start, shop: str) -> None:
+def test_a_disconnect_of_a_user_clears_its_cached_permissions(chatws_server: Start, shop: str) -> None:
     server = chatws_server("--database", shop, "--auth-cache", "600", "--conversation-query", OWN_CONVERSATIONS)
     path = shop.removeprefix("sqlite:///")
 
@@ -342,25 +341,27 @@ def refused(chatws_server: Start, *arguments: str, **environment: str) -> str:
     return line
 
 
-def test_a_secret_that_others_can_read_is_refused(chatws_server: Start, tmp_path: Path) -> None:
+def test_a_world_readable_secret_is_rejected(chatws_server: Start, tmp_path: Path) -> None:
     path = write_secret(tmp_path / "secret", SECRET, 0o644)
     for option in ("--secret-file", "--push-secret-file", "--database-file"):
         line = refused(chatws_server, option, path)
-        assert "everybody on this machine can read" in line
+        assert "every user of this machine can read" in line
         assert "chmod" in line
 
 
-def test_trust_is_not_taken_for_granted_where_others_can_connect(chatws_server: Start) -> None:
-    assert "who may say they are anybody" in refused(chatws_server, "--interface", "0.0.0.0")
+def test_trust_on_a_public_interface_must_be_explicit(chatws_server: Start) -> None:
+    assert "is reachable from other hosts, but no authentication is configured" in refused(
+        chatws_server, "--interface", "0.0.0.0"
+    )
     with chatws_server("--interface", "0.0.0.0", "--auth", "trust").browser() as page:
         page.auth(1)
     with chatws_server("--interface", "0.0.0.0", CHATWS_SECRET=SECRET).browser() as page:
         page.auth(5, token=ticket())
 
 
-def test_a_push_port_that_others_can_reach_needs_a_secret(chatws_server: Start, tmp_path: Path) -> None:
+def test_a_public_push_port_needs_a_secret(chatws_server: Start, tmp_path: Path) -> None:
     line = refused(chatws_server, "--push-listen", "tcp:0")
-    assert "needs a --push-secret-file" in line
+    assert "is reachable from other hosts: set --push-secret-file" in line
     secret = write_secret(tmp_path / "push-secret", SECRET)
     server = chatws_server("--push-secret-file", secret, start=False)
     server.arguments += ("--push-listen", f"tcp:{server.push_port}")
@@ -372,11 +373,13 @@ def test_a_push_port_that_others_can_reach_needs_a_secret(chatws_server: Start, 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("--auth", "ticket"), "--auth ticket needs the secret"),
+        (("--auth", "token"), "--auth token needs the secret"),
         (("--secret", SECRET), "CHATWS_SECRET"),
     ],
 )
-def test_a_way_in_that_cannot_work_is_refused(arguments: tuple[str, ...], line: str, chatws_server: Start) -> None:
+def test_an_authentication_method_without_its_setting_is_rejected(
+    arguments: tuple[str, ...], line: str, chatws_server: Start
+) -> None:
     found = refused(chatws_server, *arguments)
     assert line in found
     assert SECRET not in found

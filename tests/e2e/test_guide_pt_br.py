@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import jwt
-import pytest
 
-from chatws.configure import load
+from chatws.config.loader import load
 from tests.e2e.browser import open_browser, open_page
 from tests.e2e.conftest import Server, twistd_command
 from tests.e2e.nginx import NginxWith
 from tests.e2e.php import PHP_DIRECTORY, run_php
 from tests.e2e.process import clean_environment, free_port
+from tests.e2e.test_secret_recipe import recipe
 from tests.e2e.wire import until
 from tests.requirements import needs
 
@@ -33,13 +33,13 @@ Start = Callable[..., Server]
 AT_THE_SHOP = ["--host-resolver-rules=MAP loja.example 127.0.0.1"]
 #: Which of them a test here has run: a block that none asks for is an untested one.
 MARKS = {
-    "sh": ["pip install", "new_conversation", "--check", "presence"],
+    "sh": ["pip install", "new_conversation", "--check", "useradd", "presence", "/push"],
     "nginx": ["location /ws"],
     "json": ['"type":"auth"', '"event":"new_message"'],
     "html": ["wsClient.connect(123)"],
     "js": ["sendTyping", "token:"],
-    "php": ["notifyNewConversation", "ticket_secret", "class Mensagens"],
-    "toml": ["[listen]"],
+    "php": ["notifyNewConversation", "token_secret", "class Mensagens"],
+    "toml": ["[server]"],
 }
 
 
@@ -70,9 +70,20 @@ def shell(text: str, directory: Path, server: Server | None = None) -> str:
 # --- instalação, configuração, solução de problemas
 
 
-def test_the_commands_to_install_are_words_that_their_programs_know(tmp_path: Path) -> None:
+@needs("curl")
+def test_the_request_to_the_http_api_reaches_the_page(chatws_server: Start, tmp_path: Path) -> None:
+    port = free_port()
+    server = chatws_server("--auth", "trust", "--api-port", str(port))
+    with server.agent(1, 456) as ana:
+        command = block("sh", "/push").replace("curl", "curl -sS --noproxy '*'").replace("8082", str(port))
+        answer = json.loads(shell(command, tmp_path, server))
+        assert (answer["ok"], answer["delivered"]) == (True, 1)
+        assert ana.expect("new_message")["data"]["message"]["content"] == "oi"
+
+
+def test_install_commands_are_known_to_their_programs(tmp_path: Path) -> None:
     venv, pip, twistd = block("sh", "pip install").splitlines()
-    assert (venv, pip) == ("python3 -m venv /opt/chatws", "/opt/chatws/bin/pip install .")
+    assert (venv, pip) == ("python3 -m venv /opt/chatws", "/opt/chatws/bin/pip install -c constraints.txt .")
     assert twistd == "/opt/chatws/bin/twistd -n chatws"
     checked = subprocess.run(
         [*twistd_command(), *twistd.split()[1:], "--check"], cwd=tmp_path, env=clean_environment(), timeout=60
@@ -80,8 +91,12 @@ def test_the_commands_to_install_are_words_that_their_programs_know(tmp_path: Pa
     assert checked.returncode == 0
 
 
+def test_the_commands_that_create_the_secret_are_those_that_another_test_runs() -> None:
+    assert block("sh", "useradd").splitlines() == recipe("docs/security.md")
+
+
 @needs("netcat-openbsd")
-def test_the_first_line_is_answered_as_said(server: Server, tmp_path: Path) -> None:
+def test_the_guide_s_first_line_gets_the_documented_answer(server: Server, tmp_path: Path) -> None:
     answer = json.loads(shell(block("sh", "new_conversation"), tmp_path, server))
     assert list(answer) == ["ok", "event_id", "delivered"]
     assert (answer["ok"], answer["delivered"]) == (True, 0)
@@ -102,12 +117,12 @@ def adapted(directory: Path, text: str) -> str:
 
 
 def test_the_configuration_is_accepted_and_runs(chatws_server: Start, tmp_path: Path) -> None:
-    text = block("toml", "[listen]")
+    text = block("toml", "[server]")
     (tmp_path / "chatws.toml").write_text(adapted(tmp_path, text))
     (tmp_path / "secret").write_text("0123456789abcdef" * 4)
     (tmp_path / "secret").chmod(0o400)
     config = load({}, {}, str(tmp_path / "chatws.toml")).config
-    assert config.allowed_origin == ("https://loja.example",)
+    assert config.allowed_origins == ("https://loja.example",)
     check, run = adapted(tmp_path, block("sh", "--check")).splitlines()
     done = subprocess.run(
         [*twistd_command(), *check.split()[1:]], cwd=tmp_path, env=clean_environment(), capture_output=True, timeout=60
@@ -131,7 +146,7 @@ def nginx_before(server: Server, directory: Path) -> NginxWith:
 # --- eventos
 
 
-def test_each_message_of_the_browser_is_answered_as_said(server: Server) -> None:
+def test_each_browser_message_of_the_guide_gets_the_documented_reply(server: Server) -> None:
     with server.browser() as browser:
         for line in block("json", '"type":"auth"').splitlines():
             browser.send_text(line)
@@ -142,7 +157,7 @@ def test_each_message_of_the_browser_is_answered_as_said(server: Server) -> None
         assert set(browser.expect("error")["data"]) >= {"code", "message"}
 
 
-def test_each_event_of_the_backend_reaches_who_is_said_to_get_it(server: Server) -> None:
+def test_each_backend_event_of_the_guide_reaches_the_documented_audience(server: Server) -> None:
     with server.agent(123, 456) as subscriber, server.agent(8) as other, server.backend() as backend:
         subscriber.expect("agent_status")
         lines = [json.loads(line) for line in block("json", '"event":"new_message"').splitlines()]
@@ -160,7 +175,7 @@ def test_each_event_of_the_backend_reaches_who_is_said_to_get_it(server: Server)
 
 @needs("nginx")
 @needs("chromium")
-def test_the_page_shows_what_comes_and_tells_of_typing(chatws_server: Start, tmp_path: Path) -> None:
+def test_the_guide_s_page_shows_events_and_sends_typing(chatws_server: Start, tmp_path: Path) -> None:
     server = chatws_server("--presence-grace", "0")
     head = '<!DOCTYPE html><html lang="pt-BR"><meta charset="utf-8">\n'
     (tmp_path / "index.html").write_text(head + block("html", "wsClient.connect(123)"))
@@ -189,14 +204,13 @@ def test_the_page_shows_what_comes_and_tells_of_typing(chatws_server: Start, tmp
 # --- back end
 
 
-def run_snippet(mark: str, directory: Path, *, before: str = "", **environment: str) -> str:
+def run_snippet(mark: str, directory: Path, **environment: str) -> str:
     """Run a PHP snippet as a project's file: with the directories around it that the guide has one make."""
     (directory / "vendor/chatws").mkdir(parents=True)
     (directory / "vendor/chatws/php").symlink_to(PHP_DIRECTORY)
     (directory / "app/Helpers").mkdir(parents=True)
     (directory / "app/Helpers/WebSocket.php").symlink_to(PHP_DIRECTORY / "legacy/WebSocket.php")
-    text = adapted(directory, block("php", mark))
-    (directory / "snippet.php").write_text(text.replace("<?php\n", f"<?php\n{before}\n", 1))
+    (directory / "snippet.php").write_text(adapted(directory, block("php", mark)))
     return run_php("-d", "display_errors=1", str(directory / "snippet.php"), environment=environment)
 
 
@@ -212,7 +226,7 @@ def test_the_helper_s_calls_send_the_events_of_the_list(server: Server, tmp_path
 
 
 @needs("php-cli")
-def test_without_a_server_it_says_so_and_goes_on(tmp_path: Path) -> None:
+def test_the_guide_s_php_without_a_server_logs_and_continues(tmp_path: Path) -> None:
     written = run_snippet("notifyNewConversation", tmp_path, CHATWS_PUSH_ADDRESS=f"127.0.0.1:{free_port()}")
     assert "não foi entregue; o motivo está no log do PHP\n" in written
 
@@ -220,17 +234,17 @@ def test_without_a_server_it_says_so_and_goes_on(tmp_path: Path) -> None:
 @needs("php-cli")
 @needs("nginx")
 @needs("chromium")
-def test_the_ticket_lets_the_page_in(chatws_server: Start, tmp_path: Path) -> None:
+def test_token_of_the_php_snippet_authenticates_the_page(chatws_server: Start, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("0123456789abcdef" * 4)
     (tmp_path / "secret").chmod(0o400)
-    written = run_snippet("ticket_secret", tmp_path)
+    written = run_snippet("token_secret", tmp_path)
     claims: dict[str, Any] = jwt.decode(
         json.loads(written)["token"], (tmp_path / "secret").read_text(), algorithms=["HS256"]
     )
     assert claims["sub"] == "123"
     server = chatws_server("--secret-file", str(tmp_path / "secret"))
     # nginx gives out what PHP has written, as PHP-FPM would
-    (tmp_path / "ticket.php").write_text(written)
+    (tmp_path / "token.php").write_text(written)
     script = '<script src="/assets/js/websocket-client.js"></script><script>'
     (tmp_path / "index.html").write_text(
         f"<!DOCTYPE html>{script}wsClient.on('connected', (data) => document.title = data.user_id);"
@@ -245,47 +259,20 @@ def test_the_ticket_lets_the_page_in(chatws_server: Start, tmp_path: Path) -> No
         page.wait_for_function("document.title === '123'")
 
 
-#: For a PHP without SQLite: what the snippet asks of it.
-FAKE_PDO = """
-class FakePDO extends PDO {
-    public array $asked = [];
-    public function __construct() {}
-    public function exec(string $statement): int|false { return 0; }
-    public function beginTransaction(): bool { return true; }
-    public function commit(): bool { return true; }
-    public function lastInsertId(?string $name = null): string|false { return '1'; }
-    public function prepare(string $query, array $options = []): PDOStatement|false {
-        return new class extends PDOStatement {
-            public function execute(?array $params = null): bool { return count($params) === 4; }
-        };
-    }
-}
-"""
-
-
 @needs("php-cli")
-def test_who_saves_a_message_tells_of_it_once(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = ""
-    if run_php("-r", "echo in_array('sqlite', PDO::getAvailableDrivers()) ? 'yes' : 'no';") == "no":
-        before = FAKE_PDO
-        original = block("php", "class Mensagens")
-        assert original.count("new PDO('sqlite::memory:')") == 1
-        changed = original.replace("new PDO('sqlite::memory:')", "new FakePDO()")
-        monkeypatch.setattr(
-            "tests.e2e.test_guide_pt_br.BLOCKS",
-            [(kind, changed if text == original else text) for kind, text in BLOCKS],
-        )
+@needs("php-sqlite3")
+def test_the_guide_s_message_class_pushes_each_message_once(server: Server, tmp_path: Path) -> None:
     with server.agent(1, 456) as agent:
         address = f"127.0.0.1:{server.push_port}"
-        assert run_snippet("class Mensagens", tmp_path, before=before, CHATWS_PUSH_ADDRESS=address) == ""
+        assert run_snippet("class Mensagens", tmp_path, CHATWS_PUSH_ADDRESS=address) == ""
         run_php(str(tmp_path / "snippet.php"), environment={"CHATWS_PUSH_ADDRESS": address})
         seen = agent.settle()
     message = {"id": 1, "content": "Seu pedido saiu para entrega", "sender_type": "agent", "sender_id": 5}
     assert [one["data"]["message"] for one in seen] == [message]
 
 
-def test_what_the_table_of_troubles_says_of_limits_is_so() -> None:
-    from chatws.config import Config
+def test_limits_in_the_troubleshooting_table_are_the_defaults() -> None:
+    from chatws.config.schema import Config
 
     config = Config()
     assert f"em {config.auth_deadline:g} segundos" in TEXT

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from tests.e2e.conftest import Server
 
 COUNT = 10_000
@@ -11,6 +13,7 @@ COUNT = 10_000
 SIZE = 400
 
 
+@pytest.mark.long
 def test_ten_thousand_events_are_recovered_while_others_are_served(chatws_server: Callable[..., Server]) -> None:
     server = chatws_server("--send-buffer", "262144")
     bystander = server.agent(1, 7)

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 import chatws
 from chatws.server import MessageComponent
 from tests.e2e.conftest import Server
@@ -84,7 +86,7 @@ def test_the_old_server_is_php(tmp_path: Path) -> None:
 
 
 @needs("php-cli")
-def test_in_php_what_is_appended_to_an_overloaded_property_is_lost(tmp_path: Path) -> None:
+def test_php_appends_to_an_overloaded_property_are_lost(tmp_path: Path) -> None:
     (tmp_path / "lost.php").write_text(block("php", "__get"))
     written = run_php("-d", "display_errors=1", str(tmp_path / "lost.php"))
     assert "Indirect modification of overloaded property" in written
@@ -92,12 +94,13 @@ def test_in_php_what_is_appended_to_an_overloaded_property_is_lost(tmp_path: Pat
     assert [one for one in written.splitlines() if one.isdigit()] == said == ["0", "1"]
 
 
+@pytest.mark.long
 def test_both_servers_can_be_compared_with_the_command(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
     old, new = chatws_server(), chatws_server()
-    line = block("sh", "chatws shadow").replace("old:8080", f"127.0.0.1:{old.port}")
+    line = block("sh", "chatws compare").replace("old:8080", f"127.0.0.1:{old.port}")
     words = line.replace("new:8080", f"127.0.0.1:{new.port}").replace("--seconds 600", "--seconds 1").split()
     done = subprocess.run(
-        [sys.executable, "-m", "chatws.command", *words[1:]],
+        [sys.executable, "-m", "chatws.cli", *words[1:]],
         cwd=tmp_path,
         env=clean_environment(),
         capture_output=True,
@@ -117,8 +120,8 @@ def test_each_name_of_the_table_exists() -> None:
         assert f"`{method}(" in TEXT
 
 
-def test_the_limits_said_to_be_there_are_the_defaults() -> None:
-    from chatws.config import Config
+def test_limits_in_the_migration_guide_are_the_defaults() -> None:
+    from chatws.config.schema import Config
 
     config = Config()
-    assert f"gone after {config.ping_interval + config.ping_timeout:g} seconds" in TEXT
+    assert f"offline after {config.ping_interval + config.ping_timeout:g} seconds" in TEXT

@@ -28,7 +28,7 @@ def test_two_nodes_are_one_chat(chatws_server: Start) -> None:
     redis = RedisServer(persistent=True)
     try:
         redis.start()
-        settings = ("--broker", redis.url, "--broker-timeout", "10", "--presence-lease", "2", "--presence-grace", "0.2")
+        settings = ("--broker", redis.url, "--broker-timeout", "10", "--presence-ttl", "2", "--presence-grace", "0.2")
         one, other = (chatws_server(*settings) for _ in range(2))
         with one.backend() as backend, other.browser() as browser, one.browser() as agent:
             browser.auth(1)

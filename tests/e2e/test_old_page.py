@@ -1,7 +1,7 @@
-"""A page written for the Ratchet server (tests/pages/old_page.js), unchanged, in a real Chromium.
+"""Test an unchanged page for the Ratchet server (tests/pages/old_page.js) in Chromium.
 
-Its WebSocket goes straight to the server's port, as in the days before, or to `/ws` of nginx. The backend is the PHP
-helper by its old name.
+Its WebSocket connects directly to the server's port, as with Ratchet, or to `/ws` of nginx. The backend is the PHP
+helper with its legacy name.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ from tests.requirements import needs
 pytestmark = needs("chromium")
 
 PAGES = Path(__file__).resolve().parents[1] / "pages"
-#: What Chromium says of a WebSocket that cannot be opened, or breaks.
+#: Console message of Chromium for a WebSocket that fails or breaks.
 LOST = r"WebSocket connection to .* failed"
 
 
-class _Quiet(SimpleHTTPRequestHandler):
+class _SilentHandler(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *arguments: Any) -> None:
         pass
 
 
 @pytest.fixture(scope="module")
 def site() -> Iterator[str]:
-    """The shop's web server, on another port of the same host."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(PAGES)))
+    """Run the shop's web server on another port of the same host."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_SilentHandler, directory=str(PAGES)))
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
@@ -51,15 +51,15 @@ def site() -> Iterator[str]:
 @contextmanager
 def nginx_before(server: Server, directory: Path) -> Iterator[Nginx]:
     (directory / "nginx").mkdir()
-    with Nginx(directory / "nginx", f"127.0.0.1:{server.port}", PAGES) as one:
-        yield one
+    with Nginx(directory / "nginx", f"127.0.0.1:{server.port}", PAGES) as nginx:
+        yield nginx
 
 
 @pytest.fixture(params=["direct", pytest.param("nginx", marks=needs("nginx"))])
 def address(
     request: pytest.FixtureRequest, chatws_server: Callable[..., Server], tmp_path: Path, site: str
 ) -> Iterator[tuple[Server, str]]:
-    """A server, and the URL of the page before it, without the user and the conversation."""
+    """Start a server. Yield it and the URL of its page, without the user and the conversation."""
     server = chatws_server("--auth", "trust", "--presence-grace", "0")
     if request.param == "direct":
         yield server, f"{site}/old_page.html?url=ws://127.0.0.1:{server.port}&"
@@ -72,19 +72,20 @@ def php_backend(server: Server) -> Php:
     return Php(helper=True, address=f"127.0.0.1:{server.push_port}", pause_ms=0)
 
 
-def wire(page: Page, what: str) -> Any:
-    """A list or number that the page keeps for tests."""
-    return page.evaluate(f"wire.{what}")
+def wire(page: Page, name: str) -> Any:
+    """Return a value that the page records for tests."""
+    return page.evaluate(f"wire.{name}")
 
 
 def events(page: Page) -> list[str]:
-    return [one.get("event") or one["type"] for one in wire(page, "received")]
+    return [message.get("event") or message["type"] for message in wire(page, "received")]
 
 
 def wait_for_events(page: Page, *names: str) -> None:
-    """Until each of them has come."""
+    """Wait until each of these events has arrived."""
     page.wait_for_function(
-        "names => names.every(name => wire.received.some(one => (one.event || one.type) === name))", arg=names
+        "names => names.every(name => wire.received.some(message => (message.event || message.type) === name))",
+        arg=names,
     )
 
 
@@ -93,11 +94,11 @@ def is_ready(page: Page) -> None:
 
 
 @needs("php-cli")
-def test_the_page_shows_all_that_the_old_helper_notifies_of(address: tuple[Server, str], browser: Browser) -> None:
+def test_old_page_shows_all_events_of_the_legacy_helper(address: tuple[Server, str], browser: Browser) -> None:
     server, url = address
     with open_page(browser, f"{url}user=1&conversation=456") as page, php_backend(server) as php:
         is_ready(page)
-        assert [one["type"] for one in wire(page, "sent")][:2] == ["auth", "subscribe"]
+        assert [message["type"] for message in wire(page, "sent")][:2] == ["auth", "subscribe"]
         assert php.notifyNewMessage(456, {"id": 9, "content": "Olá ✓ <b>", "sender_type": "contact", "sender_id": 7})
         expect(page.locator("#messages-9")).to_have_text("Olá ✓ <b>")
         assert php.notifyTyping(456, 7, True)
@@ -116,7 +117,7 @@ def test_the_page_shows_all_that_the_old_helper_notifies_of(address: tuple[Serve
         assert "error" not in events(page)
 
 
-def test_two_pages_see_each_other_come_type_and_go(address: tuple[Server, str], browser: Browser) -> None:
+def test_two_old_pages_see_presence_and_typing_of_each_other(address: tuple[Server, str], browser: Browser) -> None:
     _, url = address
     with open_page(browser, f"{url}user=1&conversation=456") as ana:
         is_ready(ana)
@@ -133,7 +134,7 @@ def test_two_pages_see_each_other_come_type_and_go(address: tuple[Server, str], 
         expect(ana.locator("#agents-2")).to_have_text("offline")
 
 
-def test_pings_and_activity_keep_it_alive_and_do_no_harm(address: tuple[Server, str], browser: Browser) -> None:
+def test_old_page_that_sends_pings_and_activity_stays_connected(address: tuple[Server, str], browser: Browser) -> None:
     _, url = address
     with open_page(browser) as page:
         page.clock.install()
@@ -144,9 +145,9 @@ def test_pings_and_activity_keep_it_alive_and_do_no_harm(address: tuple[Server, 
             page.mouse.move(10 * number, 20)
             page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
             page.wait_for_function(
-                "count => wire.received.filter(one => one.type === 'pong').length === count", arg=number
+                "count => wire.received.filter(message => message.type === 'pong').length === count", arg=number
             )
-        sent = [one.get("activity_type", one["type"]) for one in wire(page, "sent")]
+        sent = [message.get("activity_type", message["type"]) for message in wire(page, "sent")]
         assert sent.count("ping") == 10
         assert sent.count("visibility_change") == 10
         assert sent.count("mouse_move") >= 9
@@ -154,12 +155,14 @@ def test_pings_and_activity_keep_it_alive_and_do_no_harm(address: tuple[Server, 
         assert wire(page, "closes") == []
 
 
-def test_switching_conversations_without_ever_unsubscribing(address: tuple[Server, str], browser: Browser) -> None:
+def test_old_page_that_never_unsubscribes_can_switch_conversations(
+    address: tuple[Server, str], browser: Browser
+) -> None:
     server, url = address
     with open_page(browser, f"{url}user=1&conversation=456") as page, server.backend() as backend:
         is_ready(page)
         page.evaluate("openConversation(457); openConversation(458); openConversation(457)")
-        page.wait_for_function("wire.received.filter(one => one.event === 'subscribed').length === 4")
+        page.wait_for_function("wire.received.filter(message => message.event === 'subscribed').length === 4")
         for conversation in (456, 457, 458):
             message = {"id": conversation, "content": f"in {conversation}", "sender_type": "contact"}
             backend.push("new_message", {"conversation_id": conversation, "message": message})
@@ -167,11 +170,11 @@ def test_switching_conversations_without_ever_unsubscribing(address: tuple[Serve
         expect(page.locator("#conversations-456")).to_have_class("unread")
         expect(page.locator("#conversations-458")).to_have_class("unread")
         assert page.locator("#messages li").count() == 1
-        assert "unsubscribe" not in [one["type"] for one in wire(page, "sent")]
+        assert "unsubscribe" not in [message["type"] for message in wire(page, "sent")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_it_comes_back_after_a_restart(address: tuple[Server, str], browser: Browser, number: int) -> None:
+def test_old_page_reconnects_after_a_restart(address: tuple[Server, str], browser: Browser, number: int) -> None:
     server, url = address
     with open_page(browser, forgive=LOST) as page:
         page.clock.install()
@@ -180,7 +183,7 @@ def test_it_comes_back_after_a_restart(address: tuple[Server, str], browser: Bro
         page.evaluate("wire.received.length = 0")
         server.restart(number)
         page.wait_for_function("wire.closes.length")
-        page.clock.run_for(3_000)  # it tries again every 3 seconds
+        page.clock.run_for(3_000)  # the page tries again every 3 seconds
         is_ready(page)
         assert wire(page, "closes")[0] == (4012 if number == signal.SIGTERM else 1006)
         assert wire(page, "sockets") <= 6
@@ -190,7 +193,7 @@ def test_it_comes_back_after_a_restart(address: tuple[Server, str], browser: Bro
         expect(page.locator("#messages-1")).to_have_text("again")
 
 
-def test_it_tries_five_times_three_seconds_apart_and_gives_up(address: tuple[Server, str], browser: Browser) -> None:
+def test_old_page_without_a_server_tries_five_times(address: tuple[Server, str], browser: Browser) -> None:
     server, url = address
     with open_page(browser, forgive=LOST) as page:
         page.clock.install()
@@ -205,9 +208,7 @@ def test_it_tries_five_times_three_seconds_apart_and_gives_up(address: tuple[Ser
         assert wire(page, "sockets") == 6
 
 
-def test_a_banned_user_is_told_and_the_page_s_five_tries_do_no_harm(
-    address: tuple[Server, str], browser: Browser
-) -> None:
+def test_old_page_of_a_banned_user_is_closed_with_4903(address: tuple[Server, str], browser: Browser) -> None:
     server, url = address
     with open_page(browser, f"{url}user=1&conversation=456") as page, server.backend() as backend:
         is_ready(page)
@@ -217,16 +218,16 @@ def test_a_banned_user_is_told_and_the_page_s_five_tries_do_no_harm(
         expect(page.locator("#status")).to_have_text("reconnect 1")
 
 
-# --- who it is, by the application's session
+# --- Authentication by the application's session
 
 
 @needs("php-cli")
 @pytest.mark.parametrize("way", ["direct", pytest.param("nginx", marks=needs("nginx"))])
-def test_the_application_s_session_says_who_it_is(
+def test_old_page_is_authenticated_by_the_application_session(
     way: str, chatws_server: Callable[..., Server], tmp_path: Path, site: str, browser: Browser
 ) -> None:
     with ExitStack() as running:
-        sessions = ("-d", f"session.save_path={tmp_path}")  # in files, as usual
+        sessions = ("-d", f"session.save_path={tmp_path}")  # in files, the default
         shop = running.enter_context(PhpWebServer("application.php", tmp_path, *sessions)).url
         server = chatws_server("--auth", "callback", "--auth-url", f"{shop}/whoami")
         if way == "nginx":
@@ -245,5 +246,5 @@ def test_the_application_s_session_says_who_it_is(
             assert wire(page, "closes") == [4901], "the session is another user's"
         with open_page(browser, f"{url}user=5&conversation=456") as page:
             page.wait_for_function("wire.closes.length === 1")
-            assert wire(page, "closes") == [4901], "nobody is logged in"
+            assert wire(page, "closes") == [4901], "no user is logged in"
             assert "subscribed" not in events(page)

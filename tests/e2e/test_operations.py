@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jwt
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import Server, twistd_command
 from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import until
+from tests.requirements import find_program, needs
 
 Start = Callable[..., Server]
 
@@ -56,7 +58,7 @@ def write_secret(path: Path, text: str) -> Path:
 # --- metrics --------------------------------------------------------------------------------------------------------
 
 
-def test_what_happens_is_counted(chatws_server: Start) -> None:
+def test_events_and_connections_are_counted_in_metrics(chatws_server: Start) -> None:
     metrics = free_port()
     server = chatws_server("--metrics-port", str(metrics), "--presence-grace", "0")
     one, two = server.agent(1, 456), server.agent(2, 456, 457)
@@ -78,11 +80,34 @@ def test_what_happens_is_counted(chatws_server: Start) -> None:
     assert value(metrics, "chatws_push_lines_total") == 2
     assert value(metrics, "chatws_push_published_total") == 1
     assert value(metrics, "chatws_push_errors_total", code="bad_message") == 1
-    assert value(metrics, "chatws_log_events") == value(metrics, "chatws_log_last_offset") == 1
+    assert value(metrics, "chatws_history_events") == value(metrics, "chatws_history_last_offset") == 1
     until(lambda: value(metrics, "chatws_event_loop_lag_seconds_count") > 0, "the lag to be measured")
     two.close()
     until(lambda: value(metrics, "chatws_connections") == 1, "the second agent to be gone")
     assert value(metrics, "chatws_subscriptions") == 1
+
+
+@needs("prometheus")
+@pytest.mark.parametrize("more", [(), ("--workers", "2")], ids=["stand-alone", "workers"])
+def test_promtool_finds_no_problem_in_the_metrics(more: tuple[str, ...], chatws_server: Start) -> None:
+    metrics = free_port()
+    server = chatws_server("--metrics-port", str(metrics), *more)
+    with server.backend() as backend:
+        backend.push("new_message", {"conversation_id": 456, "message": {}})
+    page = fetch(metrics, "/metrics")[1]
+    assert "chatws_events_total" in page
+    assert promtool(page) == (0, "")
+    status, problems = promtool(page.replace("chatws_internal_errors_total", "chatws_internal_errors"))
+    assert status == 3
+    assert 'chatws_internal_errors counter metrics should have "_total" suffix' in problems
+
+
+def promtool(page: str) -> tuple[int, str]:
+    """The exit status of `promtool check metrics`, and its complaints."""
+    program = find_program("prometheus")
+    assert program
+    done = subprocess.run([program, "check", "metrics"], input=page, capture_output=True, text=True, timeout=60)
+    return done.returncode, done.stderr
 
 
 def test_metrics_have_a_port_of_their_own_and_none_by_default(chatws_server: Start) -> None:
@@ -95,7 +120,7 @@ def test_metrics_have_a_port_of_their_own_and_none_by_default(chatws_server: Sta
     assert "metrics are on" not in chatws_server().log
 
 
-def test_every_query_of_the_dashboard_finds_what_it_asks_for(chatws_server: Start, tmp_path: Path) -> None:
+def test_every_dashboard_query_matches_a_metric(chatws_server: Start, tmp_path: Path) -> None:
     metrics = free_port()
     (tmp_path / "shop.db").touch()
     server = chatws_server(
@@ -137,7 +162,7 @@ def _expressions(node: object) -> list[str]:
 # --- health ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_server_whose_database_is_away_is_alive_and_not_ready(chatws_server: Start, tmp_path: Path) -> None:
+def test_server_without_its_database_is_alive_and_not_ready(chatws_server: Start, tmp_path: Path) -> None:
     metrics = free_port()
     shop = tmp_path / "shop.db"
     server = chatws_server(
@@ -155,14 +180,16 @@ def test_a_server_whose_database_is_away_is_alive_and_not_ready(chatws_server: S
     until(lambda: fetch(server.port, "/readyz") == (200, "ready\n"), "the server to be ready")
     assert value(metrics, "chatws_database_up") == 1
     assert value(metrics, "chatws_database_errors_total", reason="unavailable") >= 1
-    assert value(metrics, "chatws_database_seconds_count", kind="query") >= 2
+    assert value(metrics, "chatws_database_query_duration_seconds_count", kind="query") >= 2
 
 
 # --- logs -----------------------------------------------------------------------------------------------------------
 
 
-def test_in_json_every_line_is_an_object_and_says_who_and_from_where(chatws_server: Start) -> None:
-    server = chatws_server("--log-format", "json", "--rate", "1", "--rate-burst", "1", CHATWS_SECRET="s" * 32)
+def test_json_log_lines_are_objects_with_user_and_address(chatws_server: Start) -> None:
+    server = chatws_server(
+        "--log-format", "json", "--message-rate", "1", "--message-burst", "1", CHATWS_SECRET="s" * 32
+    )
     stranger = server.browser(headers={"X-Forwarded-For": "203.0.113.9"})
     stranger.send({"type": "auth", "user_id": "{evil}\n", "token": "no.good.ticket"})
     assert stranger.expect_close()[0] == 4901
@@ -174,14 +201,15 @@ def test_in_json_every_line_is_an_object_and_says_who_and_from_where(chatws_serv
     assert refused["user"] == "{evil}?"
     assert refused["address"] == "203.0.113.9"
     assert refused["level"] == "info"
-    assert refused["logger"] == "chatws.chat.journal"
+    assert refused["logger"] == "chatws.chat.connection_log"
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", refused["time"])
     assert "s" * 32 not in server.log
 
 
-def test_a_daemon_logs_json_to_its_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_a_daemon_reopens_its_log_file_on_sigusr1(log_format: str, tmp_path: Path) -> None:
     port, push_port = free_port(), free_port()
-    words = ["--pidfile", "pid", "--logfile", "chatws.log", "chatws", "--log-format", "json", "--port", str(port)]
+    words = ["--pidfile", "pid", "--logfile", "chatws.log", "chatws", "--log-format", log_format, "--port", str(port)]
     subprocess.run(
         [*twistd_command(), *words, "--push-port", str(push_port)],
         cwd=tmp_path, env=clean_environment(), check=True, timeout=60,
@@ -191,20 +219,22 @@ def test_a_daemon_logs_json_to_its_file(tmp_path: Path) -> None:
     pid = int((tmp_path / "pid").read_text())
     log.rename(tmp_path / "chatws.log.1")
     os.kill(pid, signal.SIGUSR1)
-    until(log.exists, "the log to be opened anew")
+    until(log.exists, "the log to be reopened")
     os.kill(pid, signal.SIGTERM)
     until(lambda: not (tmp_path / "pid").exists(), "the daemon to end")
-    for one in (log, tmp_path / "chatws.log.1"):
+    assert sorted(path.name for path in tmp_path.glob("chatws.log*")) == ["chatws.log", "chatws.log.1"]
+    assert "Server Shut Down." in log.read_text()
+    for one in (log, tmp_path / "chatws.log.1") if log_format == "json" else ():
         lines = [json.loads(line) for line in one.read_text().splitlines()]
         assert lines
         assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
 
 
-def test_slow_down_is_said_to_the_log_too(chatws_server: Start) -> None:
-    server = chatws_server("--rate", "0.01", "--rate-burst", "2")
+def test_rate_limiting_is_logged(chatws_server: Start) -> None:
+    server = chatws_server("--message-rate", "0.01", "--message-burst", "2")
     browser = server.agent(7)
-    browser.send({"type": "ping"})
-    browser.send({"type": "ping"})
+    browser.send({"type": "presence"})
+    browser.send({"type": "presence"})
     browser.expect("error", code="rate_limited")
     server.expect_log("connection 1, user 7, from 127.0.0.1: rate limited")
 
@@ -227,13 +257,13 @@ def ticket(secret: str, user_id: int) -> str:
     return jwt.encode({"sub": str(user_id), "exp": 4102444800}, secret, algorithm="HS256")
 
 
-def test_sighup_changes_secrets_and_limits_and_drops_nobody(chatws_server: Start, tmp_path: Path) -> None:
+def test_sighup_changes_secrets_and_limits_and_keeps_connections(chatws_server: Start, tmp_path: Path) -> None:
     old, new = "o" * 32, "n" * 32
     write_secret(tmp_path / "ticket", old)
     write_secret(tmp_path / "push", "first")
     settings = tmp_path / "chatws.toml"
     settings.write_text(
-        f'secret_file = "{tmp_path}/ticket"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 1\n'
+        f'secret_files = "{tmp_path}/ticket"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 1\n'
     )
     server = chatws_server("--config", str(settings))
     agent = server.browser()
@@ -245,11 +275,11 @@ def test_sighup_changes_secrets_and_limits_and_drops_nobody(chatws_server: Start
     write_secret(tmp_path / "ticket", new)
     write_secret(tmp_path / "push", "second")
     settings.write_text(
-        f'secret_file = "{tmp_path}/ticket"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 2\n'
-        'allowed_origin = ["https://shop.example"]\nping_interval = 5\n'
+        f'secret_files = "{tmp_path}/ticket"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 2\n'
+        'allowed_origins = ["https://shop.example"]\nping_interval = 5\n'
     )
     os.kill(server.pid, signal.SIGHUP)
-    server.expect_log("configuration: ping_interval has changed too: that takes a restart")
+    server.expect_log("configuration: ping_interval has changed: this needs a restart")
 
     agent.subscribe(457)  # the same connection, under the new limit
     late = server.browser(origin="https://shop.example")
@@ -260,8 +290,8 @@ def test_sighup_changes_secrets_and_limits_and_drops_nobody(chatws_server: Start
     with server.backend() as backend:
         assert backend.request({"op": "auth", "secret": "second"})["ok"]
     assert "configuration: max_subscriptions: 1 → 2" in server.log
-    assert "configuration: allowed_origin: [] → [https://shop.example]" in server.log
-    assert "configuration: the ticket secret has changed; 1 is good now" in server.log
+    assert "configuration: allowed_origins: [] → [https://shop.example]" in server.log
+    assert "configuration: the token secret has changed: 1 is valid now" in server.log
     assert "configuration: the push secret has changed" in server.log
     for secret in (old, new, "second"):
         assert secret not in server.log
@@ -272,15 +302,15 @@ def test_sighup_with_a_wrong_configuration_changes_nothing(chatws_server: Start,
     settings.write_text("max_subscriptions = 1\n")
     server = chatws_server("--config", str(settings))
     agent = server.agent(1, 456)
-    settings.write_text('max_subscriptions = 2\ntrusted_proxy = ["nowhere"]\n')
+    settings.write_text('max_subscriptions = 2\ntrusted_proxies = ["nowhere"]\n')
     os.kill(server.pid, signal.SIGHUP)
-    server.expect_log("the new configuration is refused, the old one stays: --trusted-proxy")
+    server.expect_log("the new configuration is rejected, the old one stays: --trusted-proxy")
     agent.send({"type": "subscribe", "conversation_id": 457})
     agent.expect("error", code="too_many_subscriptions")
 
     settings.write_text("max_subscriptions = ")
     os.kill(server.pid, signal.SIGHUP)
-    until(lambda: server.log.count("is refused, the old one stays") == 2, "the second refusal")
+    until(lambda: server.log.count("is rejected, the old one stays") == 2, "the second refusal")
     settings.write_text("max_subscriptions = 1\n")
     os.kill(server.pid, signal.SIGHUP)
     server.expect_log("nothing has changed")
@@ -305,7 +335,7 @@ def test_sighup_reloads_in_a_terminal_and_ends_the_server_when_the_terminal_has_
     ours, theirs = os.openpty()
     words = ["-n", "--pidfile=", "chatws", "--port", str(free_port()), "--push-port", str(free_port())]
     process = subprocess.Popen(
-        ["setsid", "--ctty", *twistd_command(), *words, "--drain-seconds", "0"],
+        ["setsid", "--ctty", *twistd_command(), *words, "--drain-timeout", "0"],
         cwd=tmp_path, env=clean_environment(), stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)

@@ -1,4 +1,4 @@
-"""The PHP helper with the addresses of several nodes: one that fails costs its share of the time, and no event."""
+"""Test the PHP helper with several nodes: a failing node costs its share of the time and loses no event."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.php import BOUND, FakePushPort, Php, php_server
+from tests.e2e.php import BOUND, FakePushApi, Php, php_server
 from tests.e2e.process import free_port
 from tests.e2e.wire import until
 from tests.requirements import needs
 
 pytestmark = needs("php-cli")
 
-#: For a call that is to succeed though the first node is silent: what each of them gets is waited for.
+#: Timeouts for a call that must succeed although the first node is silent.
 SHARED = {"answer_timeout_ms": 3000, "budget_ms": 12_000}
 
-Answer = Callable[[dict[str, Any]], bytes | None]
+Responder = Callable[[dict[str, Any]], bytes | None]
 
 
-def no(code: str) -> Answer:
+def reject(code: str) -> Responder:
     return lambda line: json.dumps({"ok": False, "id": line["id"], "code": code, "message": "not now"}).encode() + b"\n"
 
 
@@ -32,17 +32,17 @@ def close(line: dict[str, Any]) -> bytes:
     raise EOFError
 
 
-def list_of(*nodes: FakePushPort | str) -> str:
+def addresses_of(*nodes: FakePushApi | str) -> str:
     return ",".join(node if isinstance(node, str) else node.address for node in nodes)
 
 
-def nobody() -> str:
-    """An address where nobody listens."""
+def unused_address() -> str:
+    """Return an address without a listener."""
     return f"127.0.0.1:{free_port()}"
 
 
-def test_a_node_that_refuses_is_passed_over_and_the_one_that_worked_is_remembered() -> None:
-    with FakePushPort() as node, Php(address=f"{nobody()}, {nobody()} ,{node.address}") as php:
+def test_node_that_refuses_connections_is_skipped_and_the_working_node_remembered() -> None:
+    with FakePushApi() as node, Php(address=f"{unused_address()}, {unused_address()} ,{node.address}") as php:
         for _ in range(2):
             assert php.notifyAgentStatus(5, "away") is True
             assert php.log == []
@@ -50,13 +50,13 @@ def test_a_node_that_refuses_is_passed_over_and_the_one_that_worked_is_remembere
         assert len(node.lines) == 2
 
 
-def test_a_node_that_cannot_be_reached_at_all_leaves_time_for_the_other() -> None:
-    with FakePushPort(accept=False) as full, FakePushPort() as node, ExitStack() as others:
+def test_unreachable_node_leaves_time_for_the_next() -> None:
+    with FakePushApi(accept=False) as full, FakePushApi() as node, ExitStack() as clients:
         for _ in range(8):
-            one = others.enter_context(socket.socket())
-            one.setblocking(False)
-            one.connect_ex(full.socket.getsockname())
-        with Php(address=list_of(full, node), connect_timeout_ms=500) as php:
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(full.socket.getsockname())
+        with Php(address=addresses_of(full, node), connect_timeout_ms=500) as php:
             assert php.notifyAgentStatus(5, "away") is True
             assert 150 < php.milliseconds < BOUND
             assert php.notifyAgentStatus(5, "away") is True
@@ -64,47 +64,47 @@ def test_a_node_that_cannot_be_reached_at_all_leaves_time_for_the_other() -> Non
 
 
 @pytest.mark.parametrize("settings", [SHARED, {"answer_timeout_ms": 60_000, "budget_ms": 7000}])
-def test_a_node_that_is_silent_leaves_time_for_the_other(settings: dict[str, int]) -> None:
+def test_silent_node_leaves_time_for_the_next(settings: dict[str, int]) -> None:
     with (
-        FakePushPort(lambda line: None) as silent,
-        FakePushPort() as node,
-        Php(address=list_of(silent, node), **settings) as php,
+        FakePushApi(lambda line: None) as silent,
+        FakePushApi() as node,
+        Php(address=addresses_of(silent, node), **settings) as php,
     ):
         assert php.notifyAgentStatus(5, "away") is True
         assert 150 < php.milliseconds < BOUND
-        until(lambda: silent.lines, "what was sent to the silent one to be read")
+        until(lambda: silent.lines, "the silent node to read the line")
         assert silent.ids == node.ids, "with the same key"
         assert php.notifyAgentStatus(5, "away") is True
         assert len(silent.lines) == 1
 
 
 @pytest.mark.parametrize(
-    "answer",
-    [no("unavailable"), no("overloaded"), close, lambda line: b"HTTP/1.1 400 Bad Request\r\n\r\n"],
-    ids=["unavailable", "overloaded", "closes", "no push port"],
+    "respond",
+    [reject("unavailable"), reject("overloaded"), close, lambda line: b"HTTP/1.1 400 Bad Request\r\n\r\n"],
+    ids=["unavailable", "overloaded", "closes", "other protocol"],
 )
-def test_a_node_of_no_use_is_left_for_the_other(answer: Answer) -> None:
-    with FakePushPort(answer) as useless, FakePushPort() as node, Php(address=list_of(useless, node)) as php:
+def test_node_that_cannot_accept_events_is_replaced_by_the_next(respond: Responder) -> None:
+    with FakePushApi(respond) as failing, FakePushApi() as node, Php(address=addresses_of(failing, node)) as php:
         assert php.notifyAgentStatus(5, "away") is True
         assert php.log == []
-        assert useless.ids == node.ids, "with the same key"
+        assert failing.ids == node.ids, "with the same key"
         assert php.onlineAgents() == []
-        assert (len(useless.lines), len(node.lines)) == (1, 2)
+        assert (len(failing.lines), len(node.lines)) == (1, 2)
 
 
-def test_what_stays_is_not_asked_elsewhere() -> None:
+def test_a_permanently_rejected_line_is_not_sent_to_the_next_node() -> None:
     for code in ("bad_secret", "no_audience"):
         with (
-            FakePushPort(no(code)) as first,
-            FakePushPort() as second,
-            Php(address=list_of(first, second)) as php,
+            FakePushApi(reject(code)) as first,
+            FakePushApi() as second,
+            Php(address=addresses_of(first, second)) as php,
         ):
             assert php.notifyUser(5, "note", {}) is False
             assert len(php.log) == 1
             assert second.connections == 0
 
 
-def test_a_node_killed_in_the_middle_of_a_batch_is_replaced_for_what_it_had_not_answered() -> None:
+def test_node_closed_within_a_batch_leaves_the_unacknowledged_lines_to_the_next() -> None:
     def first_twenty(line: dict[str, Any]) -> bytes:
         if len(first.lines) > 20:
             raise EOFError
@@ -112,17 +112,17 @@ def test_a_node_killed_in_the_middle_of_a_batch_is_replaced_for_what_it_had_not_
 
     calls = [{"method": "notifyUser", "arguments": [1, "note", {"n": n}, f"key {n}"]} for n in range(100)]
     with (
-        FakePushPort(first_twenty) as first,
-        FakePushPort() as second,
-        Php(address=list_of(first, second)) as php,
+        FakePushApi(first_twenty) as first,
+        FakePushApi() as second,
+        Php(address=addresses_of(first, second)) as php,
     ):
         assert php.batch(calls) is True
         assert [line["id"] for line in first.lines[:20] + second.lines] == [f"key {n}" for n in range(100)]
 
 
-def test_when_all_fail_one_line_says_how_each_did() -> None:
-    refuses = nobody()
-    with FakePushPort(lambda line: None) as silent, Php(address=f"{silent.address},{refuses}", patient=False) as php:
+def test_failure_of_all_nodes_is_logged_in_one_line() -> None:
+    refuses = unused_address()
+    with FakePushApi(lambda line: None) as silent, Php(address=f"{silent.address},{refuses}", patient=False) as php:
         assert php.notifyAgentStatus(5, "away") is False
         assert php.log == [
             f"chatws: agent_status not delivered: no answer in time ({silent.address}); Connection refused ({refuses})"
@@ -130,40 +130,40 @@ def test_when_all_fail_one_line_says_how_each_did() -> None:
         assert php.notifyAgentStatus(5, "away") is False
         assert "not tried, after: no answer in time" in php.log[0]
     with (
-        FakePushPort(no("unavailable")) as first,
-        FakePushPort(no("unavailable")) as second,
-        Php(address=list_of(first, second)) as php,
+        FakePushApi(reject("unavailable")) as first,
+        FakePushApi(reject("unavailable")) as second,
+        Php(address=addresses_of(first, second)) as php,
     ):
         assert php.notifyAgentStatus(5, "away") is False
         assert php.log == ["chatws: agent_status not delivered: unavailable: not now"]
         assert (len(first.lines), len(second.lines)) == (1, 1)
 
 
-def test_one_bad_address_is_told_at_every_call() -> None:
-    with FakePushPort() as node:
+def test_invalid_address_in_a_list_is_logged_at_each_call() -> None:
+    with FakePushApi() as node:
         for bad in ("", "8081", "http://127.0.0.1:8081"):
             for addresses in (f"{node.address},{bad}", f"{bad},{node.address}"):
                 with Php(address=addresses, pause_ms=0) as php:
                     for _ in range(2):
                         assert php.ping() is False
-                        said = f'"{bad}" is no address such as 127.0.0.1:8081 or unix:/path'
-                        assert php.log == [f"chatws: ping not delivered: {said}"]
+                        problem = f'invalid address "{bad}", expected HOST:PORT, tls://HOST:PORT or unix:/PATH'
+                        assert php.log == [f"chatws: ping not delivered: {problem}"]
         assert node.connections == 0
 
 
-def test_all_clients_of_a_process_go_to_the_one_that_worked() -> None:
-    with FakePushPort(lambda line: None) as silent, FakePushPort() as node:
-        with Php(address=list_of(silent, node), helper=True, **SHARED) as php:
+def test_clients_of_a_process_share_the_working_node() -> None:
+    with FakePushApi(lambda line: None) as silent, FakePushApi() as node:
+        with Php(address=addresses_of(silent, node), helper=True, **SHARED) as php:
             assert php.notifyAgentStatus(5, "away") is True
             assert php.fresh("ping") is True
         assert silent.connections == 1
 
 
-def test_with_a_spool_the_next_request_begins_with_the_one_that_worked(tmp_path: Path) -> None:
+def test_request_with_a_spool_starts_with_the_node_that_worked(tmp_path: Path) -> None:
     spool = tmp_path / "spool"
-    with FakePushPort(lambda line: None) as silent, FakePushPort() as node:
+    with FakePushApi(lambda line: None) as silent, FakePushApi() as node:
         environment = {
-            "CHATWS_PUSH_ADDRESS": list_of(silent, node),
+            "CHATWS_PUSH_ADDRESS": addresses_of(silent, node),
             "CHATWS_PUSH_ANSWER_TIMEOUT_MS": "2000",
             "CHATWS_PUSH_BUDGET_MS": "8000",
             "CHATWS_SPOOL_DIR": str(spool),
@@ -177,4 +177,4 @@ def test_with_a_spool_the_next_request_begins_with_the_one_that_worked(tmp_path:
         with php_server(tmp_path, **environment) as request:
             assert request()["results"] == [True, True, True]
         assert silent.connections == 2
-        assert [one.name for one in spool.iterdir() if not one.name.startswith(".")] == []
+        assert [path.name for path in spool.iterdir() if not path.name.startswith(".")] == []

@@ -1,4 +1,4 @@
-"""The PHP helper's spool: what cannot be delivered is kept, and sent once."""
+"""Test the PHP helper's spool: undelivered lines are stored and sent once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.e2e.conftest import Server
-from tests.e2e.php import FakePushPort, Php
+from tests.e2e.php import FakePushApi, Php
 from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import until
 from tests.requirements import needs
@@ -27,7 +29,7 @@ def spooled(directory: Path) -> list[Path]:
 
 
 def put(directory: Path, count: int) -> list[str]:
-    """Make a spool as php/README.md defines it, without the helper. Returns the keys."""
+    """Write a spool as php/README.md defines it, without the helper. Return the keys."""
     directory.mkdir(exist_ok=True)
     keys = [f"key-{number}" for number in range(count)]
     for number, key in enumerate(keys):
@@ -38,18 +40,18 @@ def put(directory: Path, count: int) -> list[str]:
 
 def refuse_some(line: dict[str, Any]) -> bytes:
     ok = line.get("id") not in ("key-1", "key-3")
-    answer = {"ok": ok, "id": line["id"], **({} if ok else {"code": "bad_message", "message": "no"})}
-    return json.dumps(answer).encode() + b"\n"
+    response = {"ok": ok, "id": line["id"], **({} if ok else {"code": "bad_message", "message": "no"})}
+    return json.dumps(response).encode() + b"\n"
 
 
-def test_what_cannot_be_delivered_is_kept_as_the_line_it_would_have_been(tmp_path: Path) -> None:
+def test_undelivered_event_is_spooled_as_its_line(tmp_path: Path) -> None:
     spool = tmp_path / "made" / "when needed"
     with Php(address=f"127.0.0.1:{free_port()}", spool_dir=str(spool)) as php:
         assert php.notifyNewMessage(456, {"id": 1, "content": "é\n"}) is False
         assert php.log[0].endswith("; spooled")
         assert php.notifyUser(5, "paid", {}, "order-77") is False
     first, second = spooled(spool)
-    assert first.stat().st_mode & 0o007 == 0, "messages are nobody else's business"
+    assert first.stat().st_mode & 0o007 == 0, "other users cannot read the messages"
     text = first.read_text()
     assert text.endswith("}\n")
     assert text.count("\n") == 1
@@ -61,10 +63,10 @@ def test_what_cannot_be_delivered_is_kept_as_the_line_it_would_have_been(tmp_pat
         "data": {"conversation_id": 456, "message": {"id": 1, "content": "é\n"}},
     }
     assert json.loads(second.read_text())["id"] == "order-77"
-    assert [one.name for one in spool.iterdir() if one not in (first, second)] == []
+    assert [path.name for path in spool.iterdir() if path not in (first, second)] == []
 
 
-def test_what_is_of_no_use_later_is_not_kept(tmp_path: Path) -> None:
+def test_line_without_later_use_is_not_spooled(tmp_path: Path) -> None:
     with Php(address=f"127.0.0.1:{free_port()}", spool_dir=str(tmp_path)) as php:
         assert php.notifyTyping(456, 7, True) is False
         assert php.publish("cursor", {}, "everyone", None, None, True) is False
@@ -74,9 +76,7 @@ def test_what_is_of_no_use_later_is_not_kept(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_next_request_sends_what_was_kept_first_and_in_order(
-    chatws_server: Callable[..., Server], tmp_path: Path
-) -> None:
+def test_next_request_sends_the_spool_first_and_in_order(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     server = chatws_server(start=False)
     settings = {"address": f"127.0.0.1:{server.push_port}", "spool_dir": str(spool)}
@@ -87,16 +87,16 @@ def test_the_next_request_sends_what_was_kept_first_and_in_order(
     server.start()
     with server.agent(1) as browser, Php(**settings) as php:
         assert php.notifyUser(1, "note", {"n": 5}) is True
-        assert [one["data"]["n"] for one in browser.settle()] == [0, 1, 2, 3, 4, 5]
+        assert [event["data"]["n"] for event in browser.settle()] == [0, 1, 2, 3, 4, 5]
         assert spooled(spool) == []
 
 
-def test_the_spool_can_be_sent_by_itself(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
+def test_flush_spool_sends_all_lines(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
     server = chatws_server()
     put(tmp_path, 1200)
     with server.agent(1) as browser, Php(address=f"127.0.0.1:{server.push_port}", spool_dir=str(tmp_path)) as php:
         assert php.flushSpool() == 0
-        assert [one["data"]["n"] for one in browser.settle()] == list(range(1200))
+        assert [event["data"]["n"] for event in browser.settle()] == list(range(1200))
         assert php.flushSpool() == 0
         server.stop()
         put(tmp_path, 3)
@@ -104,29 +104,36 @@ def test_the_spool_can_be_sent_by_itself(chatws_server: Callable[..., Server], t
         assert "the spool was not sent" in php.log[0]
 
 
-def test_processes_at_once_send_each_line_once(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_concurrent_processes_send_each_line_once(tmp_path: Path) -> None:
+    """A process that got no answer in time sends the line again. Its key makes that one event."""
     keys = put(tmp_path, 2000)
 
     def slowly(line: dict[str, Any]) -> bytes:
-        time.sleep(0.0002)  # so that they meet
+        time.sleep(0.0002)  # so that the processes overlap
         return json.dumps({"ok": True, "id": line["id"]}).encode() + b"\n"
 
-    with FakePushPort(slowly) as port:
+    with FakePushApi(slowly) as port:
         settings = {"address": port.address, "spool_dir": str(tmp_path), "budget_ms": 20_000}
         workers = [Php(**settings) for _ in range(4)]
+        problems: list[str] = []
         try:
-            # each sends a line of its own, and what it finds
+            # Each sends its own line and the lines of the spool.
             while spooled(tmp_path):
                 for worker in workers:
                     worker.send("notifyAgentStatus", 5, "away")
-                assert [worker.receive() for worker in workers] == [True] * 4
+                for worker in workers:
+                    assert worker.receive() is True
+                    problems += worker.log
         finally:
             for worker in workers:
                 worker.close()
-        assert sorted(one for one in port.ids if str(one).startswith("key-")) == sorted(keys)
+        sent = [key for key in port.ids if str(key).startswith("key-")]
+        assert set(sent) == set(keys)
+        assert problems or len(sent) == len(keys), "a line was sent twice, and no process had a reason"
 
 
-def test_the_command_sends_what_php_has_kept(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
+def test_push_command_sends_the_spool_of_php(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
     spool = tmp_path / "spool"
     server = chatws_server(start=False)
     address = f"127.0.0.1:{server.push_port}"
@@ -137,23 +144,23 @@ def test_the_command_sends_what_php_has_kept(chatws_server: Callable[..., Server
         server.start()
         with server.agent(1) as browser:
             done = subprocess.run(
-                [sys.executable, "-m", "chatws.command", "push", "--spool", str(spool), "--push", address],
+                [sys.executable, "-m", "chatws.cli", "push", "--spool", str(spool), "--push", address],
                 env=clean_environment(),
                 capture_output=True,
                 text=True,
                 timeout=60,
                 check=False,
             )
-            assert done.returncode == 1, "one was refused"
-            assert [one["data"]["n"] for one in browser.settle()] == [0, 1, 2]
+            assert done.returncode == 1, "one line was rejected"
+            assert [event["data"]["n"] for event in browser.settle()] == [0, 1, 2]
         assert spooled(spool) == []
         assert len(spooled(spool / "refused")) == 1
         assert php.flushSpool() == 0
 
 
-def test_the_lock_of_another_program_is_respected(tmp_path: Path) -> None:
+def test_spool_locked_by_another_program_is_left_alone(tmp_path: Path) -> None:
     put(tmp_path, 3)
-    with FakePushPort() as port, Php(address=port.address, spool_dir=str(tmp_path)) as php:
+    with FakePushApi() as port, Php(address=port.address, spool_dir=str(tmp_path)) as php:
         with (tmp_path / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             assert php.notifyAgentStatus(5, "away") is True, "it does not wait"
@@ -163,19 +170,40 @@ def test_the_lock_of_another_program_is_respected(tmp_path: Path) -> None:
         assert spooled(tmp_path) == []
 
 
-def test_what_the_server_refuses_for_good_is_put_aside(tmp_path: Path) -> None:
+def test_a_permanently_rejected_spooled_line_is_moved_to_refused(tmp_path: Path) -> None:
     put(tmp_path, 5)
-    with FakePushPort(refuse_some) as port, Php(address=port.address, spool_dir=str(tmp_path)) as php:
-        assert php.notifyAgentStatus(5, "away") is True, "its own line went well"
-        assert php.log == ["chatws: note from the spool was refused: bad_message: no"] * 2
+    with FakePushApi(refuse_some) as port, Php(address=port.address, spool_dir=str(tmp_path)) as php:
+        assert php.notifyAgentStatus(5, "away") is True, "the own line was accepted"
+        assert php.log == ["chatws: note from the spool was rejected: bad_message: no"] * 2
         assert spooled(tmp_path) == []
-        aside = spooled(tmp_path / "refused")
-        assert [json.loads(one.read_text())["id"] for one in aside] == ["key-1", "key-3"]
+        rejected = spooled(tmp_path / "refused")
+        assert [json.loads(path.read_text())["id"] for path in rejected] == ["key-1", "key-3"]
         assert php.notifyAgentStatus(5, "away") is True
         assert len(port.lines) == 7
 
 
-def test_files_that_hold_no_line_are_put_aside_and_others_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["fifo", "directory", "symlink", "large file"])
+def test_spool_entry_that_is_no_regular_file_is_moved_and_the_request_goes_on(tmp_path: Path, kind: str) -> None:
+    with FakePushApi() as api:
+        keys = put(tmp_path / "spool", 1)
+        entry = tmp_path / "spool" / "1.json"
+        match kind:
+            case "fifo":
+                os.mkfifo(entry)
+            case "directory":
+                entry.mkdir()
+            case "symlink":
+                entry.symlink_to("/dev/zero")
+            case "large file":
+                with entry.open("wb") as file:
+                    file.truncate(200 * 1024 * 1024)
+        with Php(address=api.address, spool_dir=str(tmp_path / "spool")) as php:
+            assert php.flushSpool() == 0
+        assert api.ids == keys
+    assert os.listdir(tmp_path / "spool" / "refused") == ["1.json"]
+
+
+def test_invalid_spool_files_are_moved_to_refused_and_other_files_kept(tmp_path: Path) -> None:
     put(tmp_path, 2)
     bad = {
         "0-empty.json": "",
@@ -191,31 +219,33 @@ def test_files_that_hold_no_line_are_put_aside_and_others_left_alone(tmp_path: P
     (tmp_path / ".long-forgotten.tmp").write_text("{")
     os.utime(tmp_path / ".long-forgotten.tmp", (1, 1))
     (tmp_path / "README").write_text("a note of the operator's")
-    with FakePushPort() as port, Php(address=port.address, spool_dir=str(tmp_path)) as php:
+    with FakePushApi() as port, Php(address=port.address, spool_dir=str(tmp_path)) as php:
         assert php.flushSpool() == 0
         assert port.ids == ["key-0", "key-1"]
         assert len(php.log) == len(bad)
-    assert sorted(one.name for one in spooled(tmp_path / "refused")) == sorted(bad)
-    assert sorted(one.name for one in tmp_path.iterdir()) == [".half.tmp", ".lock", "README", "refused"]
+    assert sorted(path.name for path in spooled(tmp_path / "refused")) == sorted(bad)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".half.tmp", ".lock", "README", "refused"]
 
 
-def test_a_spool_that_cannot_be_written_is_logged(tmp_path: Path) -> None:
+def test_unwritable_spool_is_logged(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with Php(address=f"127.0.0.1:{free_port()}", spool_dir=str(tmp_path / "file" / "spool")) as php:
         assert php.notifyUser(1, "note", {}) is False
-        assert "1 not spooled: cannot make" in php.log[0]
+        assert "1 not spooled: cannot create" in php.log[0]
 
 
-def test_the_spool_has_a_limit(tmp_path: Path) -> None:
+def test_full_spool_rejects_further_lines(tmp_path: Path) -> None:
     with Php(address=f"127.0.0.1:{free_port()}", spool_dir=str(tmp_path), spool_max_files=3) as php:
         assert php.batch([{"method": "notifyUser", "arguments": [1, "note", [n]]} for n in range(5)]) is False
-        assert php.log[0].endswith("; 2 not spooled: 3 files wait there already")
+        assert php.log[0].endswith("; 2 not spooled: the spool is full: it holds 3 files (spool_max_files)")
         assert php.notifyUser(1, "note", {}) is False
         assert "1 not spooled" in php.log[0]
     assert len(spooled(tmp_path)) == 3
 
 
-def test_a_wrong_secret_loses_nothing(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
+def test_lines_with_a_wrong_secret_are_spooled_and_sent_later(
+    chatws_server: Callable[..., Server], tmp_path: Path
+) -> None:
     secret = tmp_path / "secret"
     secret.write_text("right")
     secret.chmod(0o600)
@@ -226,13 +256,14 @@ def test_a_wrong_secret_loses_nothing(chatws_server: Callable[..., Server], tmp_
             assert php.notifyUser(1, "note", {"n": 0}) is False
         with Php(secret="right", **settings) as php:
             assert php.notifyUser(1, "note", {"n": 1}) is True
-        assert [one["data"]["n"] for one in browser.settle()] == [0, 1]
+        assert [event["data"]["n"] for event in browser.settle()] == [0, 1]
 
 
-def test_a_server_killed_in_the_middle_loses_nothing_and_repeats_nothing(
+@pytest.mark.long
+def test_server_killed_while_publishing_loses_and_repeats_no_event(
     chatws_server: Callable[..., Server], tmp_path: Path
 ) -> None:
-    """Two PHP processes write to it all the time; it is killed twice, and keeps its log on disk."""
+    """Two PHP processes publish while the server is killed twice. Its history is on disk."""
     server = chatws_server("--broker", f"sqlite:///{tmp_path}/log.db")
     spool = tmp_path / "spool"
     settings = {"address": f"127.0.0.1:{server.push_port}", "spool_dir": str(spool), "pause_ms": 50}
@@ -257,7 +288,7 @@ def test_a_server_killed_in_the_middle_loses_nothing_and_repeats_nothing(
                     assert spooled(spool)
                     server.start()
             browser.expect_close()
-            seen += [one for one in browser.received if one.get("event") == "new_message"]
+            seen += [event for event in browser.received if event.get("event") == "new_message"]
             browser = server.browser()
             browser.auth(1, last_event_id=seen[-1]["id"])
             assert browser.subscribe(456, last_event_id=seen[-1]["id"])["recovered"] is True
@@ -266,6 +297,6 @@ def test_a_server_killed_in_the_middle_loses_nothing_and_repeats_nothing(
         for worker in workers:
             worker.close()
     browser.settle()
-    seen += [one for one in browser.received if one.get("event") == "new_message"]
-    assert sorted(one["data"]["message"]["n"] for one in seen) == list(range(written))
+    seen += [event for event in browser.received if event.get("event") == "new_message"]
+    assert sorted(event["data"]["message"]["n"] for event in seen) == list(range(written))
     assert spooled(spool) == []

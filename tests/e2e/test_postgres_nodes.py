@@ -30,7 +30,7 @@ def url(postgres_logs: PostgresLogs, tmp_path: Any) -> Iterator[str]:
 
 
 def start(chatws_server: Start, url: str, *more: str, **options: Any) -> Server:
-    arguments = ("--presence-grace", "0.1", "--presence-lease", "2", "--broker-timeout", "10", "--drain-seconds", "0")
+    arguments = ("--presence-grace", "0.1", "--presence-ttl", "2", "--broker-timeout", "10", "--drain-timeout", "0")
     return chatws_server(*arguments, *more, CHATWS_BROKER=url, **options)
 
 
@@ -87,6 +87,7 @@ def test_an_application_publishes_and_revokes_within_its_transactions(chatws_ser
         until(online, "everybody to be gone in SQL too")
 
 
+@pytest.mark.long
 def test_a_killed_node_takes_its_agents_offline_and_its_browsers_recover_elsewhere(
     chatws_server: Start, url: str, postgres_logs: PostgresLogs
 ) -> None:
@@ -116,7 +117,7 @@ def test_a_killed_node_takes_its_agents_offline_and_its_browsers_recover_elsewhe
     assert "not-asked-for" not in other.log, "the password"
 
 
-def test_a_server_without_the_schema_says_what_to_do_and_then_starts(
+def test_a_missing_schema_is_one_line_and_the_upgraded_one_starts(
     chatws_server: Start, postgres_logs: PostgresLogs
 ) -> None:
     postgres_logs.server.run("DROP DATABASE IF EXISTS unprepared")
@@ -137,9 +138,9 @@ def test_a_server_without_the_schema_says_what_to_do_and_then_starts(
     assert db("status")[0] == 1
     assert db("upgrade", "--json") == (
         0,
-        '{"applied":["0001 log","0002 publishing","0003 presence"],"version":3}\n',
+        '{"applied":["0001 log","0002 publishing","0003 presence","0004 names","0005 contacts"],"version":5}\n',
     )
-    assert db("upgrade") == (0, "nothing to do: the schema is at 0003\n")
+    assert db("upgrade") == (0, "nothing to do: the schema is at 0005\n")
     assert db("status")[0] == 0
     config = server.directory / "chatws.toml"
     config.write_text('[audience]\nnew_message = "everyone"\n"order.paid" = "user"\n')
@@ -152,3 +153,28 @@ def test_a_server_without_the_schema_says_what_to_do_and_then_starts(
     with server.agent(5) as ana:
         in_transaction(url, """SELECT chatws.publish('order.paid', '{"user_id":5}')""")
         ana.expect("order.paid")
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252"])
+def test_a_database_that_is_not_in_utf8_is_refused_before_anything_is_created(
+    chatws_server: Start, postgres_logs: PostgresLogs, encoding: str
+) -> None:
+    name = f"in_{encoding.lower()}"
+    postgres_logs.server.run(f"DROP DATABASE IF EXISTS {name}")
+    postgres_logs.server.run(f"CREATE DATABASE {name} ENCODING '{encoding}' TEMPLATE template0 LOCALE 'C'")
+    url = postgres_logs.server.url_of(name)
+    sentence = (
+        f'the database "{name}" has the encoding {encoding}, and events need UTF8: '
+        "create another with `createdb -E UTF8 -T template0 NAME`, and name it in --broker\n"
+    )
+    for action in ("upgrade", "status"):
+        done = chatws("db", action, CHATWS_BROKER=url)
+        assert (done.returncode, done.stdout, done.stderr) == (1, "", f"chatws db: {sentence}")
+    assert postgres_logs.server.run("SELECT 1 FROM pg_namespace WHERE nspname = 'chatws'", url) == []
+    server = start(chatws_server, url, start=False)
+    ended = subprocess.run(
+        server.command(), cwd=server.directory, env=server.environment, capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert f"twistd chatws: {sentence}" in ended.stderr
+    assert "Traceback" not in ended.stdout + ended.stderr

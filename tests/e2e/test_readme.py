@@ -8,13 +8,15 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
+import jwt
 import pytest
 
-from chatws.configure import load
+from chatws.config.loader import load
 from tests.e2e.browser import open_browser, open_page
 from tests.e2e.conftest import Server
 from tests.e2e.nginx import NginxWith
@@ -54,6 +56,17 @@ def test_the_line_from_a_shell_reaches_the_page_and_is_answered(server: Server, 
         assert ana.expect("new_message")["data"]["message"] == {"id": 9, "content": "hi"}
 
 
+@needs("curl")
+def test_the_request_to_the_http_api_reaches_the_page(chatws_server: Start, tmp_path: Path) -> None:
+    port = free_port()
+    server = chatws_server("--auth", "trust", "--api-port", str(port))
+    command = block("sh", "/push").replace("8082", str(port)).replace("curl", "curl -sS --noproxy '*'")
+    with server.agent(1, 456) as ana:
+        answer = json.loads(run(["sh", "-c", command], tmp_path))
+        assert (answer["ok"], answer["delivered"]) == (True, 1)
+        assert ana.expect("new_message")["data"] == MESSAGE
+
+
 @needs("php-cli")
 def test_the_lines_in_php_push_a_message(server: Server, tmp_path: Path) -> None:
     (tmp_path / "push.php").write_text("<?php\n" + block("php", "fwrite").replace("8081", str(server.push_port)))
@@ -68,6 +81,7 @@ def test_the_python_client_pushes_a_message(server: Server, tmp_path: Path) -> N
         .replace("8081", str(server.push_port))
         # sent a second time it would be a duplicate, delivered to nobody
         .replace('")\ntry', '", timeout=20, deadline=20)\ntry')
+        + "import sys\nassert not [name for name in sys.modules if name.startswith(('twisted', 'zope', 'autobahn'))]\n"
     )
     with server.agent(1, 456) as ana:
         event_id, delivered = run([sys.executable, "push.py"], tmp_path).split()
@@ -75,7 +89,7 @@ def test_the_python_client_pushes_a_message(server: Server, tmp_path: Path) -> N
         assert ana.expect("new_message")["id"] == event_id
 
 
-def test_the_python_client_says_what_was_not_delivered(tmp_path: Path) -> None:
+def test_the_readme_s_python_client_reports_an_undelivered_event(tmp_path: Path) -> None:
     (tmp_path / "push.py").write_text(
         block("python", "BlockingPushClient")
         .replace("8081", str(free_port()))
@@ -98,8 +112,8 @@ def test_the_configuration_file_is_accepted(tmp_path: Path) -> None:
     path = tmp_path / "chatws.toml"
     path.write_text(block("toml", "chatws.toml"))
     config = load({}, {}, str(path)).config
-    assert config.secret_file == ("/etc/chatws/secret",)
-    assert config.allowed_origin == ("https://shop.example",)
+    assert config.secret_files == ("/etc/chatws/secret",)
+    assert config.allowed_origins == ("https://shop.example",)
 
 
 def test_the_commands_to_run_the_server_are_the_command_line_s(tmp_path: Path) -> None:
@@ -107,10 +121,11 @@ def test_the_commands_to_run_the_server_are_the_command_line_s(tmp_path: Path) -
 
     shutil.copy(ROOT / "README.md", tmp_path)
     (tmp_path / "chatws.toml").write_text("port = 1\n")
-    for line in block("sh", "--help").splitlines():
-        words = line.partition(" #")[0].split()
-        if words[0] == "twistd" and words[1] != "-n":
-            assert run([*twistd_command(), *words[1:]], tmp_path)
+    lines = [line.partition(" #")[0].split() for line in block("sh", "--help").splitlines()]
+    commands = [words[1:] for words in lines if words[0] == "twistd" and words[1] != "-n"]
+    assert ["chatws", "--help"] in commands
+    for words in commands:
+        assert run([*twistd_command(), *words], tmp_path)
 
 
 @needs("nginx")
@@ -128,11 +143,9 @@ def test_through_nginx_as_described_a_page_gets_its_events(server: Server, tmp_p
 
 
 @needs("chromium")
-def test_the_script_on_a_page_hears_what_a_backend_says(server: Server, tmp_path: Path) -> None:
+def test_the_readme_s_page_receives_pushed_events(server: Server, tmp_path: Path) -> None:
     port = free_port()
-    page = block("html", "wsClient").replace("8080", str(server.port))
-    address = f"ws://localhost:{server.port}/ws"
-    (tmp_path / "index.html").write_text(page.replace("connect(123)", f"connect(123, {{ url: '{address}' }})"))
+    (tmp_path / "index.html").write_text(block("html", "wsClient").replace("8080", str(server.port)))
     command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
     said: list[str] = []
     with (
@@ -149,6 +162,35 @@ def test_the_script_on_a_page_hears_what_a_backend_says(server: Server, tmp_path
         bruno.send({"type": "typing", "conversation_id": 456})
         until(lambda: tab.wait_for_timeout(10) or "2 is typing" in said, "the page to hear of the typing")
         assert "456 hi" in said
+
+
+@needs("chromium")
+def test_the_readme_s_token_function_runs_for_each_connection(chatws_server: Start, tmp_path: Path) -> None:
+    port = free_port()
+    secret = "the-secret-of-the-README-s-ticket-test"
+    server = chatws_server("--auth", "token", CHATWS_SECRET=secret)
+
+    def issue(seconds: float) -> None:
+        token = jwt.encode({"sub": "123", "exp": time.time() + seconds}, secret, algorithm="HS256")
+        path = tmp_path / "token.php"
+        path.write_text(json.dumps({"token": token}))
+        # http.server compares whole seconds and would answer 304 for a second token within the first one's second
+        os.utime(path, (time.time(), time.time() + seconds))
+
+    script = f'<!doctype html><script src="{server.url}/assets/js/websocket-client.js"></script><script>'
+    counted = "window.count = 0; wsClient.on('connected', () => { window.count += 1; });"
+    (tmp_path / "index.html").write_text(f"{script}{counted}{block('js', 'token: async')}</script>")
+    command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
+    with (
+        Command(command, tmp_path, ready=lambda: listens(port)),
+        open_browser() as browser,
+        open_page(browser, forgive="favicon|404") as tab,
+    ):
+        issue(3)  # with the tolerance for clocks the first connection ends after eight seconds
+        tab.goto(f"http://127.0.0.1:{port}/")
+        tab.wait_for_function("window.count === 1")
+        issue(60)
+        tab.wait_for_function("window.count === 2")
 
 
 # --- links ----------------------------------------------------------------------------------------------------------

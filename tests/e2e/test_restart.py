@@ -19,7 +19,7 @@ SQLITE = ("--broker", "sqlite:///log.db")
 
 
 def test_the_lines_sent_before_the_end_are_answered_and_kept(chatws_server: Start) -> None:
-    server = chatws_server(*SQLITE, "--drain-seconds", "0")
+    server = chatws_server(*SQLITE, "--drain-timeout", "0")
     count = 3000
     with server.backend() as backend:
         assert backend.request({"op": "ping"})["ok"]
@@ -37,8 +37,8 @@ def test_the_lines_sent_before_the_end_are_answered_and_kept(chatws_server: Star
         assert [browser.receive()["data"]["n"] for _ in range(count)] == list(range(count))
 
 
-def test_browsers_are_sent_away_one_after_the_other_and_told_to_come_back(chatws_server: Start) -> None:
-    server = chatws_server("--drain-seconds", "6")
+def test_a_drain_closes_browsers_one_by_one_with_4012(chatws_server: Start) -> None:
+    server = chatws_server("--drain-timeout", "6")
     browsers = [server.agent(number) for number in range(10)]
     closed: list[tuple[float, int]] = []
 
@@ -60,8 +60,8 @@ def test_browsers_are_sent_away_one_after_the_other_and_told_to_come_back(chatws
     assert moments[6] - moments[0] > 0.3
 
 
-def test_nobody_is_let_in_while_it_drains(chatws_server: Start) -> None:
-    server = chatws_server("--drain-seconds", "5")
+def test_a_draining_server_rejects_new_connections(chatws_server: Start) -> None:
+    server = chatws_server("--drain-timeout", "5")
     browsers = [server.agent(number) for number in range(2)]
     assert server.process is not None
     server.process.send_signal(signal.SIGTERM)
@@ -79,8 +79,8 @@ def _is_refused(port: int) -> bool:
 
 
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
-def test_with_a_log_on_disk_what_was_missed_is_recovered_once(chatws_server: Start, signal_number: int) -> None:
-    server = chatws_server(*SQLITE, "--drain-seconds", "0")
+def test_a_history_on_disk_recovers_missed_events_once(chatws_server: Start, signal_number: int) -> None:
+    server = chatws_server(*SQLITE, "--drain-timeout", "0")
     browser = server.agent(1, 456)
     with server.backend() as backend:
         seen = backend.push("new_message", {"conversation_id": 456, "n": 1})["event_id"]
@@ -97,8 +97,8 @@ def test_with_a_log_on_disk_what_was_missed_is_recovered_once(chatws_server: Sta
         assert [one["data"]["n"] for one in back.settle()] == [2, 3]
 
 
-def test_without_one_the_page_is_told_to_reload(chatws_server: Start) -> None:
-    server = chatws_server("--drain-seconds", "0")
+def test_a_history_in_memory_makes_the_page_resync(chatws_server: Start) -> None:
+    server = chatws_server("--drain-timeout", "0")
     with server.browser() as browser:
         position = browser.auth(1)["last_event_id"]
     server.restart()
@@ -110,7 +110,7 @@ def test_without_one_the_page_is_told_to_reload(chatws_server: Start) -> None:
 
 
 def test_an_idempotency_key_holds_across_connections_and_restarts(chatws_server: Start) -> None:
-    server = chatws_server(*SQLITE, "--drain-seconds", "0")
+    server = chatws_server(*SQLITE, "--drain-timeout", "0")
     line = {"event": "new_message", "data": {"conversation_id": 456}, "id": "order-77-paid"}
     with server.backend() as backend:
         first = backend.request(line)
@@ -126,7 +126,7 @@ def test_an_idempotency_key_holds_across_connections_and_restarts(chatws_server:
 
 
 def test_agents_back_within_the_grace_are_not_announced(chatws_server: Start) -> None:
-    server = chatws_server(*SQLITE, "--drain-seconds", "0", "--presence-grace", "60")
+    server = chatws_server(*SQLITE, "--drain-timeout", "0", "--presence-grace", "60")
     for number in (1, 2):
         server.agent(number)
     with server.backend() as backend:
@@ -143,7 +143,7 @@ def test_agents_back_within_the_grace_are_not_announced(chatws_server: Start) ->
 
 
 def test_a_durable_log_is_written_through_and_recovered_from(chatws_server: Start) -> None:
-    server = chatws_server(*SQLITE, "--durable", "--drain-seconds", "0")
+    server = chatws_server(*SQLITE, "--sqlite-synchronous", "full", "--drain-timeout", "0")
     with server.agent(1, 456) as browser:
         with server.backend() as backend:
             seen = backend.push("new_message", {"conversation_id": 456, "n": 1})

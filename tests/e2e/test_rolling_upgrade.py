@@ -8,18 +8,20 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from tests.e2e.cluster import ENGINES, Cluster
 from tests.e2e.load import Page, Publisher, Report, caught_up
 from tests.requirements import needs
 
-pytestmark = [needs("nginx"), needs("redis-server")]
+pytestmark = [pytest.mark.long, needs("nginx"), needs("redis-server")]
 
 BROWSERS = 150
 DRAIN = 6.0
 
 
 def test_an_upgrade_node_by_node_loses_nothing_and_brings_no_stampede(tmp_path: Path) -> None:
-    arguments = ("--drain-seconds", f"{DRAIN:g}", "--presence-lease", "30", "--presence-grace", "15")
+    arguments = ("--drain-timeout", f"{DRAIN:g}", "--presence-ttl", "30", "--presence-grace", "15")
     with Cluster(tmp_path, ENGINES["redis"](), 2, *arguments) as cluster:
         report, drains = asyncio.run(_upgrade(cluster))
         assert cluster.faults_in_logs() == {}

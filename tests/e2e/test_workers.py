@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from tests.e2e.conftest import Server, twistd_command
@@ -109,7 +110,7 @@ def test_workers_are_one_server(chatws_server: Start) -> None:
     one, two = agents_on_both(server, 1, 456).values()
     left, right = agents_on_both(server, 101, 456).values()
 
-    # pushes over connections of their own reach both workers' browsers, once and in order, whoever takes them
+    # pushes over separate connections reach both workers' browsers once and in order, through any worker
     def taken_by() -> dict[str, float]:
         name = "chatws_push_published_total"
         return {worker: samples(metrics).get((name, frozenset({("worker", worker)})), 0.0) for worker in "01"}
@@ -164,13 +165,13 @@ def test_workers_are_one_server(chatws_server: Start) -> None:
         found = samples(metrics)
         return [found.get((name, frozenset({("worker", worker)}))) for worker in "01"]
 
-    until(lambda: by_worker("chatws_connections") == [1, 1], "those who were sent away to be gone")
+    until(lambda: by_worker("chatws_connections") == [1, 1], "disconnected browsers to be gone")
     until(lambda: by_worker("chatws_worker_up") == [1, 1], "both workers to answer")
     assert value(metrics, "process_open_fds", worker="supervisor") > 0
     assert {dict(labels).get("worker") for _, labels in samples(metrics)} == {"0", "1", "supervisor"}
 
 
-def test_a_killed_worker_comes_back_and_nothing_is_lost(chatws_server: Start, tmp_path: Path) -> None:
+def test_a_killed_worker_is_replaced_and_no_event_is_lost(chatws_server: Start, tmp_path: Path) -> None:
     metrics = free_port()
     settings = tmp_path / "chatws.toml"
     settings.write_text("max_subscriptions = 1\n")
@@ -230,7 +231,23 @@ def test_a_killed_worker_comes_back_and_nothing_is_lost(chatws_server: Start, tm
     assert len([line for line in lines if "was ended by SIGKILL; another one starts now" in line["message"]]) == 2
     listening = [line for line in lines if "listening for browsers" in line["message"]]
     assert [line["worker"] for line in listening[:2]] in ([0, 1], [1, 0])
-    assert listening[0]["logger"] == "chatws.service"
+    assert listening[0]["logger"] == "chatws.runtime.service"
+
+
+def test_a_frozen_worker_is_replaced_and_new_pages_are_served(chatws_server: Start) -> None:
+    port = free_port()
+    server = start_workers(chatws_server, "--worker-timeout", "3", "--metrics-port", str(port))
+    agents = agents_on_both(server, 1, 7)
+    victim = process_of(server, 0)
+    os.kill(victim, signal.SIGSTOP)
+    server.expect_log(f"worker 0, process {victim}, did not respond for 3 s: the supervisor kills it")
+    server.expect_log("worker 0 was ended by SIGKILL; another one starts now")
+    until(lambda: process_of(server, 0) != victim, "the successor to serve")
+    assert not is_alive(victim)
+    assert [value(port, "chatws_worker_hung_total", worker=worker) for worker in "01"] == [1, 0]
+    agents["w1"].settle()  # the other worker's page is still connected
+    for user_id in range(100, 120):  # pages on either worker
+        server.browser().auth(user_id)
 
 
 def _try(server: Server, line: dict[str, Any]) -> bool:
@@ -241,10 +258,11 @@ def _try(server: Server, line: dict[str, Any]) -> bool:
         return False
 
 
+@pytest.mark.long
 def test_when_the_supervisor_is_killed_the_workers_end_and_the_log_on_disk_has_everything(
     chatws_server: Start,
 ) -> None:
-    server = start_workers(chatws_server, "--broker", "sqlite:///log.db", "--drain-seconds", "1")
+    server = start_workers(chatws_server, "--broker", "sqlite:///log.db", "--drain-timeout", "1")
     agents = agents_on_both(server, 1, 7)
     workers = [process_of(server, worker) for worker in (0, 1)]
     positions = {}
@@ -285,6 +303,7 @@ def test_a_log_that_processes_share_by_themselves_is_opened_by_each_worker(
     server.expect_log("worker 0 was ended by SIGKILL; another one starts now")
 
 
+@pytest.mark.long
 def test_as_a_daemon_it_ends_with_its_pidfile_and_its_workers(tmp_path: Path) -> None:
     port, push_port = free_port(), free_port()
     ports = ["--port", str(port), "--push-listen", "unix:push.sock"]
@@ -315,7 +334,7 @@ def test_as_a_daemon_it_ends_with_its_pidfile_and_its_workers(tmp_path: Path) ->
     assert "Traceback" not in log.read_text()
 
 
-def test_what_shows_only_when_it_starts_is_one_line_too(tmp_path: Path) -> None:
+def test_a_worker_s_start_error_is_one_line(tmp_path: Path) -> None:
     def run(*words: str) -> str:
         done = subprocess.run(
             [*twistd_command(), "-n", "--pidfile=", "chatws", "--workers", "2", *words],

@@ -17,16 +17,16 @@ from websockets.sync.client import ClientConnection, connect
 
 __all__ = ["DEADLINE", "Backend", "Browser", "until"]
 
-#: Seconds after which a wait has failed. Generous: the machine may be busy, and a passing test never waits so long.
+#: Seconds after which a wait has failed. A busy machine may need long, and a passing test never waits that long.
 DEADLINE = 20.0
 
 T = TypeVar("T")
 
 
 def until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> T:
-    """Poll `condition` until it is true, and return what it gave.
+    """Poll `condition` until it is true, and return its value.
 
-    :param what: for the failure's sentence: "the agent to go offline".
+    :param what: for the failure's message: "the agent to go offline".
     """
     end = time.monotonic() + deadline
     while True:
@@ -39,7 +39,7 @@ def until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> 
 
 
 class Browser:
-    """What a page's WebSocket does.
+    """A page's WebSocket.
 
     :ivar received: every message so far, parsed, in order.
     :ivar texts: the same messages as they came, for tests of the bytes.
@@ -65,15 +65,15 @@ class Browser:
         self.close()
 
     def send(self, message: dict[str, Any]) -> None:
-        """One JSON text message."""
+        """Send one JSON text message."""
         self.socket.send(json.dumps(message))
 
     def send_text(self, text: str | bytes) -> None:
-        """One message as it is: `str` as text, `bytes` as binary."""
+        """Send one message: `str` as text, `bytes` as binary."""
         self.socket.send(text)
 
     def receive(self, deadline: float = DEADLINE) -> dict[str, Any]:
-        """The next message, whatever it is. Raises `TimeoutError` and `websockets.exceptions.ConnectionClosed`."""
+        """The next message of any kind. Raises `TimeoutError` and `websockets.exceptions.ConnectionClosed`."""
         text = self.socket.recv(timeout=deadline)
         assert isinstance(text, str), f"a binary message: {text!r}"
         message: dict[str, Any] = json.loads(text)
@@ -82,7 +82,7 @@ class Browser:
         return message
 
     def expect(self, event: str, deadline: float = DEADLINE, **data: Any) -> dict[str, Any]:
-        """The next message whose `event` (or `type`) is this one and whose `data` has these values; passes over others.
+        """The next message with this `event` (or `type`) and with these values in `data`. Skips others.
 
         :returns: the whole message.
         """
@@ -103,7 +103,7 @@ class Browser:
             passed.append(message)
 
     def settle(self) -> list[dict[str, Any]]:
-        """What has come by now: sends a `ping`, returns the messages before its `pong`.
+        """Messages received so far: sends a `ping`, and returns the messages before its `pong`.
 
         The server answers in order, so whatever it had sent to this connection before is in the list.
         """
@@ -143,12 +143,12 @@ class Browser:
         self.socket.close()
 
     def drop(self) -> None:
-        """Cut the TCP connection without a word, as a crashed browser does."""
+        """Abort the TCP connection without a close frame, as a crashed browser does."""
         self.socket.socket.shutdown(socket.SHUT_RDWR)
 
 
 class Backend:
-    """What a backend's TCP (or Unix) socket does: JSON lines out, JSON lines in."""
+    """A backend's TCP or Unix socket with JSON lines in both directions."""
 
     def __init__(self, address: int | str | tuple[str, int]) -> None:
         """:param address: a port on 127.0.0.1, `(host, port)`, or the path of a Unix socket."""
@@ -168,15 +168,15 @@ class Backend:
         self.close()
 
     def send(self, *lines: dict[str, Any]) -> None:
-        """Each object on a line of its own, in one write."""
+        """Send each object as a line, all in one write."""
         self.send_bytes(b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
     def send_bytes(self, data: bytes) -> None:
-        """These bytes, as they are."""
+        """Send these bytes."""
         self.socket.sendall(data)
 
     def read_line(self) -> dict[str, Any]:
-        """The next answer line, parsed."""
+        """The next response line, parsed."""
         line = self._reader.readline()
         assert line.endswith(b"\n"), f"the server closed after {line!r}"
         answer: dict[str, Any] = json.loads(line)
@@ -187,18 +187,18 @@ class Backend:
         return self._reader.read()
 
     def request(self, line: dict[str, Any]) -> dict[str, Any]:
-        """Send one line that is answered (an `op`, or a publish, which gets `"ack":true`) and return the answer."""
+        """Send one line and return its response. A publish gets `"ack":true`."""
         self.send(line if "op" in line else {"ack": True, **line})
         return self.read_line()
 
     def push(self, event: str, data: dict[str, Any], **more: Any) -> dict[str, Any]:
-        """Publish with an acknowledgement, which must be a yes."""
+        """Publish with an acknowledgement, which must be `ok`."""
         answer = self.request({"event": event, "data": data, **more})
         assert answer["ok"], answer
         return answer
 
     def half_close(self) -> None:
-        """No more lines from here; answers still come."""
+        """Close the sending side. Responses still arrive."""
         self.socket.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:

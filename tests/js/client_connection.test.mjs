@@ -1,4 +1,4 @@
-// How the connection is kept: reconnects, close codes, heartbeats, waking up.
+// Tests of reconnects, close codes, the heartbeat, and pages that wake up.
 
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
@@ -19,8 +19,8 @@ function enter(socket = newest()) {
   return socket.open().event('authenticated', { user_id: 7, connection_id: 'c', last_event_id: 'E:0' });
 }
 
-/** Milliseconds until the client dials again, or null when it does not within `limit`. */
-function waitForDial(limit = 60_000) {
+/** Return the milliseconds until the client connects again, or null if it does not within `limit`. */
+function waitForConnect(limit = 60_000) {
   const before = FakeWebSocket.made.length;
   for (let waited = 0; waited <= limit; waited += 10) {
     if (FakeWebSocket.made.length > before) return waited;
@@ -38,59 +38,59 @@ beforeEach(() => {
 
 afterEach(() => {
   client.disconnect();
-  const left = clock.pending;
+  const pending = clock.pending;
   clock.uninstall();
-  assert.equal(left, 0, 'timers are left behind');
+  assert.equal(pending, 0, 'no timer remains');
 });
 
 describe('reconnecting', () => {
-  test('doubles the longest wait up to 30 s, and never ends', () => {
+  test('the client doubles the longest delay up to 30 s, without a limit of attempts', () => {
     start();
     const waits = [];
     for (let i = 0; i < 60; i++) {
       newest().end();
-      waits.push(waitForDial());
+      waits.push(waitForConnect());
     }
     assert.deepEqual(waits.slice(0, 8), [500, 1000, 2000, 4000, 8000, 16000, 30000, 30000]);
     assert.ok(waits.slice(8).every((wait) => wait === 30_000));
   });
 
-  test('waits any part of that: full jitter', () => {
+  test('the client waits a random part of the longest delay', () => {
     start();
     random = 0;
     newest().end();
-    assert.ok(waitForDial() <= 10);
+    assert.ok(waitForConnect() <= 10);
     random = 0.5;
     newest().end();
-    assert.equal(waitForDial(), 500);
+    assert.equal(waitForConnect(), 500);
   });
 
-  test('starts with short waits again after a connection that held, not after one that opened', () => {
+  test('a stable connection resets the delay, a short one does not', () => {
     start();
     for (let i = 0; i < 5; i++) {
       newest().end();
-      waitForDial();
+      waitForConnect();
     }
     enter();
     clock.tick(9_000);
     newest().end();
-    assert.equal(waitForDial(), 16_000, 'it held 9 s');
+    assert.equal(waitForConnect(), 16_000, 'it was open for 9 s');
     enter();
     clock.tick(10_000);
     newest().end();
-    assert.equal(waitForDial(), 500, 'it held 10 s');
+    assert.equal(waitForConnect(), 500, 'it was open for 10 s');
   });
 
-  test('is told once per outage', () => {
+  test('the client emits `disconnected` once per outage', () => {
     const seen = record(client, 'authenticated', 'recovered');
     start();
     enter();
     newest().end(4012, 'restart');
-    waitForDial();
+    waitForConnect();
     newest().end();
-    waitForDial();
+    waitForConnect();
     newest().end();
-    waitForDial();
+    waitForConnect();
     enter();
     const names = seen.map(([event]) => event);
     assert.deepEqual(names, ['connected', 'disconnected', 'error', 'error', 'connected', 'resync']);
@@ -98,47 +98,47 @@ describe('reconnecting', () => {
     assert.equal(seen[2][1].code, 'connection_failed');
   });
 
-  test('is told when the very first attempt fails', () => {
+  test('the client emits `disconnected` when the first attempt fails', () => {
     const seen = record(client);
     start().end();
     assert.deepEqual(seen.at(-1), ['disconnected', { code: 1006, reason: '', will_reconnect: true }]);
   });
 
   for (const code of [1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 4000, 4001, 4012, 4408, 4500, 4899, 5000]) {
-    test(`follows the close code ${code}`, () => {
+    test(`the client reconnects after the close code ${code}`, () => {
       enter(start());
       newest().end(code);
-      assert.equal(waitForDial(), 500);
+      assert.equal(waitForConnect(), 500);
     });
   }
 
   for (const code of [4429, 4503]) {
-    test(`is patient after ${code}`, () => {
+    test(`the client waits at least 5 s after the close code ${code}`, () => {
       enter(start());
       random = 0;
       newest().end(code);
-      assert.equal(waitForDial(), 5_000);
+      assert.equal(waitForConnect(), 5_000);
       enter();
       random = 0.999_999;
       newest().end(code);
-      assert.equal(waitForDial(), 30_000);
+      assert.equal(waitForConnect(), 30_000);
     });
   }
 
   for (const code of [4900, 4901, 4903, 4909, 4999]) {
-    test(`ends at the close code ${code}`, (t) => {
+    test(`the client does not reconnect after the close code ${code}`, (t) => {
       const page = putInPage(t);
       const seen = record(client, 'authenticated', 'connected');
       enter(start());
-      newest().end(code, 'go away');
-      assert.equal(waitForDial(), null);
+      newest().end(code, 'banned');
+      assert.equal(waitForConnect(), null);
       page.online();
       page.show('visible');
-      assert.equal(waitForDial(), null);
+      assert.equal(waitForConnect(), null);
       assert.equal(page.listeners.count, 0);
       assert.deepEqual(seen, [
-        ['disconnected', { code, reason: 'go away', will_reconnect: false }],
-        ['reconnect_failed', { code, reason: 'go away' }],
+        ['disconnected', { code, reason: 'banned', will_reconnect: false }],
+        ['reconnect_failed', { code, reason: 'banned' }],
       ]);
       start();
       enter();
@@ -147,41 +147,41 @@ describe('reconnecting', () => {
     });
   }
 
-  test('can be refused in the middle of an outage', () => {
+  test('the client stops when the server rejects it during an outage', () => {
     enter(start());
     const seen = record(client, 'error');
     newest().end(4000);
-    waitForDial();
+    waitForConnect();
     newest().open().event('error', { code: 'auth_failed', request: { type: 'auth' } }).end(4901);
     assert.deepEqual(seen.map(([event]) => event), ['disconnected', 'reconnect_failed']);
   });
 
-  test('gives up on an attempt that never opens, and on a server that never answers `auth`', () => {
+  test('the client aborts an attempt that does not open or authenticate within 20 s', () => {
     const first = start();
     clock.tick(20_000);
     assert.equal(first.closedWith, 4000);
-    assert.equal(waitForDial(), 500);
+    assert.equal(waitForConnect(), 500);
     const second = newest().open();
     clock.tick(20_000);
     assert.equal(second.closedWith, 4000);
-    assert.equal(waitForDial(), 1_000);
+    assert.equal(waitForConnect(), 1_000);
   });
 
-  test('a page may connect elsewhere in a `disconnected` handler', () => {
+  test('the page may connect to another URL in a `disconnected` handler', () => {
     enter(start());
     client.on('disconnected', () => client.connect(7, { url: 'ws://other.test/ws' }));
     newest().end();
-    assert.equal(newest().url, 'ws://other.test/ws');
+    assert.equal(newest().url, 'ws://other.test/ws?client=js');
     assert.equal(FakeWebSocket.made.length, 2);
-    assert.equal(waitForDial(10_000), null, 'the wait for the first server is over');
+    assert.equal(waitForConnect(10_000), null, 'no reconnect to the first server');
     client.off('disconnected');
   });
 
-  test('an old socket has no say any more', () => {
+  test('the client ignores events of an old socket', () => {
     const old = enter(start());
     const late = { close: old.onclose, message: old.onmessage };
     old.end();
-    waitForDial();
+    waitForConnect();
     const seen = record(client);
     late.close({ code: 4901, reason: '' });
     late.message({ data: '{"event":"typing","data":{}}' });
@@ -190,19 +190,19 @@ describe('reconnecting', () => {
   });
 });
 
-describe('waking up', () => {
-  test('dials at once when the browser is online again', (t) => {
+describe('a page that wakes up', () => {
+  test('the client connects at once when the browser is online again', (t) => {
     const page = putInPage(t);
     enter(start());
     newest().end();
     page.online();
     assert.equal(FakeWebSocket.made.length, 2);
     enter();
-    assert.equal(waitForDial(10_000), null, 'the timer that waited is gone');
+    assert.equal(waitForConnect(10_000), null, 'no pending reconnect');
     client.disconnect();
   });
 
-  test('dials at once when the tab becomes visible, not when it is hidden', (t) => {
+  test('the client connects at once when the tab becomes visible, not when it is hidden', (t) => {
     const page = putInPage(t);
     enter(start());
     newest().end();
@@ -213,7 +213,7 @@ describe('waking up', () => {
     client.disconnect();
   });
 
-  test('does not dial twice', (t) => {
+  test('the client does not connect twice', (t) => {
     const page = putInPage(t);
     start();
     page.online();
@@ -222,7 +222,7 @@ describe('waking up', () => {
     client.disconnect();
   });
 
-  test('makes an open connection prove itself within 5 s', (t) => {
+  test('the client pings an open connection and aborts it after 5 s without a frame', (t) => {
     const page = putInPage(t);
     const socket = enter(start());
     page.show('visible');
@@ -234,13 +234,13 @@ describe('waking up', () => {
     assert.equal(socket.of('ping').length, 2);
     clock.tick(5_000);
     assert.equal(client.connected, false);
-    assert.equal(waitForDial(), 500);
+    assert.equal(waitForConnect(), 500);
     client.disconnect();
   });
 });
 
 describe('the heartbeat', () => {
-  test('goes out every 30 s and says when the person last did something', (t) => {
+  test('the client pings every 30 s with the last activity of the user', (t) => {
     const page = putInPage(t);
     const socket = enter(start());
     clock.tick(29_999);
@@ -262,7 +262,7 @@ describe('the heartbeat', () => {
     client.disconnect();
   });
 
-  test('drops a connection that gives no sign of life for 10 s after it', () => {
+  test('the client aborts a connection without a frame for 10 s after a ping', () => {
     const seen = record(client, 'authenticated', 'connected');
     const socket = enter(start());
     clock.tick(30_000);
@@ -274,10 +274,10 @@ describe('the heartbeat', () => {
     assert.deepEqual(seen, [
       ['disconnected', { code: 1006, reason: 'no answer to a ping', will_reconnect: true }],
     ]);
-    assert.equal(waitForDial(), 500);
+    assert.equal(waitForConnect(), 500);
   });
 
-  test('takes any frame for a sign of life', () => {
+  test('the client accepts any frame as an answer to a ping', () => {
     const socket = enter(start());
     clock.tick(30_000);
     clock.tick(5_000);
@@ -286,19 +286,19 @@ describe('the heartbeat', () => {
     assert.equal(client.connected, true);
   });
 
-  test('does not drop a connection because the tab was frozen while the answer came', () => {
+  test('the client pings once more in a tab that was frozen', () => {
     const socket = enter(start());
     clock.tick(30_000);
     clock.freeze(3_600_000); // the timers fire an hour late
     clock.tick(0);
     assert.equal(client.connected, true);
-    assert.ok(socket.of('ping').length > 1, 'it has asked again');
+    assert.ok(socket.of('ping').length > 1, 'it has pinged again');
     socket.pong();
     clock.tick(10_000);
     assert.equal(client.connected, true);
   });
 
-  test('drops it when the frozen tab finds no answer either', () => {
+  test('the client aborts the connection of a frozen tab without an answer', () => {
     enter(start());
     clock.tick(30_000);
     clock.freeze(3_600_000);
@@ -308,7 +308,7 @@ describe('the heartbeat', () => {
     assert.equal(client.connected, false);
   });
 
-  test('drops it also in a tab whose timers are always late', () => {
+  test('the client aborts the connection in a tab whose timers are always late', () => {
     enter(start());
     clock.tick(30_000);
     for (let hour = 1; hour <= 2; hour++) {
@@ -318,10 +318,10 @@ describe('the heartbeat', () => {
     assert.equal(client.connected, false);
   });
 
-  test('ends with the connection', () => {
+  test('the heartbeat ends with the connection', () => {
     const socket = enter(start());
     socket.end();
-    waitForDial();
+    waitForConnect();
     newest().open();
     clock.tick(15_000);
     assert.deepEqual(newest().of('ping'), []);

@@ -1,6 +1,6 @@
-// Recovery under every interleaving that chance finds: each event once, in order, or a resync that says otherwise.
+// Tests of recovery under random interleavings: each event is delivered once and in order, or a resync is emitted.
 //
-// CHATWS_SEED=n runs one seed alone, CHATWS_SEEDS=n that many of each kind.
+// CHATWS_SEED=n runs one seed, CHATWS_SEEDS=n runs that many seeds of each kind.
 
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, mock, test } from 'node:test';
@@ -14,61 +14,63 @@ const CONVERSATIONS = [1, 2, 3, 'x'];
 const ONLY = process.env.CHATWS_SEED;
 const SEEDS = ONLY ? [Number(ONLY)] : [...Array(Number(process.env.CHATWS_SEEDS ?? 150)).keys()];
 
-/** A page that holds the client to the contract, by what its handlers are told and nothing else. */
+/** A page that checks the client's contract by the events that its handlers receive. */
 class Page {
   constructor(server, random) {
     this.server = server;
     this.client = new ChatwsClient({ WebSocket: server.WebSocket, random, heartbeat: 1_000, replay_timeout: Infinity });
     this.wanted = new Set();
     this.leaving = new Set();
-    /** by channel: how far its events have come, and from where on they have to be complete */
-    this.places = new Map();
-    this.given = new Set();
+    /** channel => the position of its last event, and `since`: events after it must be complete */
+    this.positions = new Map();
+    this.delivered = new Set();
     this.resyncsDue = [];
     this.recovered = 0;
     this.events = 0;
-    /** the client catches what its handlers throw */
+    /** The client catches exceptions of handlers. */
     this.failure = null;
     this.client.on('error', ({ error }) => (this.failure ??= error));
-    this.client.on('authenticated', (data) => this.answered('home', data));
-    this.client.on('subscribed', (data) => this.answered(data.conversation_id, data));
+    this.client.on('authenticated', (data) => this.onResponse('home', data));
+    this.client.on('subscribed', (data) => this.onResponse(data.conversation_id, data));
     this.client.on('unsubscribed', (data) => this.leaving.delete(data.conversation_id));
     this.client.on('disconnected', () => this.leaving.clear());
     this.client.on('resync', (data) => {
       const channel = this.resyncsDue.shift();
-      assert.equal(data.conversation_id ?? 'home', channel, 'a resync that nobody needed');
+      assert.equal(data.conversation_id ?? 'home', channel, 'unexpected resync');
     });
     this.client.on('recovered', () => (this.recovered += 1));
-    this.client.on('news', (data, { id }) => this.got(data, id));
+    this.client.on('news', (data, { id }) => this.onEvent(data, id));
     this.client.connect(7, { url: 'ws://model.test/' });
   }
 
-  answered(channel, data) {
-    const isKnown = this.places.has(channel);
+  onResponse(channel, data) {
+    const isKnown = this.positions.has(channel);
     if (channel !== 'home' && !this.wanted.has(channel)) return;
     if (data.recovered === false) this.resyncsDue.push(channel);
     if (isKnown && data.recovered) return;
     const [epoch, offset] = data.last_event_id.split(':');
-    this.places.set(channel, { epoch, offset: Number(offset), since: Number(offset) });
+    this.positions.set(channel, { epoch, offset: Number(offset), since: Number(offset) });
   }
 
-  got({ channels }, id) {
-    assert.ok(!this.given.has(id), `${id} was given twice`);
-    const place = this.places.get(channels[0]);
-    const expected = place && this.next(channels[0], place);
-    this.given.add(id);
+  onEvent({ channels }, id) {
+    assert.ok(!this.delivered.has(id), `${id} was delivered twice`);
+    const position = this.positions.get(channels[0]);
+    const expected = position && this.next(channels[0], position);
+    this.delivered.add(id);
     this.events += 1;
-    if (channels.length > 1) return; // those may come early by way of another channel: see `missing`
-    if (!place) return; // left, and still on its way
+    if (channels.length > 1) return; // these may arrive early through another channel: see `missing`
+    if (!position) return; // sent before the server handled the unsubscribe
     assert.equal(id, expected && `${expected.epoch}:${expected.offset}`, `out of order in ${channels[0]}`);
-    place.offset = expected.offset;
+    position.offset = expected.offset;
   }
 
-  next(channel, place) {
-    if (place.epoch !== this.server.epoch) return undefined;
-    // after a resync those may follow that had come before it, from a node that was ahead: they are not given again
-    const isNext = (one) => one.channels.length === 1 && one.channels[0] === channel;
-    return this.server.log.slice(place.offset).find((one) => isNext(one) && !this.given.has(`${one.epoch}:${one.offset}`));
+  next(channel, position) {
+    if (position.epoch !== this.server.epoch) return undefined;
+    // After a resync a node that was behind may send events that were delivered before. The client drops them.
+    const isNext = ({ channels }) => channels.length === 1 && channels[0] === channel;
+    const isDelivered = ({ epoch, offset }) => this.delivered.has(`${epoch}:${offset}`);
+    const history = this.server.history.slice(position.offset);
+    return history.find((event) => isNext(event) && !isDelivered(event));
   }
 
   subscribe(id) {
@@ -79,21 +81,21 @@ class Page {
 
   unsubscribe(id) {
     if (!this.wanted.delete(id)) return;
-    this.places.delete(id);
+    this.positions.delete(id);
     if (this.client.connected) this.leaving.add(id);
     this.client.unsubscribe(id);
   }
 
-  /** What should have been given by now and was not. */
+  /** Return the events that should have been delivered by now and were not. */
   missing() {
     const missing = [];
     for (const channel of ['home', ...this.wanted]) {
-      const place = this.places.get(channel);
-      if (place?.epoch !== this.server.epoch) missing.push(`${channel}: not established`);
+      const position = this.positions.get(channel);
+      if (position?.epoch !== this.server.epoch) missing.push(`${channel}: not established`);
       else {
-        for (const one of this.server.log.slice(place.since)) {
-          const id = `${one.epoch}:${one.offset}`;
-          if (one.channels.includes(channel) && !this.given.has(id)) missing.push(`${channel}: ${id}`);
+        for (const event of this.server.history.slice(position.since)) {
+          const id = `${event.epoch}:${event.offset}`;
+          if (event.channels.includes(channel) && !this.delivered.has(id)) missing.push(`${channel}: ${id}`);
         }
       }
     }
@@ -105,20 +107,21 @@ function run(kind, seed) {
   const random = generator(seed);
   const server = new ModelServer(kind, random);
   const page = new Page(server, random);
-  const one = (list) => list[Math.floor(random() * list.length)];
+  const choose = (list) => list[Math.floor(random() * list.length)];
   const moves = {
-    wire: () => one(server.moves())?.(),
+    wire: () => choose(server.moves())?.(),
     publish: () => {
-      const channels = [one(['home', ...CONVERSATIONS])];
-      if (random() < 0.1) channels.push(one(['home', ...CONVERSATIONS].filter((channel) => channel !== channels[0])));
+      const all = ['home', ...CONVERSATIONS];
+      const channels = [choose(all)];
+      if (random() < 0.1) channels.push(choose(all.filter((channel) => channel !== channels[0])));
       server.publish(channels);
     },
-    subscribe: () => page.subscribe(one(CONVERSATIONS)),
-    unsubscribe: () => page.unsubscribe(one(CONVERSATIONS)),
-    wait: () => clock.tick(one([10, 200, 1000])),
+    subscribe: () => page.subscribe(choose(CONVERSATIONS)),
+    unsubscribe: () => page.unsubscribe(choose(CONVERSATIONS)),
+    wait: () => clock.tick(choose([10, 200, 1000])),
     long: () => clock.tick(15_000),
     cut: () => server.cutAll(1006),
-    away: () => server.cutAll(one([4000, 4001, 4012])),
+    away: () => server.cutAll(choose([4000, 4001, 4012])),
     restart: () => {
       server.cutAll(4012);
       server.isUp = !server.isUp;
@@ -135,15 +138,15 @@ function run(kind, seed) {
   };
   const total = Object.values(weights).reduce((sum, weight) => sum + weight);
   for (let step = 0; step < STEPS; step++) {
-    let left = random() * total;
-    const name = Object.keys(weights).find((key) => (left -= weights[key]) < 0) ?? 'wire';
+    let rest = random() * total;
+    const name = Object.keys(weights).find((key) => (rest -= weights[key]) < 0) ?? 'wire';
     moves[name]();
     if (page.failure) throw page.failure;
   }
   server.isUp = true;
   for (let quiet = 0; quiet < 70; ) {
     const next = server.moves();
-    if (next.length) one(next)();
+    if (next.length) choose(next)();
     else {
       clock.tick(1_000);
       quiet += 1;
@@ -156,7 +159,7 @@ function run(kind, seed) {
   return page;
 }
 
-describe('each event comes once and in order, whatever is cut when,', () => {
+describe('the client delivers each event once and in order', () => {
   beforeEach(() => {
     mock.method(console, 'error', () => {});
     clock.install();
@@ -167,7 +170,7 @@ describe('each event comes once and in order, whatever is cut when,', () => {
   });
 
   for (const kind of ['fifo', 'interleave', 'mixed', 'cluster', 'silent']) {
-    test(`from a server of the kind ${kind}`, () => {
+    test(`with a server of the kind ${kind}`, () => {
       let events = 0;
       let recovered = 0;
       for (const seed of SEEDS) {

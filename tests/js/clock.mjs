@@ -1,4 +1,4 @@
-// Time that passes when the test says so. (node:test has such timers too, but not in every Node that we test with.)
+// A clock that the test advances. (node:test has mock timers too, but not in every supported Node.)
 
 const real = { setTimeout: globalThis.setTimeout, clearTimeout: globalThis.clearTimeout, Date: globalThis.Date };
 
@@ -9,7 +9,7 @@ let count = 0;
 let timers = new Map();
 
 export const clock = {
-  /** From here on timers and `Date.now` are ours. */
+  /** Replace the global timers and `Date.now`. */
   install() {
     now = START;
     timers = new Map();
@@ -29,7 +29,7 @@ export const clock = {
     Object.assign(globalThis, real);
   },
 
-  /** Let so many milliseconds pass, and each timer fire in its turn. */
+  /** Advance by that many milliseconds and fire the timers in order. */
   tick(duration) {
     const end = now + duration;
     for (;;) {
@@ -46,12 +46,12 @@ export const clock = {
     now = Math.max(now, end);
   },
 
-  /** So many milliseconds pass while the page is frozen: the timers will be late. */
+  /** Advance without firing timers, as in a frozen page: they will be late. */
   freeze(duration) {
     now += duration;
   },
 
-  /** How many timers wait. */
+  /** The number of pending timers. */
   get pending() {
     return timers.size;
   },

@@ -1,10 +1,10 @@
-// What the demo's page knows and says, without a browser. Run by tests/test_demo_page.py: node --test
+// Tests of the demo page's state and texts, without a browser. tests/test_demo_page.py runs them with node --test.
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
-// The page's files are modules by the way the page loads them; Node goes by names, so it gets their text.
+// The page loads its files as modules. Node would decide by the file name, so it gets the text.
 const load = (name) => {
   const text = readFileSync(new URL(`../../chatws/demo/page/${name}`, import.meta.url), "utf8");
   return import(`data:text/javascript,${encodeURIComponent(text)}`);
@@ -27,10 +27,10 @@ function inbox() {
   ]);
   return { state, clock };
 }
-const names = (list) => list.map((one) => one.contact_name);
-const contents = (list) => list.map((one) => one.content);
+const names = (conversations) => conversations.map(({ contact_name: name }) => name);
+const contents = (messages) => messages.map(({ content }) => content);
 
-test("the list shows the latest first, by filter or by search", () => {
+test("the list shows the latest conversation first, by filter or search", () => {
   const { state } = inbox();
   assert.deepEqual(names(state.listed()), ["James", "Marina"]);
   state.filter = "mine";
@@ -39,10 +39,10 @@ test("the list shows the latest first, by filter or by search", () => {
   assert.deepEqual(names(state.listed()), ["Lucas"]);
   state.search = " MAR ";
   assert.deepEqual(names(state.listed()), ["Marina"]);
-  assert.deepEqual(["open", "mine", "closed"].map((one) => state.count(one)), [2, 1, 1]);
+  assert.deepEqual(["open", "mine", "closed"].map((filter) => state.count(filter)), [2, 1, 1]);
 });
 
-test("an older state of a conversation changes nothing", () => {
+test("the state ignores an older version of a conversation", () => {
   const { state } = inbox();
   assert.equal(state.mergeConversation(1, { version: 4, status: "closed" }), undefined);
   assert.equal(state.conversation(1).status, "open");
@@ -51,7 +51,7 @@ test("an older state of a conversation changes nothing", () => {
   assert.equal(state.conversation(1).contact_name, "Marina");
 });
 
-test("a conversation pushed by hand, without a version, is taken as it comes and outlives a reload", () => {
+test("the state keeps a pushed conversation without a version", () => {
   const { state } = inbox();
   assert.equal(state.mergeConversation("order-7", { contact_name: "Nadia" }), null);
   assert.equal(names(state.listed())[0], "Nadia");
@@ -59,7 +59,7 @@ test("a conversation pushed by hand, without a version, is taken as it comes and
   assert.deepEqual(names(state.listed()), ["Marina", "Nadia"]);
 });
 
-test("nothing is unread in the conversation that one looks at", () => {
+test("the visible open conversation has no unread messages", () => {
   const { state } = inbox();
   assert.equal(state.unreadTotal(), 3);
   state.open = 1;
@@ -68,7 +68,7 @@ test("nothing is unread in the conversation that one looks at", () => {
   assert.equal(state.unreadTotal(), 3);
 });
 
-test("a message that comes twice, or by both ways, is there once and in its place", () => {
+test("the thread contains a repeated message once and in order", () => {
   const { state } = inbox();
   const message = (id, seconds, content) => ({ id, sender_type: "customer", content, created_at: at(seconds) });
   assert.equal(state.addMessage(1, message(12, 2, "b")), true);
@@ -78,7 +78,7 @@ test("a message that comes twice, or by both ways, is there once and in its plac
   assert.deepEqual(contents(state.messages(1)), ["a", "b", "c", "d"]);
 });
 
-test("one's own message takes the place of what was on its way", () => {
+test("the stored message replaces the one that was being sent", () => {
   const { state } = inbox();
   state.outbox.set("x1", { client_id: "x1", conversation_id: 1, content: "hello", created_at: at(5) });
   state.outbox.set("x2", { client_id: "x2", conversation_id: 1, content: "there", created_at: at(6) });
@@ -88,7 +88,7 @@ test("one's own message takes the place of what was on its way", () => {
   assert.deepEqual(contents(state.messages(2)), []);
 });
 
-test("a message of only an id and a text, pushed by hand, is shown last and moves the list", () => {
+test("a pushed message with only an id and a text is shown last and moves the list", () => {
   const { state } = inbox();
   state.addMessage(1, { id: 1001, sender_type: "agent", sender_id: 2, content: "old", created_at: at(-60) });
   assert.equal(state.addMessage(1, { id: 9, content: "hi" }), true);
@@ -98,7 +98,7 @@ test("a message of only an id and a text, pushed by hand, is shown last and move
   assert.equal(state.addMessage(1, null), false);
 });
 
-test("a thread knows that it lacks the conversation's last message", () => {
+test("the state detects that a thread lacks the last message", () => {
   const { state } = inbox();
   state.mergeConversation(1, { version: 6, last_message: { id: 30, content: "?" } });
   assert.equal(state.isBehind(1), true);
@@ -106,7 +106,7 @@ test("a thread knows that it lacks the conversation's last message", () => {
   assert.equal(state.isBehind(1), false);
 });
 
-test("typing ends by word, by a message, and by silence", () => {
+test("typing ends with an event, a message, or a timeout", () => {
   const { state, clock } = inbox();
   state.setTyping(1, 1, true);
   assert.deepEqual(state.typingIn(1), []);
@@ -119,34 +119,34 @@ test("typing ends by word, by a message, and by silence", () => {
   assert.deepEqual(state.typingIn(1), []);
 });
 
-test("the last message was seen by those who read so far, besides its sender and oneself", () => {
+test("the state lists the other agents that have read the last message", () => {
   const { state } = inbox();
   state.resetThread(1, [{ id: 50, sender_type: "agent", sender_id: 2, content: "x", created_at: at(0) }], { 1: 50, 2: 50, 3: 49 });
   assert.deepEqual(state.seenBy(1), []);
   state.addRead(1, 3, 50);
   state.addRead(1, 3, 48);
-  assert.deepEqual(state.seenBy(1).map((one) => one.name), ["Carla"]);
+  assert.deepEqual(state.seenBy(1).map(({ name }) => name), ["Carla"]);
 });
 
-test("both languages say the same things", () => {
+test("both languages have the same keys", () => {
   const { en, pt } = strings.keysByLanguage();
   assert.deepEqual(en, pt);
 });
 
-test("every text that the page asks for is there", () => {
+test("every key that the page uses exists", () => {
   const { en } = strings.keysByLanguage();
-  const asked = new Set();
+  const used = new Set();
   for (const name of ["index.html", "app.js", "connection.js", "dom.js", "list.js", "outbox.js", "thread.js"]) {
     const text = readFileSync(new URL(`../../chatws/demo/page/${name}`, import.meta.url), "utf8");
-    for (const [, key] of text.matchAll(/data-t(?:-label|-placeholder)?="(\w+)"/g)) asked.add(key);
-    for (const [, key] of text.matchAll(/\bt\("(\w+)"/g)) asked.add(key);
-    for (const [, key] of text.matchAll(/\btn\("(\w+)"/g)) asked.add(key).add(`${key}_one`);
+    for (const [, key] of text.matchAll(/data-t(?:-label|-placeholder)?="(\w+)"/g)) used.add(key);
+    for (const [, key] of text.matchAll(/\bt\("(\w+)"/g)) used.add(key);
+    for (const [, key] of text.matchAll(/\btn\("(\w+)"/g)) used.add(key).add(`${key}_one`);
   }
-  assert.ok(asked.size > 50);
-  assert.deepEqual([...asked].filter((key) => !en.includes(key)), []);
+  assert.ok(used.size > 50);
+  assert.deepEqual([...used].filter((key) => !en.includes(key)), []);
 });
 
-test("the language is the chosen one, else the browser's, else English", () => {
+test("the language is the chosen one, that of the browser, or English", () => {
   const { preferredLanguage } = strings;
   assert.equal(preferredLanguage("pt", "en-US"), "pt");
   assert.equal(preferredLanguage(null, "pt-BR"), "pt");
@@ -154,7 +154,7 @@ test("the language is the chosen one, else the browser's, else English", () => {
   assert.equal(preferredLanguage(null, undefined), "en");
 });
 
-test("texts are filled in, and what is not there stays", () => {
+test("texts contain the given values and keep unknown placeholders", () => {
   strings.setLanguage("pt");
   assert.equal(strings.tn("unread", 1), "1 mensagem não lida");
   assert.equal(strings.tn("unread", 3), "3 mensagens não lidas");

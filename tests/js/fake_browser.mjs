@@ -1,8 +1,8 @@
-// What websocket-client.js needs of a browser, small and scripted by the test.
+// The parts of a browser that websocket-client.js uses, controlled by the test.
 
 import assert from 'node:assert/strict';
 
-/** A WebSocket whose other end is the test. Every one made is in `FakeWebSocket.made`, the newest last. */
+/** A WebSocket whose server is the test. `FakeWebSocket.made` lists all instances, the newest last. */
 export class FakeWebSocket {
   static made = [];
 
@@ -15,7 +15,7 @@ export class FakeWebSocket {
     FakeWebSocket.made.push(this);
   }
 
-  // what the client calls
+  // Called by the client
 
   send(text) {
     assert.equal(this.readyState, 1, 'sent on a socket that is not open');
@@ -23,12 +23,12 @@ export class FakeWebSocket {
   }
 
   close(code = 1005) {
-    assert.ok(code === 1005 || code === 1000 || (code >= 3000 && code <= 4999), `browsers refuse the code ${code}`);
+    assert.ok(code === 1005 || code === 1000 || (code >= 3000 && code <= 4999), `browsers reject the code ${code}`);
     this.closedWith ??= code;
     this.readyState = 2;
   }
 
-  // what the test calls
+  // Called by the test
 
   open() {
     this.readyState = 1;
@@ -36,21 +36,21 @@ export class FakeWebSocket {
     return this;
   }
 
-  /** The server says this. */
-  say(message) {
+  /** Receive a frame from the server. */
+  receive(message) {
     this.onmessage?.({ data: typeof message === 'string' ? message : JSON.stringify(message) });
     return this;
   }
 
   event(event, data, id) {
-    return this.say(id === undefined ? { event, data } : { event, data, id });
+    return this.receive(id === undefined ? { event, data } : { event, data, id });
   }
 
   pong() {
-    return this.say({ type: 'pong' });
+    return this.receive({ type: 'pong' });
   }
 
-  /** The connection ends; a code of 1006 comes with an error before it, as in browsers. */
+  /** Close the connection. With code 1006 an error event comes first, as in browsers. */
   end(code = 1006, reason = '') {
     this.readyState = 3;
     if (code === 1006) this.onerror?.({});
@@ -58,18 +58,18 @@ export class FakeWebSocket {
     return this;
   }
 
-  /** The messages of one type that the client has sent. */
+  /** Return the messages of one type that the client has sent. */
   of(type) {
     return this.sent.filter((message) => message.type === type);
   }
 }
 
-/** The newest socket. */
+/** Return the newest socket. */
 export function newest() {
   return FakeWebSocket.made.at(-1);
 }
 
-/** Note each event that a client emits as [name, data], less the names in `except`. */
+/** Record each event of a client as [name, data], without the names in `except`. */
 export function record(client, ...except) {
   const seen = [];
   client.on('*', (data, { event }) => {
@@ -78,7 +78,7 @@ export function record(client, ...except) {
   return seen;
 }
 
-/** A `window`, a `document` and a `location` for the test `t`. @returns what dispatches events on them */
+/** Define `window`, `document` and `location` for the test `t`. @returns functions that dispatch their events */
 export function putInPage(t, href = 'https://shop.example/inbox') {
   const window = new EventTarget();
   const document = Object.assign(new EventTarget(), { visibilityState: 'visible' });
@@ -92,9 +92,14 @@ export function putInPage(t, href = 'https://shop.example/inbox') {
       };
     }
   }
-  Object.assign(globalThis, { window, document, location: new URL(href) });
+  const realFetch = globalThis.fetch;
+  const fetch = async () => {
+    throw new TypeError('no server');
+  };
+  Object.assign(globalThis, { window, document, location: new URL(href), fetch });
   t.after(() => {
     for (const name of ['window', 'document', 'location']) delete globalThis[name];
+    globalThis.fetch = realFetch;
   });
   return {
     listeners,

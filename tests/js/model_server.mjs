@@ -1,17 +1,17 @@
-// A model of the server's half of recovery (docs/protocol.md §4), driven step by step over links that can be cut.
+// A model of the server's part of recovery (docs/protocol.md §4). The test drives each step and may cut connections.
 //
-// What a server may do within the contract differs, so there are several kinds of it:
+// The contract leaves a server some freedom, so there are several kinds:
 //
-//   fifo        the answer, then all that was missed, then everything else: what chatws does
-//   interleave  live events of other channels come between the events of a replay; those of the replayed channel are
-//               held until it is complete; a ping is answered meanwhile, other messages wait
-//   mixed       it goes on with the next subscribes during a replay, so that several come mixed; live events of any
-//               channel are held until all of them are complete
-//   cluster     like fifo, but several nodes share the log: each has read on as far as it has, and whoever has seen more
-//               of it elsewhere waits
-//   silent      like fifo, without saying how many events are replayed, as other servers may
+//   fifo        the response, then all missed events, then everything else, as chatws does
+//   interleave  live events of other channels come between the events of a replay. Those of the replayed channel are
+//               held until the replay is complete. A ping is answered meanwhile, other messages wait
+//   mixed       the server handles the next subscribes during a replay, so that replays mix. Live events of all
+//               channels are held until all replays are complete
+//   cluster     like fifo, but several nodes share the history, and each has read a different part of it. A client that
+//               has seen more than its node waits
+//   silent      like fifo, without the number of replayed events, as other servers may do
 
-/** Numbers 0 ≤ x < 1, the same for the same seed (mulberry32). */
+/** Generate numbers 0 ≤ x < 1, the same for the same seed (mulberry32). */
 export function generator(seed) {
   let state = seed >>> 0;
   return () => {
@@ -22,7 +22,7 @@ export function generator(seed) {
   };
 }
 
-/** A WebSocket of the client on one end, a connection of the model on the other, and frames on their way. */
+/** The client's WebSocket, the server's connection, and the frames between them. */
 class Wire {
   constructor(server) {
     this.server = server;
@@ -30,9 +30,9 @@ class Wire {
     this.onopen = this.onmessage = this.onerror = this.onclose = null;
     this.toServer = [];
     this.toClient = [];
-    /** channels whose events are sent as they come */
+    /** channels whose events are sent at once */
     this.live = new Set();
-    /** replays that are not complete: {channel, missed}, and the live events that wait for them */
+    /** incomplete replays: {channel, missed}, and the live events that are held for them */
     this.replays = [];
     this.held = [];
     server.wires.add(this);
@@ -71,42 +71,42 @@ export class ModelServer {
     };
   }
 
-  /** The log starts anew. */
+  /** Start a new history. */
   begin() {
     this.epoch = `e${(this.epochs += 1)}`;
-    this.log = [];
+    this.history = [];
     this.first = 1;
     for (const node of this.nodes) node.read = 0;
   }
 
-  /** How much of the log there is for this wire. */
+  /** Return the last offset of the history for this wire. */
   last(wire) {
-    return this.kind === 'cluster' ? wire.node.read : this.log.length;
+    return this.kind === 'cluster' ? wire.node.read : this.history.length;
   }
 
   head(wire) {
     return `${this.epoch}:${this.last(wire)}`;
   }
 
-  /** An event for whoever listens to one of these channels ("home", or a conversation's id). */
+  /** Publish an event to the subscribers of these channels ("home", or a conversation's id). */
   publish(channels) {
-    const event = { offset: this.log.length + 1, channels, epoch: this.epoch };
-    this.log.push(event);
-    if (this.kind !== 'cluster') this.tell(event, this.wires);
+    const event = { offset: this.history.length + 1, channels, epoch: this.epoch };
+    this.history.push(event);
+    if (this.kind !== 'cluster') this.deliver(event, this.wires);
   }
 
-  /** A node reads one event more, and hands it out. */
-  readOn(node) {
-    const event = this.log[node.read];
+  /** Let a node read the next event and deliver it. */
+  readNext(node) {
+    const event = this.history[node.read];
     node.read += 1;
-    this.tell(event, [...this.wires].filter((wire) => wire.node === node));
+    this.deliver(event, [...this.wires].filter((wire) => wire.node === node));
   }
 
-  tell(event, wires) {
+  deliver(event, wires) {
     const { channels } = event;
     for (const wire of wires) {
       const isLive = channels.some((channel) => wire.live.has(channel));
-      const isReplayed = wire.replays.some((one) => channels.includes(one.channel));
+      const isReplayed = wire.replays.some(({ channel }) => channels.includes(channel));
       const waits = this.kind === 'mixed' && wire.replays.length > 0;
       if (isLive && !waits) this.push(wire, event);
       if (isReplayed || (isLive && waits)) wire.held.push(event);
@@ -117,16 +117,16 @@ export class ModelServer {
     wire.toClient.push({ event: 'news', data: { channels }, id: `${epoch}:${offset}` });
   }
 
-  /** Only the newest `count` events can be recovered any more. */
+  /** Keep only the newest `count` events. */
   trim(count) {
-    this.first = Math.max(this.first, this.log.length - count + 1);
+    this.first = Math.max(this.first, this.history.length - count + 1);
   }
 
-  /** What can happen next on any wire, as functions. */
+  /** Return the possible next steps of all wires, as functions. */
   moves() {
     const moves = [];
     if (this.kind === 'cluster') {
-      for (const node of this.nodes) if (node.read < this.log.length) moves.push(() => this.readOn(node));
+      for (const node of this.nodes) if (node.read < this.history.length) moves.push(() => this.readNext(node));
     }
     for (const wire of this.wires) {
       if (wire.readyState === 0) {
@@ -177,26 +177,26 @@ export class ModelServer {
     }
     const [epoch, offset] = [from.slice(0, from.indexOf(':')), Number(from.slice(from.indexOf(':') + 1))];
     const recovered = epoch === this.epoch && offset >= this.first - 1 && offset <= this.last(wire);
-    const missed = recovered ? this.log.slice(offset, this.last(wire)).filter((one) => one.channels.includes(channel)) : [];
+    const missed = recovered ? this.history.slice(offset, this.last(wire)).filter(({ channels }) => channels.includes(channel)) : [];
     const replayed = recovered && this.kind !== 'silent' ? { replayed: missed.length } : {};
     wire.toClient.push({ event, data: { ...data, recovered, ...replayed, last_event_id: this.head(wire) } });
     if (!missed.length || ['fifo', 'cluster', 'silent'].includes(this.kind)) {
-      for (const one of missed) this.push(wire, one);
+      for (const missedEvent of missed) this.push(wire, missedEvent);
       wire.live.add(channel);
     } else {
       wire.replays.push({ channel, missed });
     }
   }
 
-  /** The next event of one of the replays; after the last one what was held. */
+  /** Send the next event of one of the replays, and the held events after the last one. */
   replay(wire) {
-    const one = wire.replays[Math.floor(this.random() * wire.replays.length)];
-    if (one.missed.length) {
-      this.push(wire, one.missed.shift());
+    const replay = wire.replays[Math.floor(this.random() * wire.replays.length)];
+    if (replay.missed.length) {
+      this.push(wire, replay.missed.shift());
       return;
     }
-    wire.replays = wire.replays.filter((other) => other !== one);
-    wire.live.add(one.channel);
+    wire.replays = wire.replays.filter((other) => other !== replay);
+    wire.live.add(replay.channel);
     if (!wire.replays.length) for (const event of wire.held.splice(0)) this.push(wire, event);
   }
 

@@ -1,4 +1,4 @@
-/* The client side of old_page.html. What it does is what pages in the field do, mistakes included. */
+/* The client side of old_page.html. It behaves as existing pages do, mistakes included. */
 'use strict';
 
 var MAX_RECONNECTS = 5;
@@ -11,7 +11,7 @@ var userId = Number(query.get('user'));
 var current = Number(query.get('conversation'));
 var url = query.get('url') || (location.protocol === 'https:' ? 'wss://' : 'ws://') + location.host + '/ws';
 
-/* For the tests: what went over the wire. */
+/* For the tests: the recorded messages. */
 var wire = { sent: [], received: [], closes: [], sockets: 0 };
 
 var socket = null;
@@ -80,7 +80,7 @@ function connect() {
   };
 }
 
-/* Shows another conversation. The old server had no unsubscribe that worked, so nobody sends one. */
+/* Shows another conversation. The old server had no unsubscribe that worked, so pages do not send one. */
 function openConversation(id) {
   current = id;
   byId('messages').replaceChildren();

@@ -1,7 +1,7 @@
 <?php
 
 /*
- * The application behind the old page, for `php -S`: a login, and who the session's user is, for `--auth callback`.
+ * The application behind the old page, for `php -S`: a login, and the session's user for `--auth callback`.
  */
 
 declare(strict_types=1);
@@ -19,7 +19,7 @@ if ($path === '/login') {
     http_response_code(401);
     echo '{}';
 } elseif ($path === '/favicon.ico') {
-    http_response_code(204); // a browser asks for it when it shows one of these answers
+    http_response_code(204); // browsers request it with every page
 } else {
     http_response_code(404);
     echo '{}';

@@ -1,6 +1,6 @@
 <?php
 
-/* Parent and child notify in turns, after the parent has opened its connection: each needs one of its own. */
+/* Parent and child publish at the same time, after the parent has opened its connection. The child needs its own. */
 
 declare(strict_types=1);
 

@@ -1,98 +1,219 @@
 <?php
 
 /*
- * The Laravel broadcaster without Laravel: the few names it needs of the framework stand here. Argument: the address.
- * Writes what became of each step as JSON.
+ * A test application with Laravel's components of Debian. The snippets of php/README.md and the channel callbacks are
+ * in a directory:
+ *
+ *     boot.php            what AppServiceProvider::boot does
+ *     broadcasting.php    config/broadcasting.php
+ *     channels.php        routes/channels.php
+ *     .env                read by Dotenv, as Laravel does
+ *
+ * Reads JSON lines, each an object with one of these keys, and writes one JSON line for each:
+ *
+ *     {"auth": {"channel_name": …}, "headers": {"User": 5}}  POST /broadcasting/auth through the router
+ *     {"event": "OrderPaid", "channels": […], "order": 77}   an event of that class, as a queue worker broadcasts it
  */
 
 declare(strict_types=1);
 
-namespace Illuminate\Contracts\Broadcasting {
-    interface Broadcaster
+namespace {
+    foreach (['Auth', 'Broadcasting', 'Config', 'Database', 'Events', 'Http', 'Log', 'Routing'] as $component) {
+        require_once "Illuminate/{$component}/autoload.php";
+    }
+    require_once 'Dotenv/autoload.php';
+    require __DIR__ . '/../../php/autoload.php';
+}
+
+namespace App\Events {
+    use Illuminate\Contracts\Broadcasting\ShouldBroadcast;
+
+    final class OrderPaid implements ShouldBroadcast
     {
-        public function auth($request);
+        public mixed $socket = null; // of InteractsWithSockets
 
-        public function validAuthenticationResponse($request, $result);
+        /** @param list<mixed> $on */
+        public function __construct(public int $order, private array $on)
+        {
+        }
 
-        public function broadcast(array $channels, $event, array $payload = []);
+        public function broadcastOn(): array
+        {
+            return $this->on;
+        }
+    }
+
+    final class OrderShipped implements ShouldBroadcast
+    {
+        /** @param list<mixed> $on */
+        public function __construct(private int $order, private array $on)
+        {
+        }
+
+        public function broadcastOn(): array
+        {
+            return $this->on;
+        }
+
+        public function broadcastAs(): string
+        {
+            return 'order.shipped';
+        }
+
+        public function broadcastWith(): array
+        {
+            return ['number' => (string) $this->order];
+        }
     }
 }
 
-namespace Illuminate\Broadcasting\Broadcasters {
-    abstract class Broadcaster implements \Illuminate\Contracts\Broadcasting\Broadcaster
-    {
-    }
-}
+namespace App\Models {
+    use Illuminate\Auth\Authenticatable;
+    use Illuminate\Contracts\Auth\Authenticatable as AuthenticatableContract;
+    use Illuminate\Database\Eloquent\Model;
 
-namespace Symfony\Component\HttpKernel\Exception {
-    class AccessDeniedHttpException extends \RuntimeException
+    class User extends Model implements AuthenticatableContract
+    {
+        use Authenticatable;
+    }
+
+    class Customer extends Model implements AuthenticatableContract
+    {
+        use Authenticatable;
+    }
+
+    class Conversation extends Model
     {
     }
 }
 
 namespace {
-    require __DIR__ . '/../../php/autoload.php';
+    use App\Models\Customer;
+    use App\Models\User;
+    use Illuminate\Auth\AuthManager;
+    use Illuminate\Broadcasting\BroadcastEvent;
+    use Illuminate\Broadcasting\BroadcastManager;
+    use Illuminate\Broadcasting\Channel;
+    use Illuminate\Broadcasting\PresenceChannel;
+    use Illuminate\Broadcasting\PrivateChannel;
+    use Illuminate\Config\Repository;
+    use Illuminate\Container\Container;
+    use Illuminate\Contracts\Broadcasting\Factory as BroadcastingFactory;
+    use Illuminate\Contracts\Routing\BindingRegistrar;
+    use Illuminate\Contracts\Routing\Registrar;
+    use Illuminate\Database\Capsule\Manager as Database;
+    use Illuminate\Events\Dispatcher;
+    use Illuminate\Http\Request;
+    use Illuminate\Log\LogManager;
+    use Illuminate\Routing\Middleware\SubstituteBindings;
+    use Illuminate\Routing\Router;
+    use Illuminate\Support\Env;
+    use Illuminate\Support\Facades\Broadcast;
+    use Illuminate\Support\Facades\Facade;
+    use Symfony\Component\HttpKernel\Exception\HttpExceptionInterface;
 
-    use Chatws\Client;
-    use Chatws\Config;
-    use Chatws\Laravel\ChatwsBroadcaster;
-    use Symfony\Component\HttpKernel\Exception\AccessDeniedHttpException;
+    $directory = $argv[1];
 
-    /** What Illuminate\Broadcasting\PrivateChannel is for here. */
-    final class Channel
+    /** Part of the framework package, which Debian does not have. */
+    function storage_path(string $path): string
     {
-        public function __construct(public string $name)
-        {
-        }
-
-        public function __toString(): string
-        {
-            return $this->name;
-        }
+        return $GLOBALS['directory'] . "/storage/{$path}";
     }
 
-    final class User
+    // The methods of the framework package (illuminate/foundation) that the components call.
+    $app = new class extends Container {
+        public function environment(): string
+        {
+            return 'production';
+        }
+
+        public function runningUnitTests(): bool
+        {
+            return false;
+        }
+    };
+    Container::setInstance($app);
+    Facade::setFacadeApplication($app);
+    Dotenv\Dotenv::create(Env::getRepository(), $directory)->load();
+
+    $app->instance('config', new Repository([
+        'auth' => [
+            'defaults' => ['guard' => 'web'],
+            'guards' => ['web' => ['driver' => 'header'], 'customer' => ['driver' => 'customer-header']],
+        ],
+        'broadcasting' => require "{$directory}/broadcasting.php",
+        'logging' => [
+            'default' => 'single',
+            'channels' => ['single' => ['driver' => 'single', 'path' => "{$directory}/laravel.log"]],
+        ],
+    ]));
+    $app->singleton('events', fn ($app) => new Dispatcher($app));
+    $app->singleton('log', fn ($app) => new LogManager($app));
+    $app->singleton('auth', fn ($app) => new AuthManager($app));
+    $app->singleton('router', fn ($app) => new Router($app['events'], $app));
+    $app->alias('request', Request::class);
+    $app->alias('router', BindingRegistrar::class);
+    $app->alias('router', Registrar::class);
+    $app->singleton(BroadcastingFactory::class, fn ($app) => new BroadcastManager($app));
+
+    $database = new Database();
+    $database->addConnection(['driver' => 'sqlite', 'database' => ':memory:']);
+    $database->setAsGlobal();
+    $database->bootEloquent();
+    foreach (['users', 'customers'] as $table) {
+        Database::schema()->create($table, fn ($table) => $table->increments('id'));
+        Database::table($table)->insert(array_map(fn (int $id): array => ['id' => $id], [5, 6]));
+    }
+    Database::schema()->create('conversations', function ($table): void {
+        $table->increments('id');
+        $table->integer('user_id');
+    });
+    foreach ([456 => 5, 457 => 5, 458 => 6] as $id => $owner) {
+        Database::table('conversations')->insert(['id' => $id, 'user_id' => $owner]);
+    }
+    $app['auth']->viaRequest('header', fn (Request $request) => User::find($request->header('User')));
+    $app['auth']->viaRequest('customer-header', fn (Request $request) => Customer::find($request->header('Customer')));
+
+    require "{$directory}/boot.php";
+    require "{$directory}/channels.php";
+    $app['router']->middlewareGroup('web', [SubstituteBindings::class]);
+    Broadcast::routes();
+
+    /** @return array{status: int, body: mixed} */
+    function authenticate(array $step): array
     {
-        public function getAuthIdentifier(): int
-        {
-            return 5;
+        global $app;
+        $request = Request::create('/broadcasting/auth', 'POST', $step['auth']);
+        $request->headers->add($step['headers'] ?? []);
+        $request->setUserResolver(fn (?string $guard = null) => $app['auth']->guard($guard)->user());
+        $app->instance('request', $request);
+        $app['auth']->forgetGuards();
+        try {
+            $response = $app['router']->dispatch($request);
+
+            return ['status' => $response->getStatusCode(), 'body' => json_decode($response->getContent(), true)];
+        } catch (HttpExceptionInterface $error) {
+            return ['status' => $error->getStatusCode(), 'body' => null];
+        } catch (Throwable $error) {
+            return ['status' => 500, 'body' => $error->getMessage()];
         }
     }
 
-    final class Request
+    function broadcastEvent(array $step): bool
     {
-        public function __construct(private ?User $user)
-        {
-        }
+        $channels = array_map(fn (array $channel): Channel => new $channel[0]($channel[1]), $step['channels']);
+        $class = "App\\Events\\{$step['event']}";
+        (new BroadcastEvent(new $class($step['order'], $channels)))->handle(Container::getInstance()->make(BroadcastingFactory::class));
 
-        public function user(): ?User
-        {
-            return $this->user;
-        }
+        return true;
     }
 
-    $log = [];
-    $config = Config::fromEnv([
-        'address' => $argv[1],
-        'ticket_secret' => 'a secret of at least 32 bytes, this',
-        'logger' => static function (string $level, string $message) use (&$log): void {
-            $log[] = $message;
-        },
-    ]);
-    $broadcaster = new ChatwsBroadcaster(new Client($config));
-    $broadcaster->broadcast(
-        [new Channel('private-conversations.456'), 'everyone', new Channel('private-App.Models.User.5'), 'users.6'],
-        'App\\Events\\OrderPaid',
-        ['order' => 77, 'socket' => null],
-    );
-    $broadcaster->broadcast(['presence-conversation.c-1'], 'order.shipped', []);
-    $broadcaster->broadcast(['orders'], 'order.shipped', []);
-    try {
-        $broadcaster->auth(new Request(null));
-        $refused = false;
-    } catch (AccessDeniedHttpException) {
-        $refused = true;
+    class_alias(Channel::class, 'PublicChannel');
+    class_alias(PresenceChannel::class, 'PresenceChannel');
+    class_alias(PrivateChannel::class, 'PrivateChannel');
+    while (($line = fgets(STDIN)) !== false) {
+        $step = json_decode($line, true, flags: JSON_THROW_ON_ERROR);
+        $result = isset($step['auth']) ? authenticate($step) : broadcastEvent($step);
+        echo json_encode($result, JSON_THROW_ON_ERROR), "\n";
     }
-    $auth = $broadcaster->auth(new Request(new User()));
-    echo json_encode(['log' => $log, 'refused' => $refused, 'auth' => $auth], JSON_THROW_ON_ERROR);
 }

@@ -1,7 +1,7 @@
 <?php
 
 /*
- * One HTTP request of an application, for `php -S`: three notifications, how each went, and how long they took together.
+ * One HTTP request of an application, for `php -S`: three notifications, their results, and their total duration.
  */
 
 declare(strict_types=1);

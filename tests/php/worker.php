@@ -1,13 +1,13 @@
 <?php
 
 /*
- * A PHP process for tests: reads one JSON call a line, answers one JSON line each.
+ * A PHP process for tests. It reads one call per line as JSON and writes one JSON line for each.
  *
  *     {"method": "notifyTyping", "arguments": [1, 2, true]}  ->  {"result": true, "log": [], "ms": 0.4, "thrown": null}
  *
  * First argument: the settings as JSON. Second: "client" for Chatws\Client, "helper" for App\Helpers\WebSocket.
- * `fresh` calls the method that it names of another client.
- * It behaves like the worst of frameworks: every warning, suppressed or not, is thrown.
+ * The method `fresh` calls the named method of a new client. `openFiles` opens files until that many are open or the
+ * limit is reached. Every warning becomes an exception, even a suppressed one, as in some frameworks.
  */
 
 declare(strict_types=1);
@@ -34,7 +34,7 @@ if ($settings['logger'] === 'broken') {
 $client = new Client(Config::fromEnv($settings));
 WebSocket::configure($client);
 
-/** What JSON cannot say: {"$base64": …}, {"$float": "NAN"}. */
+/** Decodes values that JSON cannot express: {"$base64": …}, {"$float": "NAN"}. */
 function revive(mixed $value): mixed
 {
     if (!is_array($value)) {
@@ -48,6 +48,21 @@ function revive(mixed $value): mixed
     }
 
     return array_map(revive(...), $value);
+}
+
+/** Opens files and keeps them open. Returns the number of open files. */
+function openFiles(int $count): int
+{
+    static $files = [];
+    try {
+        while (count($files) < $count) {
+            $files[] = fopen('/dev/null', 'r');
+        }
+    } catch (ErrorException) {
+        // The limit of open files is reached.
+    }
+
+    return count($files);
 }
 
 /** @param list<array{method: string, arguments: array}> $calls */
@@ -70,6 +85,7 @@ while (($line = fgets(STDIN)) !== false) {
     try {
         $result = match (true) {
             $call['method'] === 'batch' => batch(...$arguments),
+            $call['method'] === 'openFiles' => openFiles(...$arguments),
             $call['method'] === 'fresh' => (new Client(Config::fromEnv($settings)))->{$arguments[0]}(),
             ($argv[2] ?? 'client') === 'helper' => WebSocket::{$call['method']}(...$arguments),
             default => $client->{$call['method']}(...$arguments),
@@ -77,7 +93,7 @@ while (($line = fgets(STDIN)) !== false) {
     } catch (Throwable $error) {
         $thrown = $error::class . ': ' . $error->getMessage();
     }
-    $answer = ['result' => $result, 'thrown' => $thrown, 'ms' => (hrtime(true) - $began) / 1e6, 'log' => $log];
+    $response = ['result' => $result, 'thrown' => $thrown, 'ms' => (hrtime(true) - $began) / 1e6, 'log' => $log];
     $log = [];
-    echo json_encode($answer, JSON_THROW_ON_ERROR | JSON_INVALID_UTF8_SUBSTITUTE), "\n";
+    echo json_encode($response, JSON_THROW_ON_ERROR | JSON_INVALID_UTF8_SUBSTITUTE), "\n";
 }

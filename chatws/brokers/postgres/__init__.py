@@ -1,4 +1,4 @@
-"""The log in PostgreSQL: shared by any number of nodes, and written to from within an application's transactions."""
+"""The history in PostgreSQL, shared by any number of nodes. Applications publish within their own transactions."""
 
 from chatws.brokers.postgres.broker import PostgresBroker
 

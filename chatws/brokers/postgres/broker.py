@@ -1,8 +1,8 @@
-"""The broker on PostgreSQL: what a node does with the log that the schema `chatws` keeps.
+"""The event history in PostgreSQL, for any number of nodes: the node's side of the schema `chatws`.
 
-docs/design.md ("The log in PostgreSQL") says why offsets are gapless and in the order of commits. Here, in short:
-`publish` gathers drafts, and one append at a time takes them to the log; one loop reads on, woken by notifications and
-by a clock; both hand what they have to `InOrder`, which tells the listener.
+docs/adr/0010-postgresql-order.md proves that a node misses no event. In short: `publish` collects events, and one
+append at a time stores them. A loop reads on, woken by notifications and by a clock. Both pass their events to
+`Sequencer`, which delivers them in order.
 """
 
 from __future__ import annotations
@@ -11,48 +11,53 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.base import DelayedCall
-from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from chatws.brokers.contract import Bounds, Draft, Event, Leased, Listener
-from chatws.brokers.postgres import schema, wire
-from chatws.brokers.postgres.groups import Group, Queue
-from chatws.brokers.postgres.listening import Listening
-from chatws.brokers.postgres.order import InOrder
-from chatws.brokers.postgres.questions import PAGE_BYTES, Questions, Troubles
-from chatws.brokers.postgres.trimming import Trimming
-from chatws.database.contract import QueryFailed
+from chatws.brokers.base import BaseBroker, requires_open
+from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
+from chatws.brokers.postgres import messages, schema
+from chatws.brokers.postgres.notification_listener import NotificationListener
+from chatws.brokers.postgres.queries import PAGE_BYTES, ErrorState, Queries
+from chatws.brokers.postgres.retention import RetentionTask
+from chatws.brokers.postgres.sequencer import Sequencer
+from chatws.brokers.publish_queue import PublishBatch, PublishQueue
+from chatws.database.interface import QueryFailed
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
 from chatws.ids import Id
+from chatws.interfaces import Clock
 
 __all__ = ["PostgresBroker"]
 
-#: Connections: one appends, one reads on, two are for everything else.
+#: Connections: one appends, one polls, two are for everything else.
 POOL = 4
-#: Events that one look brings at most.
+#: Limits of one append, unless a single publish is larger: they bound how long the lock of appends is held.
+BATCH_EVENTS, BATCH_BYTES = 1000, 4 * 1024 * 1024
+#: Events that one poll brings at most.
 PAGE_EVENTS = 500
-#: Seconds between two looks when nobody calls: what a lost notification costs at most.
-SAFETY = 1.0
-#: Seconds between two looks while transactions publish. They wake nobody meanwhile (see `AWAKE`).
-BUSY = 0.025
-#: For so many seconds transactions are told that nodes look anyway; we do a little longer, as a commit takes its time.
-AWAKE, AWAKE_MARGIN = 1.0, 0.5
-#: Seconds before the next look after one that failed.
+#: Seconds between two polls without a notification: the delay that a lost notification causes at most.
+POLL_INTERVAL = 1.0
+#: Seconds between two polls while transactions publish. They skip NOTIFY meanwhile (see `POLL_HINT_TTL`).
+FAST_POLL_INTERVAL = 0.025
+#: Seconds for which SQL publishers may skip NOTIFY because a node is polling, and seconds for which the node polls on
+#: after that, to cover slow commits.
+POLL_HINT_TTL, POLL_HINT_MARGIN = 1.0, 0.5
+#: Seconds before the next poll after one that failed.
 RETRY = 0.25
-#: Seconds until a notification of what our own append under way may bring is looked into.
-OWN = 0.05
+#: Seconds to wait for the reply to this node's own append before its notification causes a poll.
+OWN_ANSWER_DELAY = 0.05
 
 
-class PostgresBroker:
-    """A broker (see chatws.brokers.contract) shared through PostgreSQL.
+class PostgresBroker(BaseBroker):
+    """A broker (see chatws.brokers.interface) shared through PostgreSQL.
 
     :param database: not started; this broker's own.
     :param listen_database: where to LISTEN; the same, or another.
-    :param bounds: how much is kept. Nodes should agree on it, for each of them trims.
+    :param retention: limits of what is kept. Nodes should agree on them, because each of them trims.
     :param now: the clock for events, keys and leases; None for the database's own.
-    :param timeout: seconds that PostgreSQL may take.
-    :param poll: seconds between two looks, instead of LISTEN; 0 to listen.
+    :param timeout: seconds within which PostgreSQL has to respond.
+    :param poll: seconds between two polls, instead of LISTEN. 0 to LISTEN.
     """
 
     _log = Logger()
@@ -63,304 +68,322 @@ class PostgresBroker:
         self,
         database: PostgresDatabase,
         listen_database: PostgresDatabase,
-        bounds: Bounds,
+        retention: Retention,
         *,
-        reactor: Any,
+        reactor: Clock,
         now: Callable[[], float] | None = None,
         timeout: float = 5.0,
         poll: float = 0.0,
     ) -> None:
+        super().__init__()
         self._database = database
         self._listen_database = listen_database
         self._reactor = reactor
         self._now = now
         self._timeout = timeout
         self._poll = poll
-        self._order = InOrder()
-        self._listening: Listening | None = None
+        self._sequencer = Sequencer()
+        self._notification_listener: NotificationListener | None = None
         if not poll:
             interval = max(1.0, timeout)
-            self._listening = Listening(listen_database, self._notify, self._heard, interval=interval, reactor=reactor)
-        self._troubles = Troubles()
-        self._questions = Questions(database, bounds, self._troubles, now)
+            self._notification_listener = NotificationListener(
+                listen_database, self._notify, self._on_notification, interval=interval, reactor=reactor
+            )
+        self._errors = ErrorState()
+        self._queries = Queries(database, retention, self._errors, now)
         self._running = False
-        # Writing: groups that wait, the one under way, and those that are stored and not told yet.
-        self._queue = Queue()
+        # Publishing: batches that wait, whether an append is under way, the append that a poll has asked for (True: it
+        # must wait for the lock), and batches that are stored and not delivered yet.
+        self._queue = PublishQueue(BATCH_EVENTS, BATCH_BYTES)
         self._appending = False
-        self._sequence: bool | None = None
-        self._stored: list[Group] = []
-        self._idle: list[Deferred[None]] = []
-        # Reading on: the loop, its nap, and whether it has been called meanwhile.
-        self._following: Deferred[None] | None = None
-        self._nap: Deferred[None] | None = None
-        self._woken = False
-        self._notified_place = 0
+        self._requested_append: bool | None = None
+        self._stored: list[PublishBatch] = []
+        # Polling: the loop, its sleep, and whether it was woken meanwhile.
+        self._polling: Deferred[None] | None = None
+        self._sleep: Deferred[None] | None = None
+        self._wake_requested = False
+        self._notified_seq = 0
         self._own_timer: DelayedCall | None = None
-        self._awake_until = 0.0
-        self._promised_until = 0.0
-        self._trimming = Trimming(self._questions.trim, reactor)
+        self._fast_poll_until = 0.0
+        self._poll_hint_until = 0.0
+        self._retention_task = RetentionTask(self._queries.trim, reactor)
 
-    # Beginning and end
+    # Start and stop
 
-    def start(self, listener: Listener) -> Deferred[None]:
+    def start(self, listener: EventHandler) -> Deferred[None]:
         """See `Broker.start`."""
         return Deferred.fromCoroutine(self._start(listener))
 
-    async def _start(self, listener: Listener) -> None:
+    async def _start(self, listener: EventHandler) -> None:
         await self._database.start()
         if self._listen_database is not self._database:
             await self._listen_database.start()
         try:
             await schema.check(self._database)
-            [head] = await self._database.query(wire.HEAD, {})
+            [head] = await self._database.query(messages.HEAD, {})
         except BaseException:
             await self._database.stop()
             await self._listen_database.stop()
             raise
         self.epoch = head["epoch"]
-        self._order.start(listener, head["epoch"], head["place"], head["log_offset"], head["stamp"])
-        self._questions.open = self._running = True
-        self._following = Deferred.fromCoroutine(self._follow())
-        self._following.addErrback(lambda failure: self._log.failure("reading the log has ended", failure))
-        if self._listening is not None:
-            self._listening.start()
-        self._trimming.start()
+        self._sequencer.start(listener, head["epoch"], head["seq"], head["event_offset"], head["append_id"])
+        self._open = self._running = True
+        self._polling = Deferred.fromCoroutine(self._poll_loop())
+        self._polling.addErrback(lambda failure: self._log.failure("Fault in the poll loop", failure))
+        if self._notification_listener is not None:
+            self._notification_listener.start()
+        self._retention_task.start()
 
     def stop(self) -> Deferred[None]:
         """See `Broker.stop`."""
-        self._questions.open = False
+        self._open = False
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         while self._appending or self._queue or self._stored:
-            done: Deferred[None] = Deferred()
-            self._idle.append(done)
-            await done
+            await self._wait_until_idle()
         self._running = False
         if self._own_timer is not None and self._own_timer.active():
             self._own_timer.cancel()
         self._wake()
-        if self._listening is not None:
-            await self._listening.stop()
+        if self._notification_listener is not None:
+            await self._notification_listener.stop()
         await self._listen_database.stop()
         await self._database.stop()
-        await self._trimming.stop()
-        following, self._following = self._following, None
+        await self._retention_task.stop()
+        following, self._polling = self._polling, None
         if following is not None:
             await following
 
     # Publishing
 
-    def publish(self, drafts: Sequence[Draft]) -> Deferred[list[Event]]:
+    @requires_open
+    def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
         """See `Broker.publish`."""
-        if not self._questions.open:
-            return fail(Unavailable("the log is closed"))
-        if not drafts:
+        if not new_events:
             return succeed([])
-        encoded = [wire.encode_draft(draft) for draft in drafts]
-        later = self._queue.add(drafts, encoded, self._reactor.seconds() + self._timeout)
+        encoded = [messages.encode_new_event(new_event) for new_event in new_events]
+        published = self._queue.add(new_events, encoded, self._reactor.seconds() + self._timeout)
         self._write()
-        return later
+        return published
 
     def _write(self) -> None:
-        """Append what waits, unless an append is under way: the end of that one comes here again."""
-        if self._appending or not (self._queue or self._sequence is not None):
+        """Append the oldest batch, unless an append is under way: its end calls this again."""
+        if self._appending or not (self._queue or self._requested_append is not None):
             return
         self._appending = True
-        group = self._queue.pop() if self._queue else Group(self._reactor.seconds() + self._timeout)
-        must_wait = bool(group) or self._sequence is True
-        self._sequence = None
-        appending = Deferred.fromCoroutine(self._append(group, must_wait))
-        appending.addErrback(self._append_fault, group)
-        appending.addCallback(self._append_ended)
+        batch = self._queue.pop() if self._queue else PublishBatch(self._reactor.seconds() + self._timeout)
+        must_wait = bool(batch) or self._requested_append is True
+        self._requested_append = None
+        appending = Deferred.fromCoroutine(self._append(batch, must_wait))
+        appending.addErrback(self._log_append_fault, batch)
+        appending.addCallback(self._on_append_done)
 
-    def _append_fault(self, failure: Any, group: Group) -> None:
+    def _log_append_fault(self, failure: Any, batch: PublishBatch) -> None:
         self._log.failure("Fault in an append", failure)
-        group.fail(Unavailable("the log cannot be written now"))
+        batch.fail(Unavailable("the event history cannot be written now"))
 
-    def _append_ended(self, _: object) -> None:
+    def _on_append_done(self, _: object) -> None:
         self._appending = False
         self._write()
-        if self._notified_place > self._order.place and not self._appending:
+        if self._notified_seq > self._sequencer.seq and not self._appending:
             self._wake()
-        self._look_for_idle()
+        self._check_idle()
 
-    def _look_for_idle(self) -> None:
+    def _check_idle(self) -> None:
         if not (self._appending or self._queue or self._stored):
-            idle, self._idle = self._idle, []
-            for one in idle:
-                one.callback(None)
+            self._signal_idle()
 
-    async def _append(self, group: Group, must_wait: bool) -> None:
-        order = self._order
-        order.expect()
+    async def _append(self, batch: PublishBatch, must_wait: bool) -> None:
+        sequencer = self._sequencer
+        sequencer.append_started()
         values = {
             **self._position(),
-            "drafts": f"[{b','.join(group.encoded).decode()}]",
+            "new_events": f"[{b','.join(batch.encoded).decode()}]",
             "wait": must_wait,
             "notify": not self._poll,
-            "awake": 0.0 if self._poll else AWAKE,
+            "poll_hint": 0.0 if self._poll else POLL_HINT_TTL,
             "now": self._now and self._now(),
         }
-        group.encoded = []
+        batch.encoded = []
         try:
-            rows = await self._database.once(wire.APPEND, values, group.deadline)
+            rows = await self._database.execute_returning(messages.APPEND, values, batch.deadline)
         except (Unavailable, QueryFailed) as error:
-            order.failed()
-            self._troubles.note("written", error)
-            group.fail(Unavailable("the log cannot be written now"))
+            sequencer.append_failed()
+            self._errors.mark_failed("written", error)
+            batch.fail(Unavailable("the event history cannot be written now"))
             self._wake()  # it may have been stored all the same
             return
-        answer = wire.decode_appended(rows[0]["answer"])
-        if answer.busy:
-            order.failed()
-            self._stay_awake()
+        reply = messages.decode_appended(rows[0]["reply"])
+        if reply.busy:
+            sequencer.append_failed()
+            self._extend_poll_hint()
             return
-        self._troubles.well("written")
-        self._take_epoch(answer.epoch)
-        if answer.moved:
-            self._stay_awake()
-        receipts, place = order.appended(group.drafts, answer)
-        if group:
-            self._stored.append(group)
-            order.when_told(place, lambda: self._confirm(group, receipts))
-            if group:
-                late = max(0.0, group.deadline - self._reactor.seconds())
-                group.timer = self._reactor.callLater(late, self._give_up, group)
-        if place > order.place or answer.moved:
+        self._errors.mark_working("written")
+        self._update_epoch(reply.epoch)
+        if reply.moved:
+            self._extend_poll_hint()
+        receipts, seq = sequencer.appended(batch.new_events, reply)
+        if batch:
+            self._stored.append(batch)
+            sequencer.call_when_delivered(seq, lambda: self._confirm(batch, receipts))
+            if batch:
+                late = max(0.0, batch.deadline - self._reactor.seconds())
+                batch.timer = self._reactor.callLater(late, self._expire, batch)
+        if seq > sequencer.seq or reply.moved:
             self._wake()
 
-    def _confirm(self, group: Group, receipts: list[Event]) -> None:
-        if self._forget(group):
-            group.answer(receipts)
-            self._look_for_idle()
+    def _confirm(self, batch: PublishBatch, receipts: list[Event]) -> None:
+        if self._remove_stored(batch):
+            batch.confirm(receipts)
+            self._check_idle()
 
-    def _give_up(self, group: Group) -> None:
-        """It is stored, and has not been told in time."""
-        if self._forget(group):
-            group.fail(Unavailable("the log cannot be read now"))
-            self._look_for_idle()
+    def _expire(self, batch: PublishBatch) -> None:
+        """Fail a batch that is stored and was not delivered in time."""
+        if self._remove_stored(batch):
+            batch.fail(Unavailable("the event history cannot be read now"))
+            self._check_idle()
 
-    def _forget(self, group: Group) -> bool:
-        if group not in self._stored:
+    def _remove_stored(self, batch: PublishBatch) -> bool:
+        if batch not in self._stored:
             return False
-        self._stored.remove(group)
-        if group.timer is not None and group.timer.active():
-            group.timer.cancel()
+        self._stored.remove(batch)
+        if batch.timer is not None and batch.timer.active():
+            batch.timer.cancel()
         return True
 
     def _position(self) -> dict[str, Any]:
-        order = self._order
-        return {"epoch": order.epoch, "place": order.place, "offset": order.offset, "stamp": order.stamp}
+        sequencer = self._sequencer
+        return {
+            "epoch": sequencer.epoch,
+            "seq": sequencer.seq,
+            "offset": sequencer.offset,
+            "append_id": sequencer.append_id,
+        }
 
-    def _take_epoch(self, epoch: str) -> None:
+    def _update_epoch(self, epoch: str) -> None:
         if epoch == self.epoch:
             return
-        listener = self._order.start_over(epoch)
-        for group in [*self._stored]:
-            self._give_up(group)
+        self._log.warn(
+            "the event history in PostgreSQL was reset: epoch {old} ends at offset {last}, epoch {new} begins, pages "
+            "reload; reason: it no longer holds what was read from it (a restored backup, a promoted standby), or "
+            "chatws.reset_history() was called",
+            old=self.epoch,
+            last=self._sequencer.offset,
+            new=epoch,
+        )
+        listener = self._sequencer.reset(epoch)
+        for batch in [*self._stored]:
+            self._expire(batch)
         self.epoch = epoch
-        self._notified_place = 0
+        self._notified_seq = 0
         if listener is not None:
             listener.reset(epoch)
 
-    # Reading on
+    # Polling
 
     def _wake(self) -> None:
-        self._woken = True
-        nap, self._nap = self._nap, None
-        if nap is not None:
-            nap.callback(None)
+        self._wake_requested = True
+        sleep, self._sleep = self._sleep, None
+        if sleep is not None:
+            sleep.callback(None)
 
-    def _heard(self, payload: str) -> None:
-        """PostgreSQL calls: there is something at this place, or in the outbox, or perhaps anywhere."""
+    def _on_notification(self, payload: str) -> None:
+        """Take a notification: the sequence number of a new event, or another text when events may be anywhere."""
         if not self._running:
             return
         if not payload.isdigit():
             self._wake()
             return
-        self._notified_place = max(self._notified_place, int(payload))
-        if self._notified_place <= self._order.place:
+        self._notified_seq = max(self._notified_seq, int(payload))
+        if self._notified_seq <= self._sequencer.seq:
             return
         if not self._appending:
             self._wake()
         elif self._own_timer is None or not self._own_timer.active():
-            # most likely what we are appending; its answer is on the way
-            self._own_timer = self._reactor.callLater(OWN, self._own_answer_is_late)
+            # probably this node's own append: its reply is about to arrive
+            self._own_timer = self._reactor.callLater(OWN_ANSWER_DELAY, self._on_own_answer_late)
 
-    def _own_answer_is_late(self) -> None:
-        if self._notified_place > self._order.place:
+    def _on_own_answer_late(self) -> None:
+        if self._notified_seq > self._sequencer.seq:
             self._wake()
 
-    def _stay_awake(self) -> None:
-        self._awake_until = self._reactor.seconds() + AWAKE + AWAKE_MARGIN
+    def _extend_poll_hint(self) -> None:
+        self._fast_poll_until = self._reactor.seconds() + POLL_HINT_TTL + POLL_HINT_MARGIN
         self._wake()
 
-    async def _follow(self) -> None:
+    async def _poll_loop(self) -> None:
         while self._running:
-            self._woken = False
+            self._wake_requested = False
             try:
-                pause = await self._look()
+                pause = await self._poll_once()
             except Exception:
-                self._log.failure("Fault in reading the log")
-                pause = SAFETY
-            if pause and self._running and not self._woken:
-                nap: Deferred[None] = Deferred()
-                self._nap = nap
+                self._log.failure("Fault in a poll of the event history")
+                pause = POLL_INTERVAL
+            if pause and self._running and not self._wake_requested:
+                sleep: Deferred[None] = Deferred()
+                self._sleep = sleep
                 timer = self._reactor.callLater(pause, self._wake)
-                await nap
+                await sleep
                 if timer.active():
                     timer.cancel()
 
-    async def _look(self) -> float:
-        """Read on; returns after how many seconds to do so again."""
+    async def _poll_once(self) -> float:
+        """Poll once, and return the seconds until the next poll."""
         try:
             values = {**self._position(), "limit": PAGE_EVENTS, "size": PAGE_BYTES}
-            rows = await self._database.query(wire.POLL, values)
+            rows = await self._database.query(messages.POLL, values)
             now = self._reactor.seconds()
-            if self._poll and now >= self._promised_until:
-                self._promised_until = now + self._poll
-                await self._database.once(wire.STAY_AWAKE, {"seconds": 3 * self._poll + AWAKE})
+            if self._poll and now >= self._poll_hint_until:
+                self._poll_hint_until = now + self._poll
+                await self._database.execute_returning(
+                    messages.EXTEND_POLL_HINT, {"seconds": 3 * self._poll + POLL_HINT_TTL}
+                )
         except (Unavailable, QueryFailed) as error:
-            self._troubles.note("read", error)
+            self._errors.mark_failed("read", error)
             return RETRY
-        answer = wire.decode_polled(rows[0]["answer"])
-        self._troubles.well("read")
-        if answer.lost:
-            self._sequence = True
+        reply = messages.decode_polled(rows[0]["reply"])
+        self._errors.mark_working("read")
+        if reply.lost:
+            self._requested_append = True
         else:
-            self._take_epoch(answer.epoch)
-            self._order.read(answer.events, answer.upto)
-            if answer.outbox and self._sequence is None:
-                self._sequence = False
+            self._update_epoch(reply.epoch)
+            self._sequencer.read(reply.events, reply.upto)
+            if reply.outbox and self._requested_append is None:
+                self._requested_append = False
         self._write()
-        if answer.more:
+        if reply.more:
             return 0.0
-        if now < self._awake_until:
-            return BUSY
-        return self._poll or SAFETY
+        if now < self._fast_poll_until:
+            return FAST_POLL_INTERVAL
+        return self._poll or POLL_INTERVAL
 
-    # The rest
+    # Queries
 
+    @requires_open
     def read(self, after: int, limit: int) -> Deferred[list[Event]]:
         """See `Broker.read`."""
-        return Deferred.fromCoroutine(self._questions.read(after, limit))
+        return Deferred.fromCoroutine(self._queries.read(after, limit))
 
-    def bounds(self) -> Deferred[tuple[int, int]]:
-        """See `Broker.bounds`. Fails also when the last append did, and PostgreSQL still takes nothing."""
-        return Deferred.fromCoroutine(self._questions.bounds())
+    @requires_open
+    def offset_range(self) -> Deferred[tuple[int, int]]:
+        """See `Broker.offset_range`. Fails, too, if the last append failed and PostgreSQL still rejects writes."""
+        return Deferred.fromCoroutine(self._queries.offset_range())
 
-    def lease(self, node: str, tabs: Mapping[Id, int | None], seconds: float) -> Deferred[Leased]:
+    @requires_open
+    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
-        return Deferred.fromCoroutine(self._questions.lease(node, tabs, seconds))
+        return Deferred.fromCoroutine(self._queries.lease(node, connection_counts, seconds))
 
+    @requires_open
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return Deferred.fromCoroutine(self._questions.online())
+        return Deferred.fromCoroutine(self._queries.online())
 
+    @requires_open
     def trim(self) -> Deferred[None]:
-        """Delete what the bounds do not keep, and what is too old to matter. Happens by itself every few seconds."""
-        return Deferred.fromCoroutine(self._trimming.trim())
+        """Delete what is past its retention. This also happens every few seconds."""
+        return Deferred.fromCoroutine(self._retention_task.trim())
 
     async def _notify(self, payload: str) -> None:
-        await self._database.once(wire.NOTIFY, {"payload": payload})
+        await self._database.execute_returning(messages.NOTIFY, {"payload": payload})

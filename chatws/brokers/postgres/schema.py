@@ -9,10 +9,10 @@ from __future__ import annotations
 import re
 from importlib.resources import files
 
-from chatws.database.contract import QueryFailed
-from chatws.database.migrations import Migration
+from chatws.database.interface import QueryFailed
+from chatws.database.migrations import Migration, require_utf8
 from chatws.database.postgres_pool import PostgresDatabase
-from chatws.errors import OperatorError, Unavailable
+from chatws.errors import ConfigError, Unavailable
 
 __all__ = ["check", "migrations"]
 
@@ -22,41 +22,43 @@ _UPGRADE = "run `chatws db upgrade --broker URL`"
 
 
 def migrations() -> list[Migration]:
-    """All that there are, in their order: 1, 2, 3 …"""
-    found = []
+    """Return all migrations, ordered by their numbers 1, 2, 3 and so on."""
+    result = []
     for file in files("chatws.brokers.postgres").joinpath("migrations").iterdir():
         name = _FILE.fullmatch(file.name)
         if name is not None:
             sql = file.read_text("utf-8")
             needs = _KNOWS.search(sql)
             assert needs is not None, f"{file.name} does not say for which programs it is"
-            found.append(Migration(int(name[1]), name[2], sql, int(needs[1])))
-    return sorted(found)
+            result.append(Migration(int(name[1]), name[2], sql, int(needs[1])))
+    return sorted(result)
 
 
 async def check(database: PostgresDatabase) -> None:
-    """
-    :raises OperatorError: it cannot be reached, or its schema is not one that this program can use.
+    """Check the schema of the database.
+
+    :raises ConfigError: it cannot be reached, or its schema is not one that this program can use.
     """
     latest = migrations()[-1].number
     try:
         [basics] = await database.query(
-            "SELECT to_regclass('chatws.migrations') IS NOT NULL AS there, getdatabaseencoding() AS encoding", {}
+            "SELECT to_regclass('chatws.migrations') IS NOT NULL AS there, getdatabaseencoding() AS encoding, "
+            "current_database() AS name",
+            {},
         )
-        if basics["encoding"] != "UTF8":
-            raise OperatorError("broker: the database's encoding must be UTF8")
+        require_utf8(basics["name"], basics["encoding"])
         rows = (
             await database.query("SELECT number, needs FROM chatws.migrations ORDER BY number DESC LIMIT 1", {})
             if basics["there"]
             else []
         )
     except QueryFailed as error:
-        raise OperatorError(f"broker: {error}") from None
+        raise ConfigError(f"broker: {error}") from None
     except Unavailable as error:
-        raise OperatorError(f"broker: PostgreSQL cannot be asked: {database.trouble or error}") from None
+        raise ConfigError(f"broker: PostgreSQL cannot be asked: {database.problem or error}") from None
     if not rows:
-        raise OperatorError(f"broker: the database has no schema chatws yet: {_UPGRADE}")
+        raise ConfigError(f"broker: the database has no schema chatws yet: {_UPGRADE}")
     if rows[0]["number"] < latest:
-        raise OperatorError(f"broker: the schema chatws is of an earlier version: {_UPGRADE}")
+        raise ConfigError(f"broker: the schema chatws is of an earlier version: {_UPGRADE}")
     if rows[0]["needs"] > latest:
-        raise OperatorError("broker: the schema chatws is of a later version: install that version of chatws")
+        raise ConfigError("broker: the schema chatws is of a later version: install that version of chatws")

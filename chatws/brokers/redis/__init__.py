@@ -1,13 +1,13 @@
-"""The log in Redis, for any number of nodes: docs/design.md has the design and why it holds.
+"""The event history in Redis, for any number of nodes. docs/adr/0012-redis-order.md and 0013 have the proofs.
 
-| module | what it knows |
+| module | responsibility |
 | --- | --- |
-| `location` | the URL |
-| `scripts`, `*.lua` | the log's data in Redis, and each step that changes it |
-| `wire` | the bytes of events, of batches that go through Pub/Sub, and of the scripts' answers |
-| `connection`, `sentinel` | one connection (the only importers of txredisapi), and where to connect to |
-| `session` | the two connections of a node, from their opening to the first trouble |
-| `follower` | the order: which batches this node has been told of, and which come next |
-| `keeper` | a session for ever: reconnecting, looking whether all is still there and the log the same |
-| `broker` | the contract: what waits to be written, reading, leases |
+| `url` | parses the broker's URL |
+| `scripts`, `*.lua` | the data in Redis, and each step that changes it |
+| `batches` | the encoding of events, of batches in Pub/Sub, and of the scripts' replies |
+| `connection`, `sentinel` | one connection (the only importers of txredisapi), and the address of the master |
+| `session` | the two connections of a node, until the first error |
+| `batch_consumer` | the order: batches that this node has delivered, and the next ones |
+| `session_manager` | reconnects, checks that the connections work and that the history is the same |
+| `broker` | the interface: events that wait to be written, reading, leases |
 """

@@ -1,26 +1,26 @@
--- Takes a batch of drafts into the log, all of it or none, and sends it to every node.
+-- Append a batch of drafts to the history, all of it or none, and publish it to every node.
 --
--- KEYS  1 the log's head (hash), 2 its events (stream), then the idempotency key of each draft that has one, in order
--- ARGV  1 epoch, 2 last offset and 3 tip (or "") that the caller knows; 4 the batch's name, which becomes the tip;
+-- KEYS  1 the history's head (hash), 2 its events (stream), then the idempotency key of each draft that has one
+-- ARGV  1 epoch, 2 last offset and 3 last batch id (or "") that the caller knows; 4 the id of this batch;
 --       5 the time, or "" for Redis' own; 6 events, 7 seconds and 8 bytes to keep (0: no limit);
 --       9 the channel; 10 seconds for which a key counts; 11 bytes up to which a batch travels whole;
 --       12 "1" if the caller will WAIT for replicas;
 --       13 "KIND:BYTES …", one for each draft (kind: 1 if transient, plus 2 if it has a key); then their bodies
 --
--- Returns JSON: null when this is not the log that the caller knows, else
+-- Returns JSON: null when this is not the history that the caller knows, else
 -- [sequence number, last offset before, time, whether there is more to trim, [index, offset, time of each duplicate …]]
 --
--- What may be refused for lack of memory comes before anything else is written: Redis asks with the first write only.
+-- Redis rejects a script for lack of memory at its first write only, so that write comes before all others.
 
 local HEADER = 13
 local time, now = clock(ARGV[5])
 local events, seconds, size_limit = tonumber(ARGV[6]), tonumber(ARGV[7]), tonumber(ARGV[8])
-local head = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'last', 'tip', 'size', 'oldest')
+local head = redis.call('HMGET', KEYS[1], 'epoch', 'seq', 'last_offset', 'last_batch_id', 'size', 'oldest')
 local epoch = head[1]
 if epoch ~= ARGV[1] then return 'null' end
-local seq, last, tip, size, oldest = tonumber(head[2]), tonumber(head[3]), head[4], tonumber(head[5]), head[6]
+local seq, last, last_batch_id, size, oldest = tonumber(head[2]), tonumber(head[3]), head[4], tonumber(head[5]), head[6]
 local known = tonumber(ARGV[2])
-if last < known or (last == known and ARGV[3] ~= '' and tip ~= ARGV[3]) then return 'null' end
+if last < known or (last == known and ARGV[3] ~= '' and last_batch_id ~= ARGV[3]) then return 'null' end
 
 local before = last
 local offsets, lengths, bodies, kinds, duplicates = {}, {}, {}, {}, {}
@@ -65,30 +65,31 @@ end
 if #offsets > 0 then
   seq = seq + 1
   local whole = bytes <= tonumber(ARGV[11])
-  local places = {}
+  local entries = {}
   for i = 1, #offsets do
     if whole or offsets[i] == '0' then
-      places[i] = offsets[i] .. ',' .. lengths[i]
+      entries[i] = offsets[i] .. ',' .. lengths[i]
     else
-      places[i] = offsets[i] .. ',-1'
+      entries[i] = offsets[i] .. ',-1'
       bodies[i] = ''
     end
   end
   if stored > 0 then
-    tip = ARGV[4]
+    last_batch_id = ARGV[4]
     if oldest == '' then oldest = time end
   end
-  redis.call('HSET', KEYS[1], 'seq', text(seq), 'last', text(last), 'tip', tip, 'size', text(size), 'oldest', oldest)
+  redis.call('HSET', KEYS[1], 'seq', text(seq), 'last_offset', text(last), 'last_batch_id', last_batch_id,
+    'size', text(size), 'oldest', oldest)
   redis.call('PUBLISH', ARGV[9], '["' .. epoch .. '",' .. text(seq) .. ',' .. text(before) .. ',' .. time .. ',"'
-    .. ARGV[4] .. '",[' .. table.concat(places, ',') .. ']]\n' .. table.concat(bodies))
+    .. ARGV[4] .. '",[' .. table.concat(entries, ',') .. ']]\n' .. table.concat(bodies))
 end
 
 if #offsets == 0 and index > 0 and ARGV[12] == '1' then
-  -- WAIT is for the connection's last write: the first event's, which this answer acknowledges, is before this one
+  -- WAIT covers the connection's last write, so this write follows that of the event that the reply acknowledges
   redis.call('HSET', KEYS[1], 'seq', text(seq))
 end
 
--- Trimming. Each event is read once, when it goes; 64 at most go for their age alone, so that nobody pays for many.
+-- Trimming. Each event is read once, when it is dropped. A call drops at most 64 for age alone, to bound its cost.
 local more = false
 if stored > 0 or index == 0 then
   local count = redis.call('XLEN', KEYS[2])

@@ -1,7 +1,8 @@
-"""One connection to Redis: txredisapi's protocol, and our own ways of opening, timing and closing it.
+"""One connection to Redis: the protocol of txredisapi, with our own connect, timeout and close.
 
-txredisapi's factories and pools are left aside: they use the global reactor, reconnect on timers that cannot be ended,
-and tell nobody why. It runs on hiredis: its own parser takes a turn of the reactor for each value.
+The factories and pools of txredisapi are not used. They require the global reactor, reconnect on timers that cannot be
+cancelled, and do not report the reason of a failure. hiredis parses the replies, because the parser of txredisapi takes
+a turn of the reactor for each value.
 """
 
 from __future__ import annotations
@@ -31,38 +32,42 @@ from twisted.internet.protocol import Factory, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.brokers.redis.location import Location
-from chatws.errors import OperatorError
+from chatws.brokers.redis.url import RedisUrl
+from chatws.errors import ConfigError
 
-__all__ = ["Connection", "Lost", "Refused", "Subscriber", "open_connection"]
+__all__ = ["CommandError", "ConnectionLost", "RedisConnection", "Subscriber", "open_connection"]
 
+#: Error codes that matter to the broker or to its operator.
 _CODE = re.compile(
     r"\b(BUSY|CLUSTERDOWN|CROSSSLOT|LOADING|MASTERDOWN|MISCONF|MOVED|NOAUTH|NOPERM|NOREPLICAS|NOSCRIPT|OOM|READONLY"
     r"|WRONGPASS|WRONGTYPE)\b"
 )
 
 
-class Lost(Exception):
-    """The connection is gone, was not to be had, or did not answer in time. What was asked may have been done."""
+class ConnectionLost(Exception):
+    """The connection is lost, could not be opened, or timed out. Redis may have executed a command that was sent."""
 
 
-class Refused(Exception):
-    """Redis answered that it would not.
+class CommandError(Exception):
+    """Redis replied with an error.
 
-    :ivar code: one of Redis' codes, `OOM` say, or `ERR`.
+    :ivar code: the error code of Redis, such as `OOM`. `ERR` if the code is not one of `_CODE`.
     """
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        # Redis 6 wraps what went wrong inside a script in a sentence of its own
-        found = _CODE.search(message)
-        self.code = found[1] if found else "ERR"
+        # Redis 6 wraps the error of a script in its own message, so the code is not the first word
+        match = _CODE.search(message)
+        self.code = match[1] if match else "ERR"
 
 
-class Connection(txredisapi.RedisProtocol):  # type: ignore[misc]
-    """A connection that takes and gives bytes. Commands are pipelined.
+class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]
+    """A connection to Redis. Values are bytes, and commands are pipelined.
 
-    :ivar closed: fires with a reason, once.
+    :ivar timeout: seconds that Redis may take to reply.
+    :ivar closed: fires once with the reason, when the connection is closed.
+    :ivar is_open: whether commands can be sent.
+    :ivar outstanding: number of commands without a reply.
     """
 
     _log = Logger()
@@ -88,10 +93,10 @@ class Connection(txredisapi.RedisProtocol):  # type: ignore[misc]
         try:
             super().dataReceived(data, unpause)
         except (hiredis.HiredisError, txredisapi.InvalidData):
-            self.abort("what answers is no Redis")
+            self.abort("the server at this address is not Redis")
         except Exception:
-            self._log.failure("Fault in what Redis sent")
-            self.abort("a fault in what Redis sent")
+            self._log.failure("Error while a reply of Redis was processed")
+            self.abort("a reply of Redis could not be processed")
 
     def connectionLost(self, why: Failure = connectionDone) -> None:
         """See `IProtocol`."""
@@ -101,37 +106,40 @@ class Connection(txredisapi.RedisProtocol):  # type: ignore[misc]
         self.closed.callback(self._reason)
 
     def abort(self, reason: str) -> None:
-        """Close it now, for that reason. Idempotent."""
+        """Close the connection now. Idempotent.
+
+        :param reason: the text of `ConnectionLost` for pending commands.
+        """
         if self.is_open:
             self._reason = self._reason or reason
             self.transport.abortConnection()
 
     async def ask(self, *command: bytes | int | str) -> Any:
-        """Send a command, and wait for the answer.
+        """Send a command, and wait for the reply.
 
-        :raises Refused: Redis answered with an error.
-        :raises Lost: no answer within the time-out, after which the connection is closed, or it was closed before.
+        :raises CommandError: Redis replied with an error.
+        :raises ConnectionLost: the connection was closed, or is closed now because the reply took too long.
         """
         if not self.is_open:
-            raise Lost(self._reason)
-        answered: Deferred[Any] = self.execute_command(*command)
-        answered.addTimeout(self.timeout, self.reactor)
+            raise ConnectionLost(self._reason)
+        reply: Deferred[Any] = self.execute_command(*command)
+        reply.addTimeout(self.timeout, self.reactor)
         self.outstanding += 1
         try:
-            return await answered
+            return await reply
         except DeferredTimeout:
-            self.abort(f"no answer within {self.timeout:g} s")
-            raise Lost(self._reason) from None
+            self.abort(f"no reply within {self.timeout:g} s")
+            raise ConnectionLost(self._reason) from None
         except txredisapi.ResponseError as error:
-            raise Refused(str(error)) from None
+            raise CommandError(str(error)) from None
         except txredisapi.RedisError:
-            raise Lost(self._reason or "the connection was closed") from None
+            raise ConnectionLost(self._reason or "the connection was closed") from None
         finally:
             self.outstanding -= 1
 
 
-class Subscriber(Connection, txredisapi.SubscriberProtocol):  # type: ignore[misc]
-    """A connection that listens to a channel."""
+class Subscriber(RedisConnection, txredisapi.SubscriberProtocol):  # type: ignore[misc]
+    """A connection that is subscribed to a channel."""
 
     _on_message: Callable[[bytes], None] | None = None
     _on_pause: Callable[[], None] | None = None
@@ -150,23 +158,23 @@ class Subscriber(Connection, txredisapi.SubscriberProtocol):  # type: ignore[mis
     async def subscribe_to(
         self, channel: bytes, on_message: Callable[[bytes], None], on_pause: Callable[[], None]
     ) -> None:
-        """Returns when everything published from now on will come.
+        """Subscribe to a channel. Every message published after the return is received.
 
         :param on_message: called with the bytes of each message.
-        :param on_pause: called when no other has come with it.
-        :raises Refused, Lost: see `ask`.
+        :param on_pause: called after the last message of each read.
+        :raises CommandError, ConnectionLost: see `ask`.
         """
         self._on_message, self._on_pause = on_message, on_pause
         await self.ask("SUBSCRIBE", channel)
 
 
 def one_line(error: BaseException | None) -> str:
-    """What went wrong, for a log."""
+    """Return the first line of an error, at most 300 characters, for a log line."""
     lines = str(error).strip().splitlines()
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _endpoint(location: Location, host: str, port: int, timeout: float, reactor: Any) -> Any:
+def _endpoint(location: RedisUrl, host: str, port: int, timeout: float, reactor: Any) -> Any:
     if location.path:
         return UNIXClientEndpoint(reactor, location.path, timeout)  # type: ignore[no-untyped-call]
     endpoint: Any
@@ -183,16 +191,18 @@ def _endpoint(location: Location, host: str, port: int, timeout: float, reactor:
         try:
             with open(location.ca, "rb") as file:
                 blocks = re.findall(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", file.read(), re.DOTALL)
-            found = [ssl.Certificate.loadPEM(block) for block in blocks]
-            trust = ssl.trustRootFromCertificates(found)  # type: ignore[no-untyped-call]
+            if not blocks:
+                raise ValueError(f"{location.ca} has no certificate in PEM")
+            certificates = [ssl.Certificate.loadPEM(block) for block in blocks]
+            trust = ssl.trustRootFromCertificates(certificates)  # type: ignore[no-untyped-call]
         except (OSError, ValueError, SSL.Error) as error:
-            raise OperatorError(f"broker: the certificates of option ca cannot be read: {one_line(error)}") from None
+            raise ConfigError(f"broker: the certificates of option ca cannot be read: {one_line(error)}") from None
     return wrapClientTLS(ssl.optionsForClientTLS(host, trustRoot=trust), endpoint)
 
 
 async def open_connection(
-    kind: type[Connection],
-    location: Location,
+    kind: type[RedisConnection],
+    location: RedisUrl,
     address: tuple[str, int] | None,
     *,
     user: str,
@@ -201,11 +211,13 @@ async def open_connection(
     timeout: float,
     reactor: Any,
 ) -> Any:
-    """Connect, say who we are, and choose the database.
+    """Connect, authenticate, and select the database.
 
-    :param address: of the Redis or the Sentinel; None for a Unix socket.
-    :raises Lost: nobody is there, or somebody who does not answer.
-    :raises Refused: the password is wrong, say.
+    :param address: the address of the Redis or the Sentinel; None for a Unix socket.
+    :param timeout: seconds to connect, and seconds for each reply.
+    :raises ConfigError: the file of the option `ca` is invalid.
+    :raises ConnectionLost: the address is unreachable, or does not respond.
+    :raises CommandError: for example, the password is wrong.
     """
     host, port = address or ("", 0)
     factory = Factory.forProtocol(kind)
@@ -213,22 +225,22 @@ async def open_connection(
     connecting: Deferred[Any] = _endpoint(location, host, port, timeout, reactor).connect(factory)
     connecting.addTimeout(timeout, reactor)
     try:
-        connection: Connection = await connecting
+        connection: RedisConnection = await connecting
     except CancelledError:
         raise
     except (DeferredTimeout, ConnectingCancelledError):
-        raise Lost(f"no connection within {timeout:g} s") from None
+        raise ConnectionLost(f"no connection within {timeout:g} s") from None
     except Exception as error:
-        raise Lost(one_line(error)) from None
+        raise ConnectionLost(one_line(error)) from None
     connection.timeout, connection.reactor = timeout, reactor
     try:
         if password:
             await connection.ask("AUTH", *((user, password) if user else (password,)))
         if db:
             await connection.ask("SELECT", db)
-        with suppress(Refused):  # not everybody may
+        with suppress(CommandError):  # an ACL may forbid it, and only CLIENT LIST shows the name
             await connection.ask("CLIENT", "SETNAME", "chatws")
     except BaseException:
-        connection.abort("given up")
+        connection.abort("the connection could not be set up")
         raise
     return connection

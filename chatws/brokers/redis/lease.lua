@@ -1,10 +1,10 @@
--- A node lives, and these of its users have come, gone or changed; the users of dead nodes go.
+-- Renew a node's lease, apply the changes of its users, and remove the users of nodes whose lease has expired.
 --
 -- KEYS  1 nodes (sorted set: until when each counts), 2 users (hash: how many nodes have each),
---       3 the users of this node (hash: tabs of each), without the node's name: the others' lie beside it
--- ARGV  1 the time or "", 2 the node, 3 seconds for which it counts; then user and tabs ("" when gone) in turn
+--       3 the users of this node (hash: connection count of each), to which the node's name is appended
+-- ARGV  1 the time or "", 2 the node, 3 seconds of its lease; then user and connection count ("" when gone) in turn
 --
--- Returns {users of this node, users of any, user and "1" or "0" of those for whom that makes a difference …}.
+-- Returns {users of this node, users of any, user and "1" or "0" of those that came online or went offline …}.
 
 local _, now = clock(ARGV[1])
 local node, mine = ARGV[2], KEYS[3] .. ARGV[2]
@@ -24,10 +24,10 @@ end
 
 redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[3])), node)
 for i = 4, #ARGV, 2 do
-  local user, tabs = ARGV[i], ARGV[i + 1]
-  if tabs == '' then
+  local user, connections = ARGV[i], ARGV[i + 1]
+  if connections == '' then
     if redis.call('HDEL', mine, user) == 1 then release(user) end
-  elseif redis.call('HSET', mine, user, tabs) == 1 then
+  elseif redis.call('HSET', mine, user, connections) == 1 then
     note(user, redis.call('HINCRBY', KEYS[2], user, 1) > 1)
   end
 end
@@ -38,12 +38,12 @@ for _, dead in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', string.format
     redis.call('ZREM', KEYS[1], dead)
   end
 end
-local found = {redis.call('HLEN', mine), redis.call('HLEN', KEYS[2])}
+local result = {redis.call('HLEN', mine), redis.call('HLEN', KEYS[2])}
 for _, user in ipairs(order) do
   local is = redis.call('HEXISTS', KEYS[2], user) == 1
   if is ~= before[user] then
-    found[#found + 1] = user
-    found[#found + 1] = is and '1' or '0'
+    result[#result + 1] = user
+    result[#result + 1] = is and '1' or '0'
   end
 end
-return found
+return result

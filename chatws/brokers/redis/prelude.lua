@@ -1,9 +1,9 @@
--- What every script begins with.
+-- Every script begins with this.
 
--- Redis 6 can be told to replicate scripts instead of what they do, which would not allow to ask for the time.
+-- Redis 6 can be configured to replicate scripts instead of their effects, which forbids TIME in a script that writes.
 redis.replicate_commands()
 
--- A number in full: Lua's own way is good for 14 digits.
+-- A number with all its digits: Lua prints 14.
 local function text(number) return string.format('%.0f', number) end
 
 -- The time as text and as a number, in seconds since 1970: the given one, or Redis' own for "".

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
-__all__ = ["APPEND", "BOUNDS", "LEASE", "ONLINE", "READ", "VERIFY", "Keys", "Script"]
+__all__ = ["APPEND", "LEASE", "OFFSET_RANGE", "ONLINE", "READ", "VERIFY", "KeyNames", "Script"]
 
 _DIRECTORY = Path(__file__).parent
 _PRELUDE = (_DIRECTORY / "prelude.lua").read_bytes()
@@ -23,18 +23,27 @@ class Script:
         self.digest: Final = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
-APPEND, BOUNDS, LEASE, ONLINE, READ, VERIFY = map(Script, ("append", "bounds", "lease", "online", "read", "verify"))
+APPEND, LEASE, OFFSET_RANGE, ONLINE, READ, VERIFY = map(
+    Script, ("append", "lease", "offset_range", "online", "read", "verify")
+)
+
+#: Number of the data format, part of every name. Increase it with every change that earlier nodes could misread.
+#: Nodes of different formats share neither history nor channel.
+FORMAT = 2
 
 
-class Keys:
-    """The names of everything that a log has in Redis, all in one slot of a cluster by their hash tag.
+class KeyNames:
+    """The names of everything that a history has in Redis, all in one slot of a cluster by their hash tag.
 
-    :ivar log: of the head and the events. :ivar leases: of nodes, users, and each node's users.
+    :ivar history: of the head and the events.
+    :ivar leases: of nodes, users, and each node's users.
+    :ivar earlier_head: of the head of a history in format 1, whose names had no number.
     """
 
     def __init__(self, prefix: str) -> None:
-        tag = f"{{{prefix}}}:".encode()
-        self.log = (tag + b"head", tag + b"log")
+        self.earlier_head = f"{{{prefix}}}:head".encode()
+        tag = f"{{{prefix}}}:{FORMAT}:".encode()
+        self.history = (tag + b"head", tag + b"history")
         self.leases = (tag + b"nodes", tag + b"users", tag + b"node:")
         self.channel = tag + b"events"
         self._key = tag + b"key:"

@@ -1,4 +1,7 @@
-"""Which Redis is the master now: https://redis.io/docs/latest/develop/reference/sentinel-clients/"""
+"""Find the current Redis master through Sentinel.
+
+https://redis.io/docs/latest/develop/reference/sentinel-clients/
+"""
 
 from __future__ import annotations
 
@@ -7,39 +10,43 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from chatws.brokers.redis.connection import Connection, Lost, Refused, open_connection
-from chatws.brokers.redis.location import Location
-from chatws.errors import OperatorError
+from chatws.brokers.redis.connection import CommandError, ConnectionLost, RedisConnection, open_connection
+from chatws.brokers.redis.url import RedisUrl
+from chatws.errors import ConfigError
 
 __all__ = ["find_master"]
 
 
-async def find_master(location: Location, *, timeout: float, reactor: Any) -> tuple[str, int]:
-    """The address that most of the Sentinels name, all being asked at once.
+async def find_master(location: RedisUrl, *, timeout: float, reactor: Any) -> tuple[str, int]:
+    """Return the address that most of the Sentinels name. The requests to all of them run at the same time.
 
-    :raises Lost: none of them names one.
+    :param timeout: seconds for each connection and each response.
+    :raises ConnectionLost: no Sentinel names a master.
     """
-    asking = [
-        Deferred.fromCoroutine(_ask(location, address, timeout=timeout, reactor=reactor)) for address in location.hosts
+    requests = [
+        Deferred.fromCoroutine(_request_master(location, address, timeout=timeout, reactor=reactor))
+        for address in location.hosts
     ]
-    gathered = gatherResults(asking)
+    gathered = gatherResults(requests)
     try:
-        answers = await gathered
+        results = await gathered
     finally:
-        for one in asking:
-            one.cancel()
-    named = Counter(answer for answer in answers if isinstance(answer, tuple))
-    if not named:
-        problems = "; ".join(sorted({str(answer) for answer in answers}))
-        raise Lost(f"no Sentinel names a master for {location.service!r}: {problems}")
-    return named.most_common(1)[0][0]
+        for request in requests:
+            request.cancel()
+    addresses = Counter(result for result in results if isinstance(result, tuple))
+    if not addresses:
+        problems = "; ".join(sorted({str(result) for result in results}))
+        raise ConnectionLost(f"no Sentinel names a master for {location.service!r}: {problems}")
+    return addresses.most_common(1)[0][0]
 
 
-async def _ask(location: Location, address: tuple[str, int], *, timeout: float, reactor: Any) -> tuple[str, int] | str:
-    """What one Sentinel says, or why it says nothing."""
+async def _request_master(
+    location: RedisUrl, address: tuple[str, int], *, timeout: float, reactor: Any
+) -> tuple[str, int] | str:
+    """Return the address that one Sentinel names, or the reason why it names none."""
     try:
         connection = await open_connection(
-            Connection,
+            RedisConnection,
             location,
             address,
             user=location.sentinel_user,
@@ -48,14 +55,14 @@ async def _ask(location: Location, address: tuple[str, int], *, timeout: float, 
             timeout=timeout,
             reactor=reactor,
         )
-    except (Lost, Refused, OperatorError) as error:
+    except (ConnectionLost, CommandError, ConfigError) as error:
         return str(error)
     try:
-        found = await connection.ask("SENTINEL", "get-master-addr-by-name", location.service)
-    except (Lost, Refused) as error:
+        reply = await connection.ask("SENTINEL", "get-master-addr-by-name", location.service)
+    except (ConnectionLost, CommandError) as error:
         return str(error)
     finally:
-        connection.abort("asked")
-    if not isinstance(found, list) or len(found) != 2:
-        return "it does not know that name"
-    return found[0].decode(), int(found[1])
+        connection.abort("the request is complete")
+    if not isinstance(reply, list) or len(reply) != 2:
+        return "the Sentinel does not know this name"
+    return reply[0].decode(), int(reply[1])

@@ -1,4 +1,4 @@
-"""The two connections of a node to one Redis, from their opening to the first trouble with either.
+"""The two connections of a node to one Redis, from their opening to the first failure with either.
 
 Two, because a connection that listens can ask for little else. They stand and fall together: after a failover one of
 them might be with the new master and the other still with the old one.
@@ -11,36 +11,44 @@ from typing import Any
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 
-from chatws.brokers.redis.connection import Connection, Lost, Refused, Subscriber, one_line, open_connection
-from chatws.brokers.redis.location import Location
+from chatws.brokers.redis.connection import (
+    CommandError,
+    ConnectionLost,
+    RedisConnection,
+    Subscriber,
+    one_line,
+    open_connection,
+)
 from chatws.brokers.redis.scripts import Script
 from chatws.brokers.redis.sentinel import find_master
+from chatws.brokers.redis.url import RedisUrl
 
-__all__ = ["Session", "open_session"]
+__all__ = ["RedisSession", "open_session"]
 
 #: Refusals after which another connection may fare better: this Redis is not the master, or not yet one.
 _TURNED_AWAY = frozenset({"CLUSTERDOWN", "LOADING", "MASTERDOWN", "MOVED", "NOAUTH", "READONLY"})
 
 
-class Session:
-    """
+class RedisSession:
+    """Two connections to one Redis.
+
     :ivar ended: fires with the reason when the first of the connections has ended.
     :ivar closed: fires when both have.
-    :ivar looking: whether somebody is looking after it at the moment.
+    :ivar is_checking: whether a check of the session is under way.
     """
 
     _log = Logger()
 
-    def __init__(self, commands: Connection, subscriber: Subscriber, address: tuple[str, int] | None) -> None:
+    def __init__(self, commands: RedisConnection, subscriber: Subscriber, address: tuple[str, int] | None) -> None:
         self.commands = commands
         self.subscriber = subscriber
         self.address = address
         self.ended: Deferred[str] = Deferred()
         self.is_open = True
-        self.looking = False
+        self.is_checking = False
         self.closed = gatherResults([commands.closed, subscriber.closed])
-        for one in (commands, subscriber):
-            one.closed.addCallback(self._end)
+        for connection in (commands, subscriber):
+            connection.closed.addCallback(self._end)
 
     def _end(self, reason: str) -> str:
         self.drop(reason)
@@ -50,15 +58,15 @@ class Session:
         """Close both connections. Idempotent."""
         if self.is_open:
             self.is_open = False
-            for one in (self.commands, self.subscriber):
-                one.abort(reason)
+            for connection in (self.commands, self.subscriber):
+                connection.abort(reason)
             self.ended.callback(reason)
 
     async def ask(self, *command: bytes | int | str) -> Any:
-        """See `Connection.ask`. A refusal that says that this is the wrong Redis ends the session."""
+        """See `RedisConnection.ask`. A refusal that says that this is the wrong Redis ends the session."""
         try:
             return await self.commands.ask(*command)
-        except Refused as refused:
+        except CommandError as refused:
             if refused.code in _TURNED_AWAY:
                 self.drop(one_line(refused))
             raise
@@ -67,23 +75,24 @@ class Session:
         """Run a script: by its digest, and by its text where Redis does not know it (any more)."""
         try:
             return await self.ask("EVALSHA", script.digest, len(keys), *keys, *arguments)
-        except Refused as refused:
+        except CommandError as refused:
             if refused.code != "NOSCRIPT":
                 raise
             return await self.ask("EVAL", script.text, len(keys), *keys, *arguments)
 
 
-async def open_session(location: Location, *, timeout: float, reactor: Any) -> Session:
-    """Connect to the master, wherever it is.
+async def open_session(location: RedisUrl, *, timeout: float, reactor: Any) -> RedisSession:
+    """Connect to the master, which Sentinel names if the URL has a service.
 
-    :raises Lost: it is not to be had. :raises Refused: it does not want us.
+    :raises ConnectionLost: no master is reachable.
+    :raises CommandError: the master rejects this node.
     """
     address: tuple[str, int] | None = location.hosts[0] if location.hosts else None
     if location.service:
         address = await find_master(location, timeout=timeout, reactor=reactor)
-    opened: list[Connection] = []
+    opened: list[RedisConnection] = []
     try:
-        for kind in (Connection, Subscriber):
+        for kind in (RedisConnection, Subscriber):
             connection: Any = await open_connection(
                 kind,
                 location,
@@ -97,16 +106,16 @@ async def open_session(location: Location, *, timeout: float, reactor: Any) -> S
             opened.append(connection)
         try:
             role = await opened[0].ask("ROLE")
-        except Refused as refused:
+        except CommandError as refused:
             if refused.code in _TURNED_AWAY:
                 raise
-            role = [b"master"]  # not everybody may ask; a replica will refuse to write
+            role = [b"master"]  # the role may lack this command. A replica rejects writes anyway
         if role[0] != b"master":
-            raise Lost(f"it is a {role[0].decode()}")
+            raise ConnectionLost(f"it is a {role[0].decode()}")
     except BaseException:
         for connection in opened:
             connection.abort("given up")
         raise
     commands, subscriber = opened
     assert isinstance(subscriber, Subscriber)
-    return Session(commands, subscriber, address)
+    return RedisSession(commands, subscriber, address)

@@ -1,6 +1,6 @@
-// The shop's backend, asked by HTTP.
+// The HTTP API of the shop's backend.
 
-/** What the backend refused, or that it could not be reached (`status` 0). */
+/** The backend rejected a request, or is not reachable (`status` 0). */
 export class ApiError extends Error {
   constructor(status, code, message) {
     super(message);
@@ -9,37 +9,37 @@ export class ApiError extends Error {
   }
 }
 
-async function ask(method, path, body) {
+async function call(method, path, body) {
   const options = { method, headers: { Accept: "application/json" } };
   if (body !== undefined) {
     options.headers["Content-Type"] = "application/json";
     options.body = JSON.stringify(body);
   }
   let response;
-  let answer;
+  let result;
   try {
     response = await fetch(`/api/${path}`, options);
-    answer = await response.json();
+    result = await response.json();
   } catch {
     throw new ApiError(0, "unreachable", "");
   }
   if (!response.ok) {
-    const { code = "error", message = response.statusText } = (answer && answer.error) || {};
+    const { code = "error", message = response.statusText } = (result && result.error) || {};
     throw new ApiError(response.status, code, message);
   }
-  return answer;
+  return result;
 }
 
-const conversation = (id, what) => `conversations/${encodeURIComponent(id)}/${what}`;
+const conversation = (id, action) => `conversations/${encodeURIComponent(id)}/${action}`;
 
 export const api = {
-  agents: () => ask("GET", "agents"),
-  conversations: (agentId) => ask("GET", `conversations?agent_id=${encodeURIComponent(agentId)}`),
-  messages: (id) => ask("GET", conversation(id, "messages")),
-  send: (id, message) => ask("POST", conversation(id, "messages"), message),
-  assign: (id, agentId, by) => ask("POST", conversation(id, "assign"), { agent_id: agentId, by }),
-  close: (id, by) => ask("POST", conversation(id, "close"), { by }),
-  reopen: (id, by) => ask("POST", conversation(id, "reopen"), { by }),
-  read: (id, agentId) => ask("POST", conversation(id, "read"), { agent_id: agentId }),
-  customer: (wish) => ask("POST", "customer", wish),
+  agents: () => call("GET", "agents"),
+  conversations: (agentId) => call("GET", `conversations?agent_id=${encodeURIComponent(agentId)}`),
+  messages: (id) => call("GET", conversation(id, "messages")),
+  send: (id, message) => call("POST", conversation(id, "messages"), message),
+  assign: (id, agentId, by) => call("POST", conversation(id, "assign"), { agent_id: agentId, by }),
+  close: (id, by) => call("POST", conversation(id, "close"), { by }),
+  reopen: (id, by) => call("POST", conversation(id, "reopen"), { by }),
+  read: (id, agentId) => call("POST", conversation(id, "read"), { agent_id: agentId }),
+  customer: (options) => call("POST", "customer", options),
 };

@@ -1,4 +1,4 @@
-// The inbox: who one is, what one does, and everything put together.
+// The inbox: login, incoming data, the agent's actions, and the connections between the parts.
 
 import { api } from "./api.js";
 import { Connection } from "./connection.js";
@@ -9,35 +9,40 @@ import { State, sameId } from "./state.js";
 import { language, preferredLanguage, t } from "./strings.js";
 import { drawHead, drawMessages, drawTyping, senderName } from "./thread.js";
 
-const TYPING_AGAIN_MS = 2500;
+/** Milliseconds between two `typing` events while the agent types: below State's limit of 6 s. */
+const TYPING_REPEAT_MS = 2500;
+/** Milliseconds without a key after which typing ends. */
 const TYPING_IDLE_MS = 3500;
+/** Milliseconds to wait for the event of a message before the thread is loaded again. */
 const BEHIND_MS = 1500;
 
 const query = new URLSearchParams(location.search);
 const state = new State();
 const drafts = new Map();
-const outbox = new Outbox(state, { stored: (answer) => apply(answer), changed: () => draw() });
+const outbox = new Outbox(state, { stored: (response) => apply(response), changed: () => draw() });
 const connection = new Connection(state, window.wsClient, {
   changed: () => draw(),
   reload: (id) => reload(id),
   returned: () => returned(),
   subscribed: (id) => sameId(id, state.open) && loadThread(id),
   arrived: (id, message) => arrived(id, message),
-  created: (one) => toast(t("toast_new", { name: contactName(one) }), [t("show"), () => choose(one.id)]),
+  created: (conversation) => {
+    toast(t("toast_new", { name: contactName(conversation) }), [t("show"), () => choose(conversation.id)]);
+  },
   updated: (before, after) => updated(before, after),
 });
 
-// --- drawing
+// Drawing
 
-let drawing = false;
+let isDrawScheduled = false;
 let toEnd = false;
 
-/** Draw everything soon, once. */
+/** Draw everything once, after the current task. */
 function draw() {
-  if (drawing || state.me === null) return;
-  drawing = true;
+  if (isDrawScheduled || state.me === null) return;
+  isDrawScheduled = true;
   queueMicrotask(() => {
-    drawing = false;
+    isDrawScheduled = false;
     drawList(state, choose);
     drawHead(state);
     drawMessages(state, outbox, toEnd);
@@ -60,19 +65,19 @@ function switchLanguage(to) {
   draw();
 }
 
-// --- who one is
+// Login
 
 function drawLogin() {
   $("login-agents").replaceChildren(
-    ...state.agents.map((one) =>
+    ...state.agents.map(({ id, name, team }) =>
       h(
         "li",
         {},
         h(
           "button",
-          { type: "button", class: "agent", "data-testid": "agent", "data-agent": one.id, onclick: () => enter(one.id) },
-          avatar(one.name, one.id),
-          h("span", {}, h("b", {}, one.name), h("span", { class: "agent-team" }, t(`team_${one.team}`))),
+          { type: "button", class: "agent", "data-testid": "agent", "data-agent": id, onclick: () => enter(id) },
+          avatar(name, id),
+          h("span", {}, h("b", {}, name), h("span", { class: "agent-team" }, t(`team_${team}`))),
         ),
       ),
     ),
@@ -83,9 +88,9 @@ async function begin() {
   translatePage(preferredLanguage(query.get("lang") || sessionStorage.getItem("language"), navigator.language));
   for (;;) {
     try {
-      const answer = await api.agents();
-      state.agents = answer.agents;
-      state.instance = answer.instance;
+      const { agents, instance } = await api.agents();
+      state.agents = agents;
+      state.instance = instance;
       break;
     } catch {
       $("login").hidden = false;
@@ -119,8 +124,8 @@ async function enter(agentId) {
 function openAs(agentId) {
   const width = Math.max(420, Math.floor(screen.availWidth / 2));
   const left = (screen.availLeft || 0) + screen.availWidth - width;
-  const place = `left=${left},top=${screen.availTop || 0},width=${width},height=${screen.availHeight}`;
-  window.open(`/?agent=${encodeURIComponent(agentId)}`, "_blank", `noopener,popup,${place}`);
+  const position = `left=${left},top=${screen.availTop || 0},width=${width},height=${screen.availHeight}`;
+  window.open(`/?agent=${encodeURIComponent(agentId)}`, "_blank", `noopener,popup,${position}`);
   $("me").open = false;
 }
 
@@ -130,30 +135,30 @@ function leave() {
   location.href = "/";
 }
 
-// --- what comes in
+// Incoming data
 
-/** An answer of the backend: a conversation, a message. */
-function apply(answer) {
-  if (answer.conversation) state.mergeConversation(answer.conversation.id, answer.conversation);
-  if (answer.message) state.addMessage(answer.message.conversation_id, answer.message);
+/** Apply a response of the backend: a conversation, a message. */
+function apply({ conversation, message }) {
+  if (conversation) state.mergeConversation(conversation.id, conversation);
+  if (message) state.addMessage(message.conversation_id, message);
   draw();
 }
 
 function arrived(id, message) {
-  const whole = { conversation_id: id, ...message };
-  if (sameId(id, state.open)) {
-    $("announce").textContent = t("somebody_said", { name: senderName(state, whole), text: String(message.content ?? "") });
-    markRead();
-  }
+  if (!sameId(id, state.open)) return;
+  const name = senderName(state, { conversation_id: id, ...message });
+  $("announce").textContent = t("sender_said", { name, text: String(message.content ?? "") });
+  markRead();
 }
 
 function updated(before, after) {
-  if (before && !sameId(before.assigned_to, after.assigned_to) && sameId(after.assigned_to, state.me) && !sameId(after.id, doing)) {
+  const isAssignedToMe = sameId(after.assigned_to, state.me) && !sameId(before?.assigned_to, state.me);
+  if (before && isAssignedToMe && !sameId(after.id, changing)) {
     toast(t("toast_assigned_plain", { name: contactName(after) }), [t("show"), () => choose(after.id)]);
   }
   if (!sameId(after.id, state.open)) return;
   markRead();
-  // The message itself comes before this; where it did not, it is fetched.
+  // The event of the message arrives before this one. If it is missing, load the thread.
   if (state.isBehind(after.id)) setTimeout(() => state.isBehind(after.id) && loadThread(after.id), BEHIND_MS);
 }
 
@@ -162,7 +167,7 @@ async function loadList() {
     const { conversations } = await api.conversations(state.me);
     state.resetConversations(conversations);
   } catch (error) {
-    complain(error);
+    showError(error);
   }
   draw();
 }
@@ -178,38 +183,38 @@ async function loadThread(id) {
     if (!wasLoaded) toEnd = true;
   } catch (error) {
     if (error.status === 404) thread.missing = true;
-    else complain(error);
+    else showError(error);
   }
   if (sameId(id, state.open)) markRead();
   draw();
 }
 
-/** The server could not tell what was missed: ask the backend. */
+/** Load the data from the backend, because the server could not recover the missed events. */
 function reload(id) {
   if (id === undefined || id === null) loadList();
   if (state.open !== null && (id === undefined || id === null || sameId(id, state.open))) loadThread(state.open);
 }
 
-/** The connection is back. What was missed comes by itself; another shop behind it is another matter. */
+/** Handle a reconnect. The client recovers missed events. A server with another database needs a reload. */
 async function returned() {
   outbox.flush();
   markRead();
-  // what was being asked for when the connection went is asked for again: a recovery brings what is new, not what is old
+  // The connection may have closed while the thread was loading: a recovery contains new messages only.
   if (state.open !== null && !state.thread(state.open).loaded) loadThread(state.open);
   try {
     const { instance } = await api.agents();
     if (instance !== state.instance) location.reload();
   } catch {
-    // the next time will do
+    // The next reconnect checks again.
   }
 }
 
-function complain(error) {
+function showError(error) {
   if (!(error instanceof Error && "status" in error)) throw error;
   toast(t("toast_failed", { reason: error.status === 0 ? t("no_connection") : error.message }));
 }
 
-// --- what one does
+// Actions
 
 const isWide = () => matchMedia("(min-width: 620px)").matches;
 
@@ -218,9 +223,9 @@ function choose(id, { focus = true } = {}) {
     show("thread", focus);
     return;
   }
-  putAside();
+  leaveConversation();
   state.open = id;
-  window.wsClient.subscribe(id); // its answer loads the messages
+  window.wsClient.subscribe(id); // its response loads the messages
   if (!window.wsClient.connected) loadThread(id);
   $("draft").value = drafts.get(String(id)) || "";
   fitDraft();
@@ -232,8 +237,8 @@ function choose(id, { focus = true } = {}) {
   draw();
 }
 
-/** Leave the open conversation; what was being written in it stays. */
-function putAside() {
+/** Close the open conversation in this window and keep its draft. */
+function leaveConversation() {
   if (state.open === null) return;
   stopTyping();
   drafts.set(String(state.open), $("draft").value);
@@ -244,72 +249,72 @@ function putAside() {
 function show(view, focus) {
   $("inbox").dataset.view = view;
   if (!focus) return;
-  // after drawing: a hidden field takes no focus
+  // After drawing, because a hidden field cannot be focused.
   setTimeout(() => (isWide() && !$("composer").hidden ? $("draft") : $("thread-name")).focus(), 0);
 }
 
-let reading = false;
+let isMarkingRead = false;
 
-/** Tell the backend that the open conversation has been seen, once somebody can see it. */
+/** Mark the open conversation as read when the page is visible. */
 async function markRead() {
   const conversation = state.open === null ? null : state.conversation(state.open);
-  if (!conversation || !state.visible || reading || !state.unread(conversation)) return;
-  reading = true;
+  if (!conversation || !state.visible || isMarkingRead || !state.unread(conversation)) return;
+  isMarkingRead = true;
   try {
     apply(await api.read(conversation.id, state.me));
   } catch {
-    // it stays unread, and the next message or the return of the connection tries again
+    // The next message or reconnect tries again.
     return;
   } finally {
-    reading = false;
+    isMarkingRead = false;
   }
   markRead();
 }
 
-let doing = null; // the conversation that one is changing oneself
+let changing = null; // the conversation that this window is changing
 
 async function change(action) {
-  doing = state.open;
+  changing = state.open;
   try {
     apply(await action(state.open));
   } catch (error) {
-    complain(error);
+    showError(error);
     draw();
   } finally {
-    doing = null;
+    changing = null;
   }
 }
 
-async function letCustomerWrite(button, wish) {
+async function letCustomerWrite(button, options) {
   button.disabled = true;
   try {
-    apply(await api.customer({ ...wish, typing: true }));
+    apply(await api.customer({ ...options, typing: true }));
   } catch (error) {
-    complain(error);
+    showError(error);
   } finally {
     button.disabled = false;
   }
 }
 
-let typingSaid = 0;
+let typingSentAt = 0;
 let typingTimer = null;
 
-function typed() {
+function onDraftInput() {
   if (!$("draft").value.trim()) {
     stopTyping();
     return;
   }
   clearTimeout(typingTimer);
   typingTimer = setTimeout(stopTyping, TYPING_IDLE_MS);
-  if (Date.now() - typingSaid < TYPING_AGAIN_MS) return;
-  typingSaid = Date.now();
+  if (Date.now() - typingSentAt < TYPING_REPEAT_MS) return;
+  typingSentAt = Date.now();
   window.wsClient.sendTyping(state.open, true);
 }
 
 function stopTyping() {
   clearTimeout(typingTimer);
-  if (!typingSaid || state.open === null) return;
-  typingSaid = 0;
+  if (!typingSentAt || state.open === null) return;
+  typingSentAt = 0;
   window.wsClient.sendTyping(state.open, false);
 }
 
@@ -331,10 +336,10 @@ function send(event) {
   $("draft").focus();
 }
 
-// --- wiring
+// Event handlers
 
-for (const one of document.querySelectorAll("button.language")) {
-  one.addEventListener("click", () => switchLanguage(language() === "pt" ? "en" : "pt"));
+for (const button of document.querySelectorAll("button.language")) {
+  button.addEventListener("click", () => switchLanguage(language() === "pt" ? "en" : "pt"));
 }
 for (const tab of document.querySelectorAll("[data-filter]")) {
   tab.addEventListener("click", () => {
@@ -348,7 +353,7 @@ $("login-pair").addEventListener("click", () => {
   enter(state.agents[0].id);
 });
 $("me-out").addEventListener("click", leave);
-$("status-retry").addEventListener("click", () => connection.again());
+$("status-retry").addEventListener("click", () => connection.reconnect());
 $("search").addEventListener("input", (event) => {
   state.search = event.target.value;
   draw();
@@ -356,7 +361,7 @@ $("search").addEventListener("input", (event) => {
 $("rows").addEventListener("keydown", listKeys);
 $("thread-back").addEventListener("click", () => {
   const row = document.querySelector('.row[aria-current="true"]');
-  putAside();
+  leaveConversation();
   show("list", false);
   draw();
   if (row) row.focus();
@@ -372,7 +377,7 @@ $("customer-here").addEventListener("click", (event) => letCustomerWrite(event.c
 $("composer").addEventListener("submit", send);
 $("draft").addEventListener("input", () => {
   fitDraft();
-  typed();
+  onDraftInput();
 });
 $("draft").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey && !event.isComposing) send(event);
@@ -388,7 +393,7 @@ document.addEventListener("click", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape") $("me").open = false;
 });
-// Somebody who fell silent without a word types no more.
+// Removes typing indicators whose last event is too old.
 setInterval(() => state.me !== null && drawTyping(state), 1000);
 
 begin();

@@ -1,19 +1,21 @@
-// The WebSocket side: window.wsClient's events put into the state, and what the pill in the corner says.
+// The WebSocket connection: applies the events of window.wsClient to the state, and shows the connection status.
 
 import { $ } from "./dom.js";
 import { idKey, sameId } from "./state.js";
 import { t, tn } from "./strings.js";
 
+/** Milliseconds after a reconnect in which missed events are counted, if a report of the client does not come. */
 const CATCH_UP_MS = 15000;
-const SAID_MS = 6000;
+/** Milliseconds for which the status shows the result of a recovery. */
+const STATUS_MS = 6000;
 
-/** Where the demo's own server takes WebSockets: wherever it is that the page came from. */
-export function socketUrl(place = location) {
-  return `${place.protocol === "https:" ? "wss" : "ws"}://${place.host}/ws`;
+/** Return the WebSocket URL of the server that the page came from. */
+export function socketUrl(page = location) {
+  return `${page.protocol === "https:" ? "wss" : "ws"}://${page.host}/ws`;
 }
 
 export class Connection {
-  /** `app` has: changed(), reload(conversationId?), returned(), subscribed(conversationId), arrived(conversationId, message),
+  /** `app` has the callbacks changed(), reload(conversationId?), returned(), subscribed(conversationId), arrived(conversationId, message),
    *  created(conversation), updated(before, conversation). */
   constructor(state, client, app) {
     this.state = state;
@@ -21,7 +23,7 @@ export class Connection {
     this.app = app;
     this.phase = "connecting";
     this.wasLive = false;
-    this.catchUp = null; // after a reconnect: what came of the time in between
+    this.catchUp = null; // after a reconnect: the events that were missed
     this.timer = null;
   }
 
@@ -41,27 +43,27 @@ export class Connection {
     on("disconnected", () => this.show(this.phase === "failed" ? "failed" : this.wasLive ? "reconnecting" : "connecting"));
     on("reconnect_failed", () => this.show("failed"));
     on("recovered", ({ count }) => {
-      this.caughtUp((one) => (one.updates += Number(count) || 0));
-      this.reported();
+      this.noteMissed((missed) => (missed.updates += Number(count) || 0));
+      this.reportArrived();
     });
     on("resync", ({ conversation_id: id }) => {
-      this.caughtUp((one) => (one.reloaded = true));
-      this.reported();
+      this.noteMissed((missed) => (missed.reloaded = true));
+      this.reportArrived();
       app.reload(id);
     });
     on("error", (error) => {
       console.warn("chatws:", error);
-      if (error.request && error.request.type === "subscribe") app.subscribed(state.open); // no events, but still its messages
+      if (error.request && error.request.type === "subscribe") app.subscribed(state.open); // show the messages, even without events
     });
 
-    // From here on the conversation's events are complete: what came before is asked for now. (After a reconnect
-    // `recovered` says whether that is needed.)
+    // From now on the conversation's events are complete, so load the earlier messages. After a reconnect the client
+    // emits `resync` if that is needed.
     on("subscribed", ({ conversation_id: id, recovered }) => recovered === undefined && app.subscribed(id));
 
     on("new_message", ({ conversation_id: id, message }) => {
       if (id === undefined || !state.addMessage(id, message)) return;
       if (message.sender_type !== "note" && !sameId(message.sender_id, state.me)) {
-        this.caughtUp((one) => one.messages.add(idKey(message.id)));
+        this.noteMissed((missed) => missed.messages.add(idKey(message.id)));
         app.arrived(id, message);
       }
     });
@@ -71,14 +73,14 @@ export class Connection {
       if (before === undefined) return;
       const last = conversation.last_message;
       const isNew = last && !sameId(last.sender_id, state.me) && before && !sameId((before.last_message || {}).id, last.id);
-      if (isNew) this.caughtUp((one) => one.messages.add(idKey(last.id)));
+      if (isNew) this.noteMissed((missed) => missed.messages.add(idKey(last.id)));
       app.updated(before, state.conversation(id));
     });
     on("new_conversation", ({ conversation }) => {
       if (!conversation || conversation.id === undefined) return;
       const before = state.mergeConversation(conversation.id, conversation);
       if (before === null) {
-        if (conversation.last_message) this.caughtUp((one) => one.messages.add(idKey(conversation.last_message.id)));
+        if (conversation.last_message) this.noteMissed((missed) => missed.messages.add(idKey(conversation.last_message.id)));
         app.created(state.conversation(conversation.id));
       }
     });
@@ -107,26 +109,26 @@ export class Connection {
       this.show("live");
       return;
     }
-    // One report comes for what everybody gets, and one for the conversation that is open.
+    // The client reports once for the user's events, and once for the open conversation.
     const reports = this.state.open === null ? 1 : 2;
     this.catchUp = { until: Date.now() + CATCH_UP_MS, reports, updates: 0, messages: new Set(), reloaded: false };
     this.show("back");
     this.app.returned();
   }
 
-  /** Note something that belongs to the time of the interruption, if we have just come back from one. */
-  caughtUp(note) {
+  /** Record something that was missed, if the client has just reconnected. */
+  noteMissed(record) {
     if (!this.catchUp || Date.now() > this.catchUp.until) return;
-    note(this.catchUp);
+    record(this.catchUp);
     this.show("back");
   }
 
-  /** `recovered` or `resync` has come: after the last of them, what comes is no longer of the time before. */
-  reported() {
+  /** Handle `recovered` or `resync`. Events after the last of them were not missed. */
+  reportArrived() {
     if (this.catchUp && (this.catchUp.reports -= 1) <= 0) this.catchUp.until = 0;
   }
 
-  again() {
+  reconnect() {
     this.show("connecting");
     this.client.connect(this.state.me, { url: socketUrl() });
   }
@@ -134,7 +136,7 @@ export class Connection {
   show(phase) {
     this.phase = phase;
     clearTimeout(this.timer);
-    if (phase === "back") this.timer = setTimeout(() => this.show("live"), SAID_MS);
+    if (phase === "back") this.timer = setTimeout(() => this.show("live"), STATUS_MS);
     this.draw();
   }
 

@@ -1,19 +1,19 @@
-// Small helpers around the document. Text from people goes in as text, never as markup.
+// Helpers for the document. User text is inserted as text, never as markup.
 
 import { setLanguage, t } from "./strings.js";
 
 export const $ = (id) => document.getElementById(id);
 
-/** An element: `h("p", {class: "x", "data-id": 5, onclick: f}, "text", child, …)`. Null children are left out. */
+/** Create an element: `h("p", {class: "x", "data-id": 5, onclick: f}, "text", child, …)`. Null children are omitted. */
 export function h(name, attributes = {}, ...children) {
-  const made = document.createElement(name);
+  const element = document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
-    if (typeof value === "function") made.addEventListener(key.slice(2), value);
-    else if (value === true) made.setAttribute(key, "");
-    else if (value !== false && value !== null && value !== undefined) made.setAttribute(key, value);
+    if (typeof value === "function") element.addEventListener(key.slice(2), value);
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== false && value !== null && value !== undefined) element.setAttribute(key, value);
   }
-  made.append(...children.flat().filter((one) => one !== null && one !== undefined && one !== false));
-  return made;
+  element.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+  return element;
 }
 
 export function icon(name) {
@@ -28,21 +28,21 @@ export function icon(name) {
 
 export function initials(name) {
   const words = String(name).trim().split(/\s+/);
-  const letters = words.length > 1 ? [words[0], words[words.length - 1]] : [words[0]];
-  return letters.map((one) => [...one][0] || "?").join("").toUpperCase();
+  const ends = words.length > 1 ? [words[0], words[words.length - 1]] : [words[0]];
+  return ends.map((word) => [...word][0] || "?").join("").toUpperCase();
 }
 
 const TONES = 8;
 
-/** A round with initials, in a colour that is always this id's. */
+/** Return a circle with initials, in a colour that depends on the id. */
 export function avatar(name, id, more = "") {
   let sum = 0;
   for (const letter of String(id)) sum = sum * 3 + letter.codePointAt(0);
   return h("span", { class: `avatar tone-${sum % TONES} ${more}`, "aria-hidden": "true" }, initials(name));
 }
 
-/** Make `parent` hold exactly `entries` ([key, build, update]) in this order. What is there already is kept, with its
- *  focus and its scroll position, and moved only where it has to be. */
+/** Make `parent` contain exactly `entries` ([key, build, update]) in this order. Existing nodes are reused, and moved
+ *  only if needed, so that focus and scroll position stay. */
 export function reconcile(parent, entries) {
   const known = parent.rendered || (parent.rendered = new Map());
   const wanted = new Set(entries.map(([key]) => key));
@@ -51,7 +51,7 @@ export function reconcile(parent, entries) {
     node.remove();
     known.delete(key);
   }
-  let place = parent.firstChild;
+  let next = parent.firstChild;
   for (const [key, build, update] of entries) {
     let node = known.get(key);
     if (!node) {
@@ -59,35 +59,37 @@ export function reconcile(parent, entries) {
       known.set(key, node);
     }
     update(node);
-    if (node === place) place = place.nextSibling;
-    else parent.insertBefore(node, place);
+    if (node === next) next = next.nextSibling;
+    else parent.insertBefore(node, next);
   }
 }
 
-/** Put the language's texts into everything marked data-t, data-t-label and data-t-placeholder. */
+/** Set the texts of all elements with data-t, data-t-label and data-t-placeholder. */
 export function translatePage(language) {
   setLanguage(language);
   document.documentElement.lang = language === "pt" ? "pt-BR" : "en";
-  for (const one of document.querySelectorAll("[data-t]")) one.textContent = t(one.dataset.t);
-  for (const one of document.querySelectorAll("[data-t-label]")) one.setAttribute("aria-label", t(one.dataset.tLabel));
-  for (const one of document.querySelectorAll("[data-t-placeholder]")) one.placeholder = t(one.dataset.tPlaceholder);
-  for (const one of document.querySelectorAll("button.language")) {
-    one.replaceChildren(icon("globe"), h("span", {}, t("other_language")));
-    one.setAttribute("aria-label", t("other_language"));
-    one.lang = language === "pt" ? "en" : "pt-BR";
+  for (const element of document.querySelectorAll("[data-t]")) element.textContent = t(element.dataset.t);
+  for (const element of document.querySelectorAll("[data-t-label]")) {
+    element.setAttribute("aria-label", t(element.dataset.tLabel));
+  }
+  for (const input of document.querySelectorAll("[data-t-placeholder]")) input.placeholder = t(input.dataset.tPlaceholder);
+  for (const button of document.querySelectorAll("button.language")) {
+    button.replaceChildren(icon("globe"), h("span", {}, t("other_language")));
+    button.setAttribute("aria-label", t("other_language"));
+    button.lang = language === "pt" ? "en" : "pt-BR";
   }
 }
 
-/** Something short in the corner that goes by itself. `action` is [text, function]. */
+/** Show a short message that disappears by itself. `action` is [text, function]. */
 export function toast(text, action = null) {
-  const shown = h("div", { class: "toast", "data-testid": "toast" }, h("span", {}, text));
-  const leave = () => shown.remove();
+  const message = h("div", { class: "toast", "data-testid": "toast" }, h("span", {}, text));
+  const close = () => message.remove();
   if (action) {
-    shown.append(h("button", { type: "button", onclick: () => (leave(), action[1]()) }, action[0]));
+    message.append(h("button", { type: "button", onclick: () => (close(), action[1]()) }, action[0]));
   }
-  shown.append(h("button", { type: "button", class: "toast-close", "aria-label": t("dismiss"), onclick: leave }, icon("close")));
+  message.append(h("button", { type: "button", class: "toast-close", "aria-label": t("dismiss"), onclick: close }, icon("close")));
   const stack = $("toasts");
-  stack.append(shown);
+  stack.append(message);
   while (stack.children.length > 3) stack.firstChild.remove();
-  setTimeout(leave, 6000);
+  setTimeout(close, 6000);
 }

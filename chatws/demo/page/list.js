@@ -1,11 +1,11 @@
-// The left and the right of the inbox: conversations, team, and the open conversation's contact.
+// The left and right columns: conversations, team, and the contact of the open conversation.
 
 import { $, avatar, h, icon, reconcile } from "./dom.js";
 import { idKey, sameId } from "./state.js";
 import { clockTime, dayName, shortTime, t, tn } from "./strings.js";
 
 export const contactName = (conversation) => String(conversation.contact_name || `#${conversation.id}`);
-/** What an avatar's colour goes by: customers and agents are told apart. */
+/** Return the id for a contact's avatar. A contact and an agent with the same number get different colours. */
 export const contactTone = (id) => `d${id}`;
 export const firstName = (name) => String(name).split(/\s+/)[0];
 
@@ -16,7 +16,7 @@ function preview(state, conversation) {
   if (last.sender_type !== "agent") return text;
   if (sameId(last.sender_id, state.me)) return t("you_said", { text });
   const agent = state.agent(last.sender_id);
-  return t("somebody_said", { name: agent ? firstName(agent.name) : t("someone"), text });
+  return t("sender_said", { name: agent ? firstName(agent.name) : t("unknown_sender"), text });
 }
 
 function buildRow(conversation, choose) {
@@ -65,7 +65,7 @@ function updateRow(state, item, conversation) {
   else button.removeAttribute("aria-current");
   if (item.fresh !== undefined && item.fresh !== fresh) {
     item.classList.remove("moved");
-    void item.offsetWidth; // starts the highlight anew
+    void item.offsetWidth; // restarts the highlight
     item.classList.add("moved");
   }
   item.fresh = fresh;
@@ -75,7 +75,11 @@ export function drawList(state, choose) {
   const listed = state.listed();
   reconcile(
     $("rows"),
-    listed.map((one) => [idKey(one.id), () => buildRow(one, choose), (item) => updateRow(state, item, one)]),
+    listed.map((conversation) => [
+      idKey(conversation.id),
+      () => buildRow(conversation, choose),
+      (item) => updateRow(state, item, conversation),
+    ]),
   );
   const empty = $("rows-empty");
   empty.hidden = listed.length > 0;
@@ -86,14 +90,14 @@ export function drawList(state, choose) {
   }
 }
 
-/** Up and Down go through the list. */
+/** Move the focus through the list with Up and Down. */
 export function listKeys(event) {
   if (event.key !== "ArrowDown" && event.key !== "ArrowUp") return;
   const buttons = [...$("rows").querySelectorAll("button.row")];
-  const at = buttons.indexOf(document.activeElement);
-  if (at < 0) return;
+  const index = buttons.indexOf(document.activeElement);
+  if (index < 0) return;
   event.preventDefault();
-  const next = buttons[at + (event.key === "ArrowDown" ? 1 : -1)];
+  const next = buttons[index + (event.key === "ArrowDown" ? 1 : -1)];
   if (next) next.focus();
 }
 
@@ -104,9 +108,9 @@ export function drawTeam(state) {
 
   reconcile(
     $("team"),
-    state.agents.map((one) =>
+    state.agents.map((member) =>
       entry(
-        one,
+        member,
         (agent) => h("li", { "data-agent": agent.id, "data-testid": "presence" }, avatar(agent.name, agent.id), h("span", { class: "sr" })),
         (item, agent) => {
           item.dataset.status = status(agent);
@@ -118,9 +122,9 @@ export function drawTeam(state) {
   );
   reconcile(
     $("team-list"),
-    state.agents.map((one) =>
+    state.agents.map((member) =>
       entry(
-        one,
+        member,
         (agent) => {
           const name = h("span", { class: "team-name" });
           const about = h("span", { class: "team-about" });
@@ -169,13 +173,13 @@ export function drawMe(state, openAs) {
   $("me-name").textContent = firstName(me.name);
   $("me-others").replaceChildren(
     ...state.agents
-      .filter((one) => !sameId(one.id, state.me))
-      .map((one) =>
+      .filter(({ id }) => !sameId(id, state.me))
+      .map(({ id, name }) =>
         h(
           "button",
-          { type: "button", "data-testid": "open-as", "data-agent": one.id, onclick: () => openAs(one.id) },
-          avatar(one.name, one.id, "small"),
-          h("span", {}, one.name),
+          { type: "button", "data-testid": "open-as", "data-agent": id, onclick: () => openAs(id) },
+          avatar(name, id, "small"),
+          h("span", {}, name),
           icon("window"),
         ),
       ),

@@ -1,13 +1,14 @@
-// Messages on their way: shown at once, sent in order, tried again when the connection is back.
+// Messages that are being sent: the page shows them at once, sends them in order, and retries after a failure.
 
 import { api } from "./api.js";
 import { toast } from "./dom.js";
 import { t } from "./strings.js";
 
+/** Milliseconds between attempts while the backend is unavailable: it restarts in a few seconds. */
 const RETRY_MS = 4000;
 
 export class Outbox {
-  /** `stored(answer)` gets what the backend says of a message it has stored; `changed()` asks for a redraw. */
+  /** `stored(response)` receives the backend's response to a stored message. `changed()` redraws the page. */
   constructor(state, { stored, changed }) {
     this.state = state;
     this.stored = stored;
@@ -16,7 +17,7 @@ export class Outbox {
     this.timer = null;
   }
 
-  /** Put a message in and send it. The backend takes an equal `client_id` only once, however often it is sent. */
+  /** Queue a message and send it. The backend stores each `client_id` once, so that a retry is safe. */
   add(conversationId, content) {
     const clientId = `${Date.now().toString(36)}-${Math.random().toString(36).slice(2, 12)}`;
     this.state.outbox.set(clientId, {
@@ -39,14 +40,14 @@ export class Outbox {
     this.changed();
   }
 
-  /** Send what waits, one after the other. Called again when the connection is back. */
+  /** Send the queued messages one after the other. Also called after a reconnect. */
   async flush() {
     if (this.busy) return;
     this.busy = true;
     clearTimeout(this.timer);
     try {
       for (;;) {
-        const message = [...this.state.outbox.values()].find((one) => one.state !== "failed");
+        const message = [...this.state.outbox.values()].find(({ state }) => state !== "failed");
         if (!message) return;
         try {
           const { conversation_id: to, content, client_id } = message;
@@ -54,7 +55,7 @@ export class Outbox {
           this.state.outbox.delete(client_id);
         } catch (error) {
           if (error.status === 0 || error.status === undefined || error.status >= 500) {
-            for (const one of this.state.outbox.values()) if (one.state === "sending") one.state = "waiting";
+            for (const queued of this.state.outbox.values()) if (queued.state === "sending") queued.state = "waiting";
             this.timer = setTimeout(() => this.flush(), RETRY_MS);
             return;
           }

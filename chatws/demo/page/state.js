@@ -1,11 +1,11 @@
-// What the inbox knows, without a page: what came by the API and by events, put together.
-// Everything may come twice, late, or by both ways; the result is the same.
+// The data of the inbox, merged from the API and from events, without a document.
+// Both may deliver the same data twice, late, or in any order. The result is the same.
 
-/** Ids are numbers or strings, and "5" is 5 (docs/protocol.md): one form of each for comparing. */
+/** Ids are numbers or strings, and "5" equals 5 (docs/protocol.md). Return the form that is compared. */
 export const idKey = (id) => String(id);
-const same = (one, other) => one != null && other != null && idKey(one) === idKey(other);
-export { same as sameId };
+export const sameId = (a, b) => a != null && b != null && idKey(a) === idKey(b);
 
+/** Milliseconds after which a typing indicator without a new event ends. */
 const TYPING_MS = 6000;
 
 export class State {
@@ -17,33 +17,33 @@ export class State {
     this.presence = new Map(); // agent → "online", "away" …
     this.conversations = new Map();
     this.threads = new Map(); // conversation → {messages: Map by id, reads}
-    this.outbox = new Map(); // client id → a message on its way
-    this.typing = new Map(); // conversation → Map of user → until when
+    this.outbox = new Map(); // client id → a message that is being sent
+    this.typing = new Map(); // conversation → Map of user → end time
     this.open = null;
-    this.visible = true; // whether somebody can see the page
+    this.visible = true; // whether the page is visible
     this.filter = "open";
     this.search = "";
   }
 
   agent(id) {
-    return this.agents.find((one) => same(one.id, id)) || null;
+    return this.agents.find((agent) => sameId(agent.id, id)) || null;
   }
 
   conversation(id) {
     return this.conversations.get(idKey(id)) || null;
   }
 
-  // --- conversations
+  // Conversations
 
-  /** The whole list, as the API gives it. */
+  /** Replace the list by that of the API. Pushed conversations that the API does not contain stay. */
   resetConversations(list) {
-    const pushed = [...this.conversations.values()].filter((one) => one.version === undefined);
+    const pushed = [...this.conversations.values()].filter(({ version }) => version === undefined);
     this.conversations.clear();
-    for (const one of [...pushed, ...list]) this.conversations.set(idKey(one.id), one);
+    for (const conversation of [...pushed, ...list]) this.conversations.set(idKey(conversation.id), conversation);
   }
 
-  /** A state of a conversation, from anywhere. An older one than we know changes nothing. Returns what it was before
-   *  (null: it was unknown), or undefined when it was old. */
+  /** Merge fields of a conversation from the API or an event. An older version changes nothing. Returns the previous
+   *  conversation (null if it was unknown), or undefined for an older version. */
   mergeConversation(id, fields) {
     const key = idKey(id);
     const before = this.conversations.get(key) || null;
@@ -57,39 +57,40 @@ export class State {
     return (conversation.unread_counts && conversation.unread_counts[idKey(this.me)]) || 0;
   }
 
-  /** What the list shows: nothing is unread in the conversation that one is looking at. */
+  /** Return the unread count for the list: 0 for the open conversation while the page is visible. */
   shownUnread(conversation) {
-    return this.visible && same(conversation.id, this.open) ? 0 : this.unread(conversation);
+    return this.visible && sameId(conversation.id, this.open) ? 0 : this.unread(conversation);
   }
 
   unreadTotal() {
     let sum = 0;
-    for (const one of this.conversations.values()) if (one.status === "open") sum += this.shownUnread(one);
+    for (const conversation of this.conversations.values()) {
+      if (conversation.status === "open") sum += this.shownUnread(conversation);
+    }
     return sum;
   }
 
-  /** What the list shows now, the latest on top. */
+  /** Return the conversations of the list, the latest first. */
   listed() {
     const words = this.search.trim().toLowerCase();
-    const found = [...this.conversations.values()].filter((one) => {
-      if (words) return `${one.contact_name || ""} ${(one.last_message || {}).content || ""}`.toLowerCase().includes(words);
-      return this.inFilter(one, this.filter);
+    const matches = [...this.conversations.values()].filter((conversation) => {
+      if (!words) return this.inFilter(conversation, this.filter);
+      const { contact_name: name, last_message: last } = conversation;
+      return `${name || ""} ${(last || {}).content || ""}`.toLowerCase().includes(words);
     });
-    return found.sort((a, b) => order(b.updated_at, a.updated_at) || Number(b.id) - Number(a.id));
+    return matches.sort((a, b) => order(b.updated_at, a.updated_at) || Number(b.id) - Number(a.id));
   }
 
-  inFilter(one, filter) {
-    if (filter === "closed") return one.status === "closed";
-    return one.status !== "closed" && (filter === "open" || same(one.assigned_to, this.me));
+  inFilter({ status, assigned_to: assignee }, filter) {
+    if (filter === "closed") return status === "closed";
+    return status !== "closed" && (filter === "open" || sameId(assignee, this.me));
   }
 
   count(filter) {
-    let sum = 0;
-    for (const one of this.conversations.values()) if (this.inFilter(one, filter)) sum += 1;
-    return sum;
+    return [...this.conversations.values()].filter((conversation) => this.inFilter(conversation, filter)).length;
   }
 
-  // --- messages
+  // Messages
 
   thread(id) {
     const key = idKey(id);
@@ -97,44 +98,44 @@ export class State {
     return this.threads.get(key);
   }
 
-  /** A conversation's messages as the API gives them. What was pushed meanwhile stays. */
+  /** Add the messages of a conversation from the API. Pushed messages stay. */
   resetThread(id, messages, reads) {
     const thread = this.thread(id);
-    for (const one of messages) this.addMessage(id, one);
+    for (const message of messages) this.addMessage(id, message);
     for (const [agent, message] of Object.entries(reads)) this.addRead(id, agent, message);
     thread.loaded = true;
   }
 
-  /** A message, from anywhere. True when it is new here. */
+  /** Add a message from the API or an event. Returns true if it is new. */
   addMessage(id, message) {
     if (message === null || typeof message !== "object" || message.id === undefined) return false;
     const { messages } = this.thread(id);
     const key = idKey(message.id);
-    if (message.client_id && same(message.sender_id, this.me)) this.outbox.delete(message.client_id);
+    if (message.client_id && sameId(message.sender_id, this.me)) this.outbox.delete(message.client_id);
     if (messages.has(key)) return false;
-    const whole = { sender_type: "customer", sender_id: null, ...message };
-    whole.content = String(message.content ?? "");
-    // one that says nothing of its time came just now
-    whole.created_at = Number.isNaN(Date.parse(message.created_at)) ? new Date(this.now()).toISOString() : message.created_at;
-    messages.set(key, whole);
-    this.stopTyping(id, whole.sender_type === "customer" ? `customer-${id}` : whole.sender_id);
+    const complete = { sender_type: "customer", sender_id: null, ...message };
+    complete.content = String(message.content ?? "");
+    // A message without a time is as new as its event.
+    complete.created_at = Number.isNaN(Date.parse(message.created_at)) ? new Date(this.now()).toISOString() : message.created_at;
+    messages.set(key, complete);
+    this.stopTyping(id, complete.sender_type === "customer" ? `customer-${id}` : complete.sender_id);
     const conversation = this.conversation(id);
-    if (conversation && whole.sender_type !== "note" && order(conversation.updated_at, whole.created_at) < 0) {
-      conversation.last_message = whole;
-      conversation.updated_at = whole.created_at;
+    if (conversation && complete.sender_type !== "note" && order(conversation.updated_at, complete.created_at) < 0) {
+      conversation.last_message = complete;
+      conversation.updated_at = complete.created_at;
     }
     return true;
   }
 
-  /** The messages in order, and behind them what is on its way. */
+  /** Return the messages in order, followed by those that are being sent. */
   messages(id) {
     const stored = [...this.thread(id).messages.values()].sort(
       (a, b) => order(a.created_at, b.created_at) || (Number(a.id) - Number(b.id) || 0),
     );
-    return [...stored, ...[...this.outbox.values()].filter((one) => same(one.conversation_id, id))];
+    return [...stored, ...[...this.outbox.values()].filter((message) => sameId(message.conversation_id, id))];
   }
 
-  /** Whether the conversation's last message is one that its thread does not have. */
+  /** Whether the thread lacks the conversation's last message. */
   isBehind(id) {
     const conversation = this.conversation(id);
     if (!conversation || conversation.version === undefined || !conversation.last_message) return false;
@@ -147,21 +148,21 @@ export class State {
     if (!(Number(reads[key]) >= Number(message))) reads[key] = message;
   }
 
-  /** The other agents that have seen the last message. */
+  /** Return the other agents that have seen the last message. */
   seenBy(id) {
     const { messages, reads } = this.thread(id);
-    const real = [...messages.values()].filter((one) => one.sender_type !== "note").sort((a, b) => Number(a.id) - Number(b.id));
-    const last = real[real.length - 1];
+    const written = [...messages.values()].filter((message) => message.sender_type !== "note");
+    const last = written.sort((a, b) => Number(a.id) - Number(b.id)).at(-1);
     if (!last) return [];
-    return this.agents.filter(
-      (one) => !same(one.id, this.me) && !same(one.id, last.sender_id) && Number(reads[idKey(one.id)]) >= Number(last.id),
-    );
+    const hasRead = ({ id: agentId }) => Number(reads[idKey(agentId)]) >= Number(last.id);
+    const isOther = ({ id: agentId }) => !sameId(agentId, this.me) && !sameId(agentId, last.sender_id);
+    return this.agents.filter((agent) => isOther(agent) && hasRead(agent));
   }
 
-  // --- who is typing
+  // Typing
 
   setTyping(id, user, isTyping) {
-    if (same(user, this.me)) return;
+    if (sameId(user, this.me)) return;
     if (!isTyping) return void this.stopTyping(id, user);
     const key = idKey(id);
     if (!this.typing.has(key)) this.typing.set(key, new Map());
@@ -173,7 +174,7 @@ export class State {
     if (users) users.delete(idKey(user));
   }
 
-  /** The users that are typing in the conversation now. Somebody whose page fell silent is no more. */
+  /** Return the users that are typing in the conversation, without those whose last event is too old. */
   typingIn(id) {
     const users = this.typing.get(idKey(id));
     if (!users) return [];
@@ -182,8 +183,7 @@ export class State {
   }
 }
 
-function order(one, other) {
-  const left = Date.parse(one) || 0;
-  const right = Date.parse(other) || 0;
-  return left - right;
+/** Compare two times; an invalid one comes first. */
+function order(a, b) {
+  return (Date.parse(a) || 0) - (Date.parse(b) || 0);
 }

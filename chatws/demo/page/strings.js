@@ -1,16 +1,16 @@
-// Every text of the page, in both languages. `{name}` is filled in by t().
+// All texts of the page in both languages. t() replaces `{name}` by a value.
 
 const STRINGS = {
   en: {
     other_language: "Português",
     login_title: "Everyone in the inbox sees the same thing.",
-    login_story: "A customer-service inbox for a small shop. Messages, hand-overs, and who is typing or online reach every agent's window over a WebSocket, at once.",
-    login_step_1: "Come in as one agent here and as another in a second window.",
+    login_story: "A customer-service inbox for a small shop. Messages, assignments, typing and presence reach every agent's window at once, over a WebSocket.",
+    login_step_1: "Log in as one agent here and as another in a second window.",
     login_step_2: "Write in one window and watch the other.",
-    login_step_3: "Let a customer write in. Stop the server and start it again: the windows come back by themselves.",
+    login_step_3: "Let a customer write in. Stop the server and start it again: the windows reconnect by themselves.",
     login_who: "Who are you?",
     login_hint: "No password: this is a demo on your own machine.",
-    login_problem: "The server cannot be reached. Trying again…",
+    login_problem: "The server is not reachable. Trying again…",
     side_by_side: "Open two agents side by side",
     team_support: "Support", team_sales: "Sales", team_billing: "Billing", team_shipping: "Shipping",
     connecting: "Connecting…", live: "Live", reconnecting: "Reconnecting…", offline: "Not connected",
@@ -19,13 +19,13 @@ const STRINGS = {
     back_updates_one: "Back: 1 missed update recovered", back_updates: "Back: {count} missed updates recovered",
     back_reloaded: "Back: inbox reloaded",
     connect_again: "Connect again",
-    no_client: "The script of the WebSocket client is missing",
+    no_client: "The WebSocket client library did not load",
     team: "Team", you: "you", status_online: "online", status_offline: "offline", status_away: "away",
     open_as: "Open another window as", switch_agent: "Leave",
     conversations: "Conversations", filter: "Show", search: "Search by name or text",
     filter_open: "Open", filter_mine: "Mine", filter_closed: "Closed",
-    empty_open: "Nothing open. Well done!", empty_mine: "Nothing is assigned to you.", empty_closed: "Nothing closed yet.",
-    empty_search: "Nothing found for “{text}”.",
+    empty_open: "No open conversations. Well done!", empty_mine: "No conversations are assigned to you.", empty_closed: "No closed conversations yet.",
+    empty_search: "No results for “{text}”.",
     customer_writes: "A customer writes in", customer_here: "Let {name} write",
     choose_conversation: "Choose a conversation",
     back: "Back to the list", details: "Details", messages: "Messages",
@@ -38,18 +38,18 @@ const STRINGS = {
     seen_by: "Seen by {names}", sending: "Sending…", waiting: "Waiting for the connection…", failed: "Not sent",
     retry: "Try again", discard: "Discard",
     note_assigned: "{by} assigned this to {name}", note_assigned_self: "{by} took this conversation", note_assigned_plain: "Assigned to {name}",
-    note_unassigned: "{by} took the assignment away", note_unassigned_plain: "Assigned to nobody",
+    note_unassigned: "{by} removed the assignment", note_unassigned_plain: "The assignment was removed",
     note_closed: "{by} closed the conversation", note_closed_plain: "The conversation was closed",
     note_reopened: "{by} reopened the conversation", note_reopened_plain: "The conversation was reopened",
-    you_said: "You: {text}", somebody_said: "{name}: {text}", someone: "Someone",
+    you_said: "You: {text}", sender_said: "{name}: {text}", unknown_sender: "Someone",
     unread_one: "1 unread message", unread: "{count} unread messages",
     today: "Today", yesterday: "Yesterday",
     channel: "Channel", number: "Number", first_contact: "First contact", status: "Status",
     channel_whatsapp: "WhatsApp", channel_web: "Website chat", channel_email: "E-mail", channel_instagram: "Instagram",
     toast_new: "{name} started a conversation", toast_assigned: "{by} assigned {name} to you", toast_assigned_plain: "{name} was assigned to you",
-    toast_failed: "That did not work: {reason}", show: "Show", dismiss: "Dismiss", no_connection: "no connection to the server",
-    not_stored: "The shop's database does not know this conversation. What is pushed to it is shown all the same.",
-    details_foot: "What is new arrives through chatws: no reload, no polling.",
+    toast_failed: "The action failed: {reason}", show: "Show", dismiss: "Dismiss", no_connection: "no connection to the server",
+    not_stored: "The shop's database does not contain this conversation. Pushed messages are shown anyway.",
+    details_foot: "New messages arrive through chatws, without reloading or polling.",
   },
   pt: {
     other_language: "English",
@@ -91,7 +91,7 @@ const STRINGS = {
     note_unassigned: "{by} retirou a atribuição", note_unassigned_plain: "Atribuída a ninguém",
     note_closed: "{by} fechou a conversa", note_closed_plain: "A conversa foi fechada",
     note_reopened: "{by} reabriu a conversa", note_reopened_plain: "A conversa foi reaberta",
-    you_said: "Você: {text}", somebody_said: "{name}: {text}", someone: "Alguém",
+    you_said: "Você: {text}", sender_said: "{name}: {text}", unknown_sender: "Alguém",
     unread_one: "1 mensagem não lida", unread: "{count} mensagens não lidas",
     today: "Hoje", yesterday: "Ontem",
     channel: "Canal", number: "Número", first_contact: "Primeiro contato", status: "Situação",
@@ -105,7 +105,7 @@ const STRINGS = {
 
 let current = "en";
 
-/** "en" or "pt": the one chosen before, else the browser's. */
+/** Return the chosen language ("en" or "pt"), or that of the browser. */
 export function preferredLanguage(chosen, browser) {
   if (chosen in STRINGS) return chosen;
   return String(browser || "").toLowerCase().startsWith("pt") ? "pt" : "en";
@@ -119,18 +119,18 @@ export function language() {
   return current;
 }
 
-/** The text `key` in the current language. An unknown key comes back as it is. */
+/** Return the text `key` in the current language, or the key itself if it is unknown. */
 export function t(key, values = {}) {
   const text = STRINGS[current][key] ?? key;
   return text.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
 }
 
-/** `t`, with `key_one` for a count of one. */
+/** Like `t`, with `key_one` for a count of one. */
 export function tn(key, count) {
   return t(count === 1 ? `${key}_one` : key, { count });
 }
 
-/** The keys of each language: they are the same, and a test says so. */
+/** Return the keys of each language, for the test that compares them. */
 export function keysByLanguage() {
   return Object.fromEntries(Object.entries(STRINGS).map(([name, table]) => [name, Object.keys(table).sort()]));
 }
@@ -143,7 +143,7 @@ export function clockTime(when) {
 
 const dayStart = (when) => new Date(when.getFullYear(), when.getMonth(), when.getDate()).getTime();
 
-/** Today, yesterday, or the date. */
+/** Return "Today", "Yesterday", or the date. */
 export function dayName(when, now = new Date()) {
   const days = Math.round((dayStart(now) - dayStart(when)) / 86400000);
   if (days === 0) return t("today");
@@ -151,7 +151,7 @@ export function dayName(when, now = new Date()) {
   return new Intl.DateTimeFormat(locale(), { day: "numeric", month: "short" }).format(when);
 }
 
-/** The time of today, else the day. */
+/** Return the time if it is today, otherwise the day. */
 export function shortTime(when, now = new Date()) {
   return dayStart(when) === dayStart(now) ? clockTime(when) : dayName(when, now);
 }

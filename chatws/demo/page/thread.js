@@ -1,10 +1,11 @@
-// The open conversation: its head, its messages, who is typing.
+// The open conversation: header, messages, typing indicator.
 
 import { $, avatar, h, reconcile } from "./dom.js";
 import { contactName, contactTone, firstName } from "./list.js";
 import { idKey, sameId } from "./state.js";
 import { clockTime, dayName, t } from "./strings.js";
 
+/** Milliseconds between two messages of one sender that are shown as a group. */
 const GROUP_MS = 5 * 60 * 1000;
 
 export function drawHead(state) {
@@ -30,25 +31,27 @@ export function drawHead(state) {
   const choice = (value, text) => h("option", { value }, text);
   select.replaceChildren(
     choice("", t("nobody")),
-    ...state.agents.map((one) => choice(one.id, sameId(one.id, state.me) ? t("assign_to_me", { name: firstName(one.name) }) : firstName(one.name))),
+    ...state.agents.map(({ id, name }) =>
+      choice(id, sameId(id, state.me) ? t("assign_to_me", { name: firstName(name) }) : firstName(name)),
+    ),
   );
   select.value = conversation.assigned_to === null ? "" : String(conversation.assigned_to);
 }
 
-/** Who said it, for people. */
+/** Return the name of a message's sender. */
 export function senderName(state, message) {
   if (message.sender_type === "agent") {
     const agent = state.agent(message.sender_id);
-    return agent ? agent.name : t("someone");
+    return agent ? agent.name : t("unknown_sender");
   }
   const conversation = state.conversation(message.conversation_id ?? state.open);
-  return conversation ? contactName(conversation) : t("someone");
+  return conversation ? contactName(conversation) : t("unknown_sender");
 }
 
 export function noteText(state, note) {
   const by = state.agent(note.sender_id);
   const about = state.agent(note.about_id);
-  const values = { by: by ? firstName(by.name) : "", name: about ? about.name : t("someone") };
+  const values = { by: by ? firstName(by.name) : "", name: about ? about.name : t("unknown_sender") };
   if (note.content === "assigned" && by && sameId(note.sender_id, note.about_id)) return t("note_assigned_self", values);
   return t(`note_${note.content}${by ? "" : "_plain"}`, values);
 }
@@ -100,17 +103,17 @@ function updateMessage(state, item, message, first, last, outbox) {
   }
 }
 
-/** Draw the messages; the view stays at the end when it was there, else where it was. */
+/** Draw the messages. The view stays at the end if it was there, otherwise at its position. */
 export function drawMessages(state, outbox, toEnd) {
-  const log = $("messages");
+  const list = $("messages");
   if (state.open === null) return;
-  const atEnd = toEnd || log.scrollHeight - log.scrollTop - log.clientHeight < 60;
+  const atEnd = toEnd || list.scrollHeight - list.scrollTop - list.clientHeight < 60;
   const messages = state.messages(state.open);
   const entries = [];
-  const seen = state.seenBy(state.open).map((one) => firstName(one.name));
-  const lastStored = messages.findLast((one) => one.sender_type !== "note" && !one.state);
+  const seen = state.seenBy(state.open).map((agent) => firstName(agent.name));
+  const lastStored = messages.findLast((message) => message.sender_type !== "note" && !message.state);
   let before = null;
-  messages.forEach((message, at) => {
+  messages.forEach((message, index) => {
     const when = new Date(message.created_at);
     const day = when.toDateString();
     if (!before || new Date(before.created_at).toDateString() !== day) {
@@ -118,7 +121,7 @@ export function drawMessages(state, outbox, toEnd) {
       before = null;
     }
     const first = !together(before, message);
-    const last = !together(message, messages[at + 1]);
+    const last = !together(message, messages[index + 1]);
     const key = message.client_id ? `client ${message.client_id}` : `id ${message.id}`;
     entries.push([key, () => buildMessage(message), (item) => updateMessage(state, item, message, first, last, outbox)]);
     if (message === lastStored && seen.length) {
@@ -133,15 +136,16 @@ export function drawMessages(state, outbox, toEnd) {
   if (state.thread(state.open).missing) {
     entries.push(["missing", () => h("div", { class: "note" }, h("span")), (item) => (item.firstChild.textContent = t("not_stored"))]);
   }
-  reconcile(log, entries);
-  if (atEnd) log.scrollTop = log.scrollHeight;
+  reconcile(list, entries);
+  if (atEnd) list.scrollTop = list.scrollHeight;
 }
 
-function together(one, other) {
+/** Whether two messages are shown as a group. */
+function together(first, second) {
   return Boolean(
-    one && other && one.sender_type !== "note" && one.sender_type === other.sender_type &&
-    (one.sender_id === other.sender_id || sameId(one.sender_id, other.sender_id)) &&
-    Math.abs(Date.parse(other.created_at) - Date.parse(one.created_at)) < GROUP_MS,
+    first && second && first.sender_type !== "note" && first.sender_type === second.sender_type &&
+    (first.sender_id === second.sender_id || sameId(first.sender_id, second.sender_id)) &&
+    Math.abs(Date.parse(second.created_at) - Date.parse(first.created_at)) < GROUP_MS,
   );
 }
 
@@ -157,7 +161,7 @@ export function drawTyping(state) {
     const agent = state.agent(user);
     if (agent) return firstName(agent.name);
     const isCustomer = user === `customer-${idKey(state.open)}`;
-    return isCustomer ? firstName(contactName(state.conversation(state.open))) : t("someone");
+    return isCustomer ? firstName(contactName(state.conversation(state.open))) : t("unknown_sender");
   });
   const key = names.length === 1 ? "typing_one" : names.length === 2 ? "typing_two" : "typing_many";
   const text = t(key, { name: names[0], other: names[1] });

@@ -1,4 +1,4 @@
--- The log: what nodes call. docs/design.md ("The log in PostgreSQL") has the reasons and the proof.
+-- The event history: functions for nodes. docs/adr/0010-postgresql-order.md has the reasons and the proof.
 -- Programs that know migration 1 or a later one can work with it.
 
 CREATE TABLE chatws.log (

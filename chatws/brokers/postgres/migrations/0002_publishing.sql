@@ -193,7 +193,7 @@ $$;
 COMMENT ON FUNCTION chatws.publish(text, jsonb, jsonb, text, text, boolean) IS
     'Publish an event if this transaction commits. `audience` is the `to` of docs/protocol.md §3.';
 
--- Orders to the nodes (chatws.chat.nodes).
+-- Orders to the nodes (chatws.chat.cluster_commands).
 CREATE FUNCTION chatws._revoke(p_user jsonb, p_conversation jsonb) RETURNS void LANGUAGE plpgsql VOLATILE AS $$
 DECLARE
     v_user text := chatws._id(p_user, 'user_id');

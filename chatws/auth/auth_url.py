@@ -1,0 +1,32 @@
+"""Checks `--auth-url` at start, before the first login needs it."""
+
+from __future__ import annotations
+
+import json
+import re
+from urllib.parse import urlsplit
+
+from chatws.errors import ConfigError
+
+__all__ = ["check_auth_url"]
+
+
+def check_auth_url(url: str) -> bytes:
+    """Return the URL as twisted.web takes it.
+
+    :raises ConfigError: it is not an http or https URL (RFC 3986), or has a password, which no error shows.
+    """
+    if "@" in re.split("[/?#]", url.partition("//")[2])[0]:
+        raise ConfigError("--auth-url must not contain a user or a password")
+    quoted = json.dumps(url)
+    try:
+        encoded = url.encode("ascii")
+        parts = urlsplit(url)  # which drops line breaks: they are checked below
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"--auth-url {quoted}: {error}") from None
+    if any(byte <= 0x20 or byte == 0x7F for byte in encoded):
+        raise ConfigError(f"--auth-url {quoted} must not contain spaces or control characters: encode them as %20")
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == 0:
+        raise ConfigError(f"--auth-url must be an http:// or https:// URL, not {quoted}")
+    return encoded

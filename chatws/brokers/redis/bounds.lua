@@ -1,6 +1,0 @@
--- KEYS  1 the log's head (hash), 2 its events (stream); ARGV  1 epoch that the caller knows
--- Returns nil when the log is another one, else how many events are stored, and the last offset.
-
-local head = redis.call('HMGET', KEYS[1], 'epoch', 'last')
-if head[1] ~= ARGV[1] then return false end
-return {redis.call('XLEN', KEYS[2]), head[2]}

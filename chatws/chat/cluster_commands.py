@@ -1,0 +1,136 @@
+"""Commands between nodes. They pass through the broker in order with the events, and no client receives them.
+
+A command is an event with the channel `NODES` as its audience, one of the names below, and JSON data. Commands that a
+node must execute even after a lost connection are stored like any event. Presence updates are transient. PostgreSQL's
+`chatws.revoke` and `chatws.disconnect` write the same commands.
+
+Unknown names are ignored: during an upgrade newer nodes may send commands that older nodes do not know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import msgspec
+from msgspec.structs import replace
+from twisted.logger import Logger
+
+from chatws.brokers.interface import NODES, Audience, Event, NewEvent
+from chatws.errors import ClientError
+from chatws.ids import Id, parse_id
+
+__all__ = [
+    "ClusterCommand",
+    "DisconnectCommand",
+    "DisconnectContactCommand",
+    "GroupsCommand",
+    "PresenceUpdate",
+    "UnsubscribeCommand",
+    "UnsubscribeContactCommand",
+    "UserCommand",
+    "decode_command",
+    "to_new_event",
+]
+
+log = Logger()
+
+_NODES_AUDIENCE = Audience((NODES,))
+
+
+class DisconnectCommand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Close a user's connections.
+
+    :ivar sender: the node that has applied the command already; empty if none has.
+    """
+
+    user_id: Id
+    reason: str = ""
+    ban: bool = False
+    sender: str = ""
+
+
+class UnsubscribeCommand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """End the subscriptions of a user's connections to a conversation.
+
+    :ivar sender: the node that has applied the command already; empty if none has.
+    """
+
+    user_id: Id
+    conversation_id: Id
+    sender: str = ""
+
+
+class DisconnectContactCommand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Close a contact's connections. Has a name of its own: older nodes must not disconnect an agent with that id."""
+
+    contact_id: Id
+    reason: str = ""
+    ban: bool = False
+    sender: str = ""
+
+
+class UnsubscribeContactCommand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """End the subscriptions of a contact's connections to a conversation."""
+
+    contact_id: Id
+    conversation_id: Id
+    sender: str = ""
+
+
+class GroupsCommand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Replace the groups of an agent's connections."""
+
+    user_id: Id
+    groups: tuple[str, ...]
+    sender: str = ""
+
+
+class PresenceUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Agents that have come online or gone offline on any node. Clients learn of them by `agent_status`."""
+
+    online: Sequence[Id] = ()
+    offline: Sequence[Id] = ()
+
+
+#: A command that concerns the connections of one agent or contact.
+UserCommand: TypeAlias = (
+    DisconnectCommand | UnsubscribeCommand | DisconnectContactCommand | UnsubscribeContactCommand | GroupsCommand
+)
+ClusterCommand: TypeAlias = UserCommand | PresenceUpdate
+
+_COMMAND_TYPES: dict[str, type[ClusterCommand]] = {
+    "disconnect": DisconnectCommand,
+    "unsubscribe": UnsubscribeCommand,
+    "disconnect_contact": DisconnectContactCommand,
+    "unsubscribe_contact": UnsubscribeContactCommand,
+    "groups": GroupsCommand,
+    "presence": PresenceUpdate,
+}
+_NAMES = {command_type: name for name, command_type in _COMMAND_TYPES.items()}
+_DECODERS = {name: msgspec.json.Decoder(command_type) for name, command_type in _COMMAND_TYPES.items()}
+_encode = msgspec.json.Encoder().encode
+
+
+def to_new_event(command: ClusterCommand) -> NewEvent:
+    """Return the event that carries a command."""
+    transient = isinstance(command, PresenceUpdate)
+    return NewEvent(_NAMES[type(command)], _NODES_AUDIENCE, _encode(command), transient=transient)
+
+
+def decode_command(event: Event) -> ClusterCommand | None:
+    """Return the command in an event, or None if this version does not know its name or cannot decode it."""
+    decoder = _DECODERS.get(event.name)
+    if decoder is None:
+        return None
+    try:
+        command = decoder.decode(event.data)
+        # SQL functions write ids as their callers do: 456 or "456".
+        for field in ("user_id", "contact_id", "conversation_id"):
+            id = getattr(command, field, None)
+            if id is not None:
+                command = replace(command, **{field: parse_id(id, field)})
+        return command
+    except (msgspec.ValidationError, msgspec.DecodeError, ClientError) as error:
+        log.error("Ignoring invalid cluster command {name}: {reason}", name=event.name, reason=str(error))
+        return None

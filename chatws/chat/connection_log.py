@@ -1,0 +1,71 @@
+"""Log lines about single connections: the connection's id, its user and address, and the reason.
+
+Normal connects and disconnects appear in metrics only: a shop's 500 agents reconnect together. Clients can cause the
+lines below as often as they like, so each kind is limited to `LINES` in `SECONDS`. A last line gives the number that
+was left out.
+"""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+
+from chatws.ids import Id
+from chatws.interfaces import Clock
+from chatws.runtime.throttled_log import ThrottledLog
+from chatws.server.component import Connection
+
+__all__ = ["LINES", "SECONDS", "ConnectionLog", "sanitize"]
+
+log = Logger()
+
+#: Lines of one kind within `SECONDS`: enough to see a pattern. At 200 bytes a line, one kind writes at most 6 MB a day.
+LINES = 20
+SECONDS = 60.0
+#: Characters kept of a text that a peer chose: two lines of a terminal.
+_MAX_LENGTH = 200
+
+
+def sanitize(text: object) -> str:
+    """Return a peer's text in a form that is safe to log: cut, and without control characters."""
+    cut = str(text)[: _MAX_LENGTH + 1]
+    printable = "".join(character if character.isprintable() else "?" for character in cut[:_MAX_LENGTH])
+    return printable + "…" if len(cut) > _MAX_LENGTH else printable
+
+
+class ConnectionLog:
+    """Writes the lines.
+
+    :param clock: measures `SECONDS`.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        summary = "{count} more connections were {reason!r} within {seconds:g} s"
+        self._log = ThrottledLog(log, clock, interval=SECONDS, lines=LINES, summary=summary)
+
+    def auth_failed(self, connection: Connection, user_id: Id | None, code: str, reason: str) -> None:
+        """Log that an `auth` was rejected."""
+        self._write("refused", connection, user_id, f"authentication failed: {reason}", code=code)
+
+    def closed(self, connection: Connection, user_id: Id | None, code: int, reason: str) -> None:
+        """Log that the chat closes a connection because of something that the client or its user did."""
+        self._write(f"closed {code}", connection, user_id, f"closed with {code}: {reason}", code=code)
+
+    def rate_limited(self, connection: Connection, user_id: Id | None) -> None:
+        """Log that a message was rejected with `rate_limited`."""
+        self._write("rate_limited", connection, user_id, "rate limited", code="rate_limited")
+
+    def ended_abnormally(self, connection: Connection, user_id: Id | None) -> None:
+        """Log that a connection ended with a `disconnect_reason`."""
+        reason = connection.disconnect_reason
+        self._write(reason.partition(",")[0], connection, user_id, f"ended abnormally: {reason}", code="ended")
+
+    def _write(self, kind: str, connection: Connection, user_id: Id | None, text: str, code: int | str) -> None:
+        self._log.info(
+            kind,
+            "connection {connection_id}, user {user}, from {address}: {what}",
+            connection_id=connection.resource_id,
+            user="-" if user_id is None else sanitize(user_id),
+            address=connection.remote_address or "a Unix socket",
+            what=sanitize(text),
+            code=code,
+        )

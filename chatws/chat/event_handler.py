@@ -1,0 +1,134 @@
+"""Receive events from the broker: append them to the history, and deliver them to connections.
+
+Implements `chatws.brokers.interface.EventHandler`. Cluster commands (chatws.chat.cluster_commands) are executed in
+order with the events around them. If events are missing, every affected client is forced to resync before any later
+event is delivered.
+
+Hot path: a batch with no command in it is passed on as a whole. `_dispatch_with_commands` is the reference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+from twisted.logger import Logger
+
+from chatws.brokers.interface import NODES, Event
+from chatws.chat import cluster_commands
+from chatws.chat.admin import ConnectionAdmin
+from chatws.chat.chat_stats import ChatStats
+from chatws.chat.contacts import ContactDelivery
+from chatws.chat.delivery import DeliveryGroup, plan_deliveries
+from chatws.chat.history import History
+from chatws.chat.hub import Hub
+from chatws.chat.presence.cluster import ClusterPresence
+from chatws.chat.resume_wait import ResumeWaitQueue
+from chatws.interfaces import Clock
+from chatws.server.component import Connection
+
+__all__ = ["BrokerEventHandler", "SendAll"]
+
+log = Logger()
+
+_NODES_CHANNELS = (NODES,)
+_channels_of = attrgetter("audience.channels")
+
+#: Sends each delivery's frames to each of its connections, in the order of the deliveries.
+SendAll: TypeAlias = Callable[[Sequence[DeliveryGroup[Any]]], None]
+
+
+class BrokerEventHandler:
+    """Passes the broker's events to the parts of the chat.
+
+    :param make_frames: makes the complete frames of events.
+    :param connections: all open connections; read when a resync is forced.
+    :param contacts: plans the deliveries to contacts; None if contacts are off.
+    :param clock: measures how long announcements of presence take.
+    """
+
+    def __init__(
+        self,
+        *,
+        history: History,
+        hub: Hub[Connection],
+        stats: ChatStats,
+        presence: ClusterPresence,
+        admin: ConnectionAdmin,
+        resume_wait: ResumeWaitQueue,
+        make_frames: Callable[[Sequence[Event]], list[bytes]],
+        send_all: SendAll,
+        connections: Collection[Connection],
+        contacts: ContactDelivery | None,
+        clock: Clock,
+    ) -> None:
+        self._history = history
+        self._known_missing_ranges = history.missing_ranges  # those for which clients have been forced to resync
+        self._hub = hub
+        self._stats = stats
+        self._presence = presence
+        self._admin = admin
+        self._resume_wait = resume_wait
+        self._make_frames = make_frames
+        self._send_all = send_all
+        self._connections = connections
+        self._contacts = contacts
+        self._clock = clock
+
+    def deliver(self, events: Sequence[Event]) -> None:
+        """Append events to the history and deliver them: see `EventHandler.deliver`."""
+        if _NODES_CHANNELS in map(_channels_of, events):
+            self._dispatch_with_commands(events)
+        else:
+            self._history.extend(events)
+            self._dispatch(events)
+        if self._resume_wait:
+            self._resume_wait.history_advanced()
+
+    def reset(self, epoch: str) -> None:
+        """Clear the history and force all clients to resync: see `EventHandler.reset`."""
+        self._history.reset(epoch)
+        self._force_resync_all("the event history was reset")
+
+    def _dispatch_with_commands(self, events: Sequence[Event]) -> None:
+        """Execute each command before the events behind it are appended or delivered."""
+        start = 0
+        announces_presence = False
+        for index, event in enumerate(events):
+            self._history.append(event)
+            if event.audience.channels[0] == NODES:
+                self._dispatch(events[start:index])
+                start = index + 1
+                announces_presence |= self._execute_command(event)
+        started = self._clock.seconds()
+        self._dispatch(events[start:])
+        if announces_presence:
+            self._presence.local.throttle(self._clock.seconds() - started)
+
+    def _dispatch(self, events: Sequence[Event]) -> None:
+        if self._history.missing_ranges != self._known_missing_ranges:
+            self._known_missing_ranges = self._history.missing_ranges
+            self._force_resync_all("events are missing")
+        deliveries = plan_deliveries(events, self._hub, self._make_frames)
+        if self._contacts is not None:
+            deliveries += self._contacts.plan(events)
+        self._stats.count(events)
+        if deliveries:
+            self._send_all(deliveries)
+
+    def _execute_command(self, event: Event) -> bool:
+        """Execute a command, and return whether it is a presence update, which `agent_status` events follow."""
+        command = cluster_commands.decode_command(event)
+        if isinstance(command, cluster_commands.PresenceUpdate):
+            self._presence.apply_remote_status(command.online, command.offline)
+            return True
+        if command is not None:
+            self._admin.apply_command(command)
+        return False
+
+    def _force_resync_all(self, reason: str) -> None:
+        count = len(self._connections)
+        log.warn("Forcing {count} clients to resync: {reason}", count=count, reason=reason)
+        self._stats.forced_resyncs += count
+        self._admin.force_resync(self._connections, reason)

@@ -1,0 +1,161 @@
+"""The agents online on any node.
+
+`LocalPresence` counts this node's connections. Its changes become leases in the broker (`Broker.lease`). The broker
+returns the users whose status has changed for the cluster: an agent is online while any node holds a lease. The node
+that caused a change announces it. If a node dies, its leases expire, and another node announces its agents as offline.
+
+One call of `lease` is in progress at a time, and later changes go with the next call. While the engine is unavailable
+nothing is lost: this node knows its own agents, and reports all of them when the engine is available again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from chatws.brokers.interface import RESTART_GRACE, Broker, LeaseResult
+from chatws.chat.presence.local import LocalPresence
+from chatws.errors import Unavailable
+from chatws.ids import Id, sort_ids
+from chatws.interfaces import Clock, TimerHandle
+
+__all__ = ["ClusterPresence"]
+
+#: Renewals of a lease within its lifetime: two may fail before it expires.
+RENEWALS = 3
+
+
+class ClusterPresence:
+    """Maintains this node's leases and the set of agents online.
+
+    :param node: this node's name.
+    :param announce: called with (user_id, is_online) pairs that have changed for the cluster.
+    :param grace: seconds between the end of an agent's last connection and `offline`.
+    :param ttl: seconds until this node's leases expire if it does not renew them.
+    :param clock: schedules renewals.
+    :ivar broker: stores the leases. Must be set before any method is called.
+    """
+
+    _log = Logger()
+    broker: Broker
+
+    def __init__(
+        self, node: str, announce: Callable[[list[tuple[Id, bool]]], None], grace: float, ttl: float, clock: Clock
+    ) -> None:
+        self.local = LocalPresence(self._on_local_change, grace, clock)
+        self._node = node
+        self._announce = announce
+        self._ttl = ttl
+        self._clock = clock
+        self._online: set[Id] = set()
+        # The result of `online` and the local version that it is for. Every page that opens asks for it.
+        self._sorted: tuple[int, list[Id]] | None = None
+        self._unreported: dict[Id, int | None] = {}
+        self._reporting = False
+        self._report_again = False
+        self._report_all = False
+        self._renewal: TimerHandle | None = None
+
+    # The set of agents online
+
+    def online(self) -> list[Id]:
+        """Return the agents online, including those within their grace period, sorted.
+
+        The list is cached. Callers must not change it.
+        """
+        version = self.local.version
+        if self._sorted is None or self._sorted[0] != version:
+            self._sorted = (version, sort_ids(self._online.union(self.local.users())))
+        return self._sorted[1]
+
+    def apply_remote_status(self, online: Iterable[Id], offline: Iterable[Id]) -> None:
+        """Apply a presence update that a node, this one included, has published."""
+        self._online.update(online)
+        self._online.difference_update(offline)
+        self._sorted = None
+
+    # Lifetime
+
+    async def start(self) -> None:
+        """Read the agents online, and begin to renew this node's leases.
+
+        :raises Unavailable: The broker cannot be reached.
+        """
+        self._online.update(await self.broker.online())
+        self._sorted = None
+        self._renewal = self._clock.callLater(self._ttl / RENEWALS, self._renew)
+
+    def freeze(self, seconds: float) -> None:
+        """Announce nothing more: from now on connections close because this process stops. Idempotent.
+
+        :param seconds: how long the process takes to stop. The leases last until its successor has started.
+        """
+        if self._renewal is not None and self._renewal.active():
+            self._renewal.cancel()
+        self._renewal = None
+        if not self.local.stopped:
+            self._unreported.update(self._with_counts(self.local.stop()))
+            self._ttl = seconds + RESTART_GRACE
+            self._report()
+
+    def _renew(self) -> None:
+        self._renewal = self._clock.callLater(self._ttl / RENEWALS, self._renew)
+        for user_id in self.local.pop_changed_counts():
+            self._unreported.setdefault(user_id, self.local.connection_count(user_id))
+        self._report()
+
+    # Reports to the broker
+
+    def _on_local_change(self, changes: list[tuple[Id, bool]]) -> None:
+        self._unreported.update(self._with_counts(changes))
+        self._report()
+
+    def _with_counts(self, changes: list[tuple[Id, bool]]) -> dict[Id, int | None]:
+        return {user_id: self.local.connection_count(user_id) if is_online else None for user_id, is_online in changes}
+
+    def _report(self) -> None:
+        if self._reporting:
+            self._report_again = True
+            return
+        self._reporting, self._report_again = True, False
+        changes = self._unreported
+        self._unreported = {}
+        if self._report_all:
+            changes = {**changes, **{user_id: self.local.connection_count(user_id) for user_id in self.local.users()}}
+        result = self.broker.lease(self._node, changes, self._ttl + self.local.grace)
+        result.addCallbacks(self._on_result, self._on_failure, errbackArgs=(changes,))
+        result.addErrback(lambda failure: self._log.failure("Presence report failed", failure))
+
+    def _on_result(self, result: LeaseResult) -> None:
+        self._reporting = False
+        reported_all, self._report_all = self._report_all, False
+        if result.changed:
+            self._announce(result.changed)
+        if self._report_again:
+            self._report()
+        elif result.held != self.local.announced and not reported_all and not self.local.stopped:
+            self._report_all = True
+            self._report()
+        elif result.online != len(self._online) and not result.changed:
+            self._refresh()
+
+    def _on_failure(self, failure: Failure, changes: Mapping[Id, int | None]) -> None:
+        """Report again with the next renewal. All agents are then reported, as the leases may have expired."""
+        self._reporting = False
+        self._unreported = {**changes, **self._unreported}
+        self._report_all = True
+        if not isinstance(failure.value, Unavailable):
+            self._log.failure("Presence report failed", failure)
+
+    def _refresh(self) -> None:
+        """Read the agents online again: this node has missed an update."""
+
+        def replace(users: list[Id]) -> None:
+            self._online = set(users)
+            self._sorted = None
+
+        users = self.broker.online()
+        users.addCallbacks(replace, lambda failure: failure.trap(Unavailable))
+        users.addErrback(lambda failure: self._log.failure("Reading presence failed", failure))

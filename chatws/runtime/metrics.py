@@ -1,0 +1,391 @@
+"""Metrics for Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/).
+
+The packages count in plain integers. A collector reads them at each scrape on the reactor's thread, where they cannot
+change meanwhile. (prometheus-client's own resource for Twisted renders in a thread.) A message thus costs one addition.
+Names follow https://prometheus.io/docs/practices/naming/, which a test checks with `promtool`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.process_collector import ProcessCollector
+from prometheus_client.registry import Collector
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+
+import chatws
+from chatws.brokers.interface import AGENTS
+from chatws.database.interface import Database, QueryFailed, Row, ValueRefused, Values
+from chatws.runtime.file_budget import BACKEND, HTTP, METRICS, WEBSOCKET, FileBudget
+from chatws.runtime.log_writer import dropped_lines
+from chatws.server.http_resources import GetResource, NoKeepAliveSite, ReadinessReport, RootResource, is_local_host
+
+if TYPE_CHECKING:
+    from chatws.runtime.service import ChatwsService
+
+__all__ = ["Exporter", "Histogram", "Lag", "MeasuredDatabase", "log_lines_dropped", "make_site"]
+
+T = TypeVar("T")
+
+#: Seconds between two measurements of the event loop's lag: enough samples for a 15 s scrape, at no visible cost.
+LAG_INTERVAL = 0.5
+LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
+DATABASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class Histogram:
+    """Counts of values by bucket, with their sum.
+
+    :param bounds: the buckets' upper ends, ascending. A value on a bound is in the bucket that it ends.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = tuple(bounds)
+        self._counts = [0] * (len(self._bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self._counts[bisect_left(self._bounds, value)] += 1
+        self.total += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """Return (upper end, number of values up to it) pairs, as `HistogramMetricFamily` takes them."""
+        buckets, total = [], 0
+        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts, strict=True):
+            total += count
+            buckets.append((bound, float(total)))
+        return buckets
+
+
+class Lag:
+    """Measures how late the event loop runs calls that are due."""
+
+    def __init__(self, clock: Any) -> None:
+        self.histogram = Histogram(LAG_BUCKETS)
+        self._clock = clock
+        self._due = 0.0
+        self._looping = LoopingCall(self._measure)
+        self._looping.clock = clock
+
+    def start(self) -> None:
+        """Start to measure."""
+        self._due = self._clock.seconds() + LAG_INTERVAL
+        self._looping.start(LAG_INTERVAL, now=False)
+
+    def _measure(self) -> None:
+        now = self._clock.seconds()
+        self.histogram.observe(max(0.0, now - self._due))
+        # LoopingCall keeps to its grid and skips missed calls
+        self._due += LAG_INTERVAL
+        if self._due <= now:
+            self._due += ((now - self._due) // LAG_INTERVAL + 1) * LAG_INTERVAL
+
+    def stop(self) -> None:
+        """Stop measuring. Idempotent."""
+        if self._looping.running:
+            self._looping.stop()
+
+
+class MeasuredDatabase:
+    """Measures the queries of a database. Implements `chatws.database.interface.Database`.
+
+    :ivar histograms: seconds until the result or error, by kind of query.
+    :ivar errors: failed queries, by reason: `unavailable`, `failed` (the SQL, the schema or a privilege is wrong) or
+        `refused` (the column's type does not accept a value).
+    """
+
+    def __init__(self, database: Database, clock: Any) -> None:
+        self._database = database
+        self._clock = clock
+        self.histograms = {name: Histogram(DATABASE_BUCKETS) for name in ("query", "execute", "execute_many")}
+        self.errors = {"unavailable": 0, "failed": 0, "refused": 0}
+
+    @property
+    def coerces_ids(self) -> bool:
+        return self._database.coerces_ids
+
+    @property
+    def healthy(self) -> bool:
+        return self._database.healthy
+
+    def start(self) -> Deferred[None]:
+        return self._database.start()
+
+    def stop(self) -> Deferred[None]:
+        return self._database.stop()
+
+    async def query(self, sql: str, values: Values) -> list[Row]:
+        return await self._measured("query", self._database.query(sql, values))
+
+    async def execute(self, sql: str, values: Values) -> int:
+        return await self._measured("execute", self._database.execute(sql, values))
+
+    async def execute_many(self, sql: str, batch: Sequence[Values]) -> int:
+        return await self._measured("execute_many", self._database.execute_many(sql, batch))
+
+    async def _measured(self, kind: str, result: Awaitable[T]) -> T:
+        began = self._clock.seconds()
+        try:
+            return await result
+        except ValueRefused:
+            self.errors["refused"] += 1
+            raise
+        except QueryFailed:
+            self.errors["failed"] += 1
+            raise
+        except Exception:
+            self.errors["unavailable"] += 1
+            raise
+        finally:
+            self.histograms[kind].observe(self._clock.seconds() - began)
+
+
+class Exporter(Collector):
+    """Collects the metrics of one server.
+
+    :param server: already built.
+    :param lag: measured while the server runs.
+    """
+
+    def __init__(self, server: ChatwsService, lag: Lag) -> None:
+        self._server = server
+        self._lag = lag
+
+    def collect(self) -> Iterator[Metric]:
+        """Read all metrics."""
+        yield _gauge("chatws_info", "The running version.", 1, {"version": chatws.__version__})
+        yield from self._connections()
+        yield from self._chat()
+        yield from self._push()
+        yield from self._history()
+        yield from self._database()
+        yield from self._outbox()
+        yield log_lines_dropped()
+        lag = HistogramMetricFamily(
+            "chatws_event_loop_lag_seconds", f"Delay of the event loop, measured every {LAG_INTERVAL} s."
+        )
+        lag.add_metric([], self._lag.histogram.buckets(), self._lag.histogram.total)
+        yield lag
+        turns = HistogramMetricFamily(
+            "chatws_reactor_turn_seconds", "Turns of the event loop, in each of which everything else waits."
+        )
+        turns.add_metric([], self._server.turns.histogram.buckets(), self._server.turns.histogram.total)
+        yield turns
+
+    def _connections(self) -> Iterator[Metric]:
+        server = self._server.websockets
+        stats = server.stats
+        yield _gauge("chatws_connections", "Open WebSockets.", stats.connections_now)
+        yield _counter("chatws_connections_opened", "Accepted WebSockets.", stats.connections)
+        yield _counters("chatws_rejected", "Rejected connections.", ["reason"], stats.rejected)
+        yield from self._files()
+        yield _counter(
+            "chatws_http_requests", "HTTP requests without an upgrade on the WebSocket listener.", stats.http_requests
+        )
+        yield _counter("chatws_received_bytes", "Bytes from clients, including framing.", stats.bytes_received)
+        yield _counter("chatws_sent_bytes", "Bytes to clients, sent or queued.", stats.bytes_sent)
+        yield _counter("chatws_messages_received", "Messages from clients.", stats.messages_received)
+        yield _counter("chatws_socket_writes", "Writes to clients' sockets.", stats.sends)
+        yield _counter(
+            "chatws_slow_consumers", "Connections closed because the client did not read.", stats.slow_consumers
+        )
+        yield _counter("chatws_dead_peers", "Connections closed because a ping was not answered.", stats.dead_peers)
+        yield _counter(
+            "chatws_protocol_errors", "Connections closed because they violated RFC 6455.", stats.protocol_errors
+        )
+        yield _counter(
+            "chatws_internal_errors", "Unhandled exceptions. Each has a traceback in the log.", stats.component_errors
+        )
+        unsent = [connection.unsent for connection in server.connections if connection._send_queue is not None]
+        yield _gauge("chatws_send_buffer_bytes", "Unsent bytes of all clients.", sum(unsent))
+        yield _gauge("chatws_send_buffer_bytes_max", "Unsent bytes of the slowest client.", max(unsent, default=0))
+
+    def _files(self) -> Iterator[Metric]:
+        server = self._server
+        budget = server.budget
+        yield _gauges_by(
+            "chatws_sockets",
+            "Open connections, by kind. http: on the WebSocket listener, without an upgrade.",
+            "kind",
+            {**dict.fromkeys((WEBSOCKET, HTTP, BACKEND, METRICS), 0), **budget.sockets()},
+        )
+        yield _gauge("chatws_sockets_limit", "Maximum number of WebSockets and backends.", budget.admission_limit)
+        yield _counters(
+            "chatws_evicted", "Connections closed before admission: no free file.", ["kind"], budget.evicted
+        )
+        listeners = [server.browsers, server.backends, *(more for more in (server.api, server.monitors) if more)]
+        errors = sum(listener.accept_errors for listener in listeners)
+        yield _counter("chatws_accept_errors", "Connections that the system could not accept: no free file.", errors)
+
+    def _chat(self) -> Iterator[Metric]:
+        chat = self._server.chat
+        stats = chat.stats
+        agents = chat.hub.count(AGENTS)
+        contacts = 0 if chat.contacts is None else chat.contacts.count
+        help = "Open WebSockets with an authenticated user."
+        yield _gauge("chatws_connections_authenticated", help, agents + contacts)
+        yield _gauge("chatws_contact_connections", "Open WebSockets of contacts.", contacts)
+        yield _gauge(
+            "chatws_users",
+            "Users online on this node, including those within presence_grace.",
+            len(chat.presence.local),
+        )
+        yield _gauge("chatws_agents", "Agents online on any node.", len(chat.presence.online()))
+        # each agent also subscribes to the channel of all agents, its own, and those of its groups
+        subscriptions = chat.hub.subscriptions - 2 * agents
+        if chat.contacts is not None:  # a contact has two channels of its own, and two for each conversation
+            subscriptions += (chat.contacts.hub.subscriptions - 2 * contacts) // 2
+        yield _gauge("chatws_subscriptions", "Subscriptions to conversations and groups.", subscriptions)
+        authenticator = self._server.authenticator
+        verified = {method.name: "yes" if method.verifies_identity else "no" for method in authenticator.methods}
+        yield _counters(
+            "chatws_authentications",
+            "Authentications; proved=no: the identity was not verified.",
+            ["method", "result", "proved"],
+            {
+                (method, result, verified.get(method, "no")): count
+                for (method, result), count in authenticator.stats.counts.items()
+            },
+        )
+        names = stats.names
+        yield _counters("chatws_events", "Events accepted.", ["event"], {name: names[name][0] for name in names})
+        deliveries = {name: names[name][1] for name in names}
+        yield _counters("chatws_deliveries", "Events queued for connections.", ["event"], deliveries)
+        failures = stats.internal_publish_failures
+        yield _counter("chatws_internal_publish_failures", "Server-generated events not published.", failures)
+        recoveries = {"complete": stats.recoveries, "failed": stats.recoveries_failed}
+        yield _counters("chatws_recoveries", "Requested recoveries.", ["result"], recoveries)
+        waiting = "Clients that have seen newer events than this node, and wait for it."
+        yield _gauge("chatws_pending_resumes", waiting, chat.pending_resumes)
+        searches = "Clients whose recovery waits for a search of the history, or for earlier replays."
+        yield _gauge("chatws_pending_recoveries", searches, chat.pending_searches)
+        yield _gauge("chatws_replays", "Replays of missed events in progress.", chat.replays)
+        yield _counter("chatws_forced_resyncs", "Clients forced to resync: events were lost.", stats.forced_resyncs)
+        queued = "Memory of clients' messages that wait for a check."
+        yield _gauge("chatws_queued_message_bytes", queued, chat.limits.queued)
+        errors = {"rate_limited": 0, **{code.value: count for code, count in stats.errors.items()}}
+        yield _counters("chatws_errors", "Error replies to clients.", ["code"], errors)
+        closes = {str(int(code)): count for code, count in stats.closes.items()}
+        yield _counters("chatws_disconnects", "Connections closed by the server.", ["code"], closes)
+
+    def _push(self) -> Iterator[Metric]:
+        push = self._server.push
+        stats = push.stats
+        yield _gauge("chatws_push_connections", "Connected backends.", len(push.connections))
+        yield _counter("chatws_push_connections_opened", "Accepted connections of backends.", stats.connections)
+        yield _counter("chatws_push_lines", "Lines from backends.", stats.lines)
+        yield _counter("chatws_push_received_bytes", "Bytes from backends.", stats.bytes)
+        yield _counter("chatws_push_published", "Events from backends, without duplicates.", stats.published)
+        api = self._server.http_push
+        yield _gauge("chatws_api_connections", "Open connections of the HTTP API.", len(api.connections))
+        yield _counter("chatws_api_connections_opened", "Accepted connections of the HTTP API.", api.stats.connections)
+        yield _counter("chatws_api_received_bytes", "Bytes from clients of the HTTP API.", api.stats.bytes)
+        responses = {str(status): count for status, count in api.stats.responses.items()}
+        yield _counters("chatws_api_responses", "Responses of the HTTP API.", ["status"], responses)
+        yield _counters("chatws_push_errors", "Error responses to backends.", ["code"], stats.errors)
+
+    def _history(self) -> Iterator[Metric]:
+        history = self._server.chat.history
+        yield _gauge("chatws_history_events", "Events stored for recovery.", len(history))
+        yield _gauge("chatws_history_bytes", "Bytes of data stored for recovery.", history.size)
+        yield _gauge("chatws_history_first_offset", "Offset of the oldest stored event.", history.first)
+        yield _gauge("chatws_history_last_offset", "Offset of the newest stored event.", history.last)
+
+    def _database(self) -> Iterator[Metric]:
+        database = self._server.database
+        up = _gauges("chatws_database_up", "Whether the last query succeeded.", [])
+        latency = HistogramMetricFamily(
+            "chatws_database_query_duration_seconds", "Time until the result or error of a query.", labels=["kind"]
+        )
+        errors: Mapping[str, int] = {}
+        if database is not None:
+            up.add_metric([], float(database.healthy))
+            for kind, histogram in database.histograms.items():
+                latency.add_metric([kind], histogram.buckets(), histogram.total)
+            errors = database.errors
+        yield up
+        yield latency
+        yield _counters("chatws_database_errors", "Failed queries.", ["reason"], errors)
+
+    def _outbox(self) -> Iterator[Metric]:
+        outbox = self._server.outbox
+        holder = _gauges("chatws_outbox_holder", "Whether this node holds the outbox.", [])
+        rows: Mapping[str, int] = {}
+        polls = 0
+        if outbox is not None:
+            stats = outbox.stats
+            holder.add_metric([], float(stats.is_holder))
+            polls = stats.polls
+            rows = {"sent": stats.sent, "rejected": stats.rejected}
+        yield holder
+        yield _counter("chatws_outbox_polls", "Polls of the outbox by this node.", polls)
+        yield _counters("chatws_outbox_rows", "Rows of the outbox that this node processed.", ["result"], rows)
+
+
+def _gauges(name: str, help: str, labels: Sequence[str]) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, help, labels=labels)
+
+
+def _gauge(name: str, help: str, value: float, labels: Mapping[str, str] | None = None) -> Metric:
+    metric = _gauges(name, help, list(labels or ()))
+    metric.add_metric(list((labels or {}).values()), value)
+    return metric
+
+
+def _gauges_by(name: str, help: str, label: str, values: Mapping[str, float]) -> Metric:
+    metric = _gauges(name, help, [label])
+    for key, value in values.items():
+        metric.add_metric([key], value)
+    return metric
+
+
+def _counter(name: str, help: str, value: float) -> Metric:
+    return CounterMetricFamily(name, help, value=value)
+
+
+def _counters(name: str, help: str, labels: Sequence[str], values: Mapping[Any, int]) -> Metric:
+    metric = CounterMetricFamily(name, help, labels=labels)
+    for key, value in values.items():
+        metric.add_metric(list(key) if isinstance(key, tuple) else [key], value)
+    return metric
+
+
+def log_lines_dropped() -> Metric:
+    """Return the number of log lines that this process has dropped."""
+    return _counter(
+        "chatws_log_lines_dropped", "Log lines dropped because the log output was blocked.", dropped_lines()
+    )
+
+
+class _MetricsResource(GetResource):
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__()
+        self._registry = registry
+
+    def render_GET(self, request: Any) -> bytes:
+        encode, content_type = choose_encoder(request.getHeader("accept") or "")
+        request.setHeader(b"content-type", content_type.encode("ascii"))
+        request.setHeader(b"cache-control", b"no-store")
+        return bytes(encode(self._registry))
+
+
+def make_site(
+    exporter: Collector, ready: Callable[[], ReadinessReport], reactor: Any, budget: FileBudget
+) -> NoKeepAliveSite:
+    """Make the site of the metrics listener: /metrics, /healthz, /readyz."""
+    registry = CollectorRegistry()
+    registry.register(exporter)
+    ProcessCollector(registry=registry)
+    return NoKeepAliveSite(
+        RootResource(None, (), ready, {b"/metrics": _MetricsResource(registry)}, allows_host=is_local_host),
+        30.0,
+        reactor,
+        budget,
+    )

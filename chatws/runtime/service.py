@@ -1,0 +1,441 @@
+"""One server of one process: builds the components from a `Config`, starts and stops them in order.
+
+Start: the ports are bound first, for ports below 1024 and so that a port in use is reported early. Then the broker, the
+database and the demo start. Only then are the ports read from.
+
+Stop: the listeners close. The lines that backends have already sent are processed. Clients are disconnected with
+`drain_close_code`, evenly over `drain_timeout`. Then the broker, the authentication and the database stop.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, cast
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.interfaces import IStreamClientEndpoint
+from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from chatws.auth.factory import build_activity, build_authenticator, build_authorizer
+from chatws.auth.secrets import load_secrets
+from chatws.auth.token import TokenMethod
+from chatws.brokers.interface import Broker
+from chatws.chat.audience import AudienceTable, Kind
+from chatws.chat.contacts import ContactFilter
+from chatws.chat.history import History
+from chatws.chat.server import ChatServer
+from chatws.chat.session import SessionLimits
+from chatws.config import validate
+from chatws.config.reload import diff_config, push_secret, read_renewals, use_renewals
+from chatws.config.schema import Config
+from chatws.database.factory import open_database
+from chatws.errors import CloseCode, ConfigError
+from chatws.interfaces import Reactor
+from chatws.net.sockets import shown_address
+from chatws.outbox.dialects import dialect_of
+from chatws.outbox.online import OnlineTable
+from chatws.outbox.reader import LEASE, OutboxReader, OutboxSettings
+from chatws.outbox.session import OutboxDatabase
+from chatws.push.http_connection import HttpFactory
+from chatws.push.listener import PushFactory
+from chatws.runtime.file_budget import BACKEND, WEBSOCKET, FileBudget, selectable_files
+from chatws.runtime.health import ReadinessCheck
+from chatws.runtime.metrics import Exporter, Lag, MeasuredDatabase, make_site
+from chatws.runtime.parts import Listeners, configured_listeners, history_retention, open_configured_broker
+from chatws.runtime.root_service import RootService
+from chatws.runtime.shutdown import exit_with_error
+from chatws.runtime.turns import Turns
+from chatws.server.admission import Admission
+from chatws.server.fanout import FanOut
+from chatws.server.http_server import HttpServer
+from chatws.server.io_server import IoServer, raise_file_limit
+from chatws.server.timer_wheel import TimerWheel
+from chatws.server.ws_server import WsServer
+
+__all__ = ["ChatwsService", "build", "listed", "make_admission", "make_audiences"]
+
+log = Logger()
+
+#: Seconds between two batches of disconnected clients: short enough to spread them evenly over `drain_timeout`.
+DRAIN_TICK = 0.05
+
+
+def build(config: Config, reactor: Reactor) -> ChatwsService:
+    """Build the server that `config` describes. It is not started.
+
+    :raises ConfigError: a setting is invalid, or contradicts another one.
+    """
+    for warning in validate.check(config, reactor):
+        log.warn("{warning}", warning=warning)
+    return ChatwsService(config, reactor)
+
+
+class ChatwsService(RootService):
+    """One server.
+
+    :param broker: not yet started; by default the configured one.
+    :param listeners: not yet bound; by default the configured ones.
+    :param node: the name of this node, unique among those that share the history; by default a random one.
+    :ivar chat: the application.
+    :ivar budget: counts the connections of all listeners.
+    :ivar browsers: the WebSocket listeners. Their `ports` are set once they are bound.
+    :ivar backends: the push listeners.
+    :ivar api: the listeners of the HTTP API, or None.
+    :ivar monitors: the metrics listener, or None.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        reactor: Reactor,
+        *,
+        broker: Broker | None = None,
+        listeners: Listeners | None = None,
+        node: str = "",
+    ) -> None:
+        self.config = config
+        self.reactor = reactor
+        listeners = listeners or configured_listeners(config, reactor)
+        timer_wheel = TimerWheel(reactor)
+        bounds = history_retention(config)
+        url = validate.database_url(config)
+        self.database: MeasuredDatabase | None = None
+        if url:
+            database = open_database(url, pool=config.database_pool, timeout=config.auth_timeout, reactor=reactor)
+            self.database = MeasuredDatabase(database, reactor)
+        self.authenticator = build_authenticator(config, self.database, reactor)
+        self.activity = build_activity(config, self.database, reactor)
+        self.budget = FileBudget((WEBSOCKET, BACKEND), clock=reactor)
+        self.fanout = FanOut()
+        self.chat = ChatServer(
+            broker or open_configured_broker(config, reactor),
+            authenticator=self.authenticator,
+            authorizer=build_authorizer(config, self.database, reactor),
+            activity=self.activity,
+            history=History(bounds),
+            audiences=make_audiences(config),
+            limits=SessionLimits(**_session_limits(config)),
+            auth_deadline=config.auth_deadline,
+            max_connections_per_user=config.max_connections_per_user,
+            max_connections_per_contact=config.max_connections_per_contact,
+            contact_filter=make_contact_filter(config) if config.contacts else None,
+            presence_grace=config.presence_grace,
+            presence_ttl=config.presence_ttl,
+            node=node,
+            send_all=self.fanout.send_all,
+            reactor=reactor,
+            schedule=timer_wheel.schedule,
+        )
+        self.demo = self._demo() if config.demo else None
+        self.websockets = WsServer(
+            self.chat,
+            max_message_size=config.max_message_size,
+            max_fragments=config.max_fragments,
+            ping_interval=config.ping_interval,
+            ping_timeout=config.ping_timeout,
+            send_buffer=config.send_buffer,
+            compression=config.compression,
+            reactor=reactor,
+            timer_wheel=timer_wheel,
+        )
+        self._state = "starting"
+        parts: dict[str, Any] = {"broker": lambda: self.chat.broker.offset_range()}
+        if self.database:
+            parts["database"] = lambda: self.database.query("SELECT 1", {})
+        self.ready = ReadinessCheck(parts, lambda: self._state, reactor)
+        self.http = http = HttpServer(
+            self.websockets,
+            resource=self.demo.resource() if self.demo else None,
+            ready=self.ready,
+            admission=make_admission(config, self.budget),
+            max_head_size=config.max_head_size,
+            handshake_timeout=config.handshake_timeout,
+            restricts_hosts=config.demo,
+            reactor=reactor,
+        )
+        self.browsers = IoServer(http, listeners.websocket, reactor)
+        self.push = PushFactory(
+            self.chat,
+            secret=self._push_secret,
+            max_line_size=config.max_line_size,
+            budget=self.budget,
+            reactor=reactor,
+        )
+        # an IoServer binds any factory, and reports a port in use in the same words
+        self.backends = IoServer(self.push, listeners.push, reactor)  # type: ignore[arg-type]
+        self.outbox = self._make_outbox(url) if config.outbox else None
+        self.http_push = HttpFactory(
+            self.push.handler,
+            secret=self._push_secret,
+            max_head=config.max_head_size,
+            budget=self.budget,
+            reactor=reactor,
+            **_api_limits(config),
+        )
+        self.api = IoServer(self.http_push, listeners.api, reactor) if listeners.api else None  # type: ignore[arg-type]
+        self._secret = push_secret(config)
+        self._token_secrets = load_secrets(config)
+        self.lag = Lag(reactor)
+        self.turns = Turns(reactor)
+        self.monitors: IoServer | None = None
+        if listeners.metrics:
+            site: Any = make_site(Exporter(self, self.lag), self.ready, reactor, self.budget)
+            self.monitors = IoServer(site, listeners.metrics, reactor)
+
+    def _make_outbox(self, url: str) -> OutboxReader:
+        config, dialect = self.config, dialect_of(url)
+        online = OnlineTable(dialect, config.table_prefix, self.chat.online, time.time)
+        return OutboxReader(
+            OutboxDatabase(url, timeout=LEASE, reactor=self.reactor),
+            dialect,
+            OutboxSettings(config.table_prefix, config.outbox_max_age, config.max_line_size),
+            target=self.chat,
+            handler=self.push.handler,
+            online=online,
+            reactor=self.reactor,
+        )
+
+    # Starting
+
+    @property
+    def _servers(self) -> list[IoServer]:
+        """The servers for browsers and backends, in the order in which their ports are opened."""
+        return [self.backends, *([self.api] if self.api else []), self.browsers]
+
+    async def _listen(self) -> None:
+        for server in self._servers:
+            await server.listen()
+            for port in server.ports:
+                port.stopReading()  # new connections wait in the kernel's backlog until the server has started
+        if self.monitors:
+            await self.monitors.listen()
+
+    async def _start(self) -> None:
+        if self.config.io_uring:
+            self.fanout.use_io_uring()
+        await self.chat.start()
+        if self.database:
+            await self.database.start()
+        if self.demo:
+            self.demo.startService()
+        await self._bind()
+        if self._failing:
+            return
+        for server in self._servers:
+            for port in server.ports:
+                port.startReading()
+        if self.outbox:
+            self.outbox.start()
+        self._state = ""
+        if self.config.metrics_port:
+            self.lag.start()
+        if self.monitors:
+            log.info("metrics are on {where}", where=listed(self.monitors.ports))
+        if self.api:
+            log.info("the HTTP API is on {where}", where=listed(self.api.ports))
+        _tune_garbage_collector()
+        self.turns.start()
+        log.info(
+            "listening for browsers on {browsers}, for backends on {backends}; up to {files} open files, {reactor}",
+            browsers=listed(self.browsers.ports),
+            backends=listed(self.backends.ports),
+            files=min(raise_file_limit(), selectable_files(self.reactor)),
+            reactor=type(self.reactor).__name__,
+        )
+        if self.demo:
+            host = self.browsers.ports[0].getHost()
+            log.info("the demo: open http://localhost:{port}/ in two windows", port=getattr(host, "port", "?"))
+        self._started()
+
+    def _abort_start(self, reason: str) -> None:
+        exit_with_error(self.reactor, reason)
+
+    def _push_secret(self) -> bytes | None:
+        return self._secret
+
+    # Changing
+
+    def reconfigure(self, new: Config) -> tuple[str, ...]:
+        """Check `new`, and apply the settings that can change at run time. Connections stay open.
+
+        :returns: a sentence for each setting that has changed, without any secret.
+        :raises ConfigError: `new` is invalid. Nothing has changed.
+        """
+        validate.check(new, self.reactor, running=True)
+        renewals = read_renewals(self.tls_listeners)
+        lines = self.apply(new)
+        return (*lines, *use_renewals(renewals))
+
+    @property
+    def tls_listeners(self) -> list[Any]:
+        """The listeners with TLS: those for backends first, in the order in which the ports are opened."""
+        return [listener for server in self._servers for listener in server.endpoints if listener.tls is not None]
+
+    def apply(self, new: Config) -> tuple[str, ...]:
+        """Apply a configuration that `validate.check` has accepted. Otherwise see `reconfigure`."""
+        change = diff_config(self.config, self._token_secrets, self._secret, new)
+        config = change.config
+        audiences = make_audiences(config)
+        make_admission(config)  # raises before anything is changed
+        self.http.admission.reconfigure(**_admission_settings(config))
+        self.http.max_head_size = config.max_head_size
+        self.http.handshake_timeout = config.handshake_timeout
+        self.chat.audiences = audiences
+        for name, value in _session_limits(config).items():
+            setattr(self.chat.limits, name, value)
+        self.chat.auth_deadline = config.auth_deadline
+        self.chat.max_connections_per_user = config.max_connections_per_user
+        self.chat.max_connections_per_contact = config.max_connections_per_contact
+        if self.chat.contacts is not None:
+            self.chat.contacts.filter = make_contact_filter(config)
+        self.push.max_line_size = config.max_line_size
+        self.http_push.reconfigure(max_head=config.max_head_size, **_api_limits(config))
+        self._secret = change.push_secret
+        self._token_secrets = change.token_secrets
+        for method in self.authenticator.methods:
+            if isinstance(method, TokenMethod):
+                method.change_secrets(change.token_secrets)
+        self.config = config
+        return change.lines
+
+    # Stopping
+
+    def stopService(self) -> Deferred[None]:
+        """Drain, then stop. The Deferred fires when every component has stopped."""
+        super().stopService()
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        self._state = "stopping"
+        await self.browsers.stop_listening()
+        await self.backends.stop_listening()
+        if self.api:
+            await self.api.stop_listening()
+        if self.demo:
+            await self.demo.stopService()
+        if self.outbox:
+            await self.outbox.stop()
+        await gatherResults([self.push.drain(), self.http_push.drain()])
+        self.chat.freeze_presence(self.config.drain_timeout)
+        await self._drain_clients()
+        await self.browsers.stopService()
+        await self.chat.stop()
+        await self.activity.stop()
+        await self.authenticator.stop()
+        if self.database:
+            await self.database.stop()
+        self.lag.stop()
+        self.turns.stop()
+        if self.monitors:
+            await self.monitors.stop_listening()
+
+    async def _drain_clients(self) -> None:
+        """Disconnect the clients evenly over `drain_timeout`, so that they do not all reconnect at once."""
+        code, reason = CloseCode(self.config.drain_close_code), "the server is restarting"
+        total = left = self.chat.connection_count
+        if total:
+            log.info("disconnecting {count} clients over {seconds:g} s", count=total, seconds=self.config.drain_timeout)
+        ticks = max(1, round(self.config.drain_timeout / DRAIN_TICK))
+        for tick in range(ticks - 1, -1, -1):
+            left = self.chat.disconnect_all(code, reason, left - total * tick // ticks)
+            if not left:
+                break
+            await deferLater(cast(Any, self.reactor), DRAIN_TICK)  # annotated with zope's IReactorTime
+        self.http.close_http_connections()  # a WebSocket opened from one would close with another code
+        self.chat.disconnect_all(code, reason)  # those opened since the last batch
+
+    # The demo
+
+    def _demo(self) -> Any:
+        from chatws.clients.twisted import PushClient
+        from chatws.demo.service import DemoService
+
+        endpoint: Any = _OwnPushEndpoint(self)
+        client = PushClient(endpoint, reactor=self.reactor, secret=push_secret(self.config))
+        return DemoService(client, self.config.demo_database, reactor=self.reactor)
+
+
+@implementer(IStreamClientEndpoint)
+class _OwnPushEndpoint:
+    """The push API of this process. Its address is known only after the port is bound."""
+
+    def __init__(self, service: ChatwsService) -> None:
+        self._service = service
+
+    def connect(self, factory: Any) -> Deferred[Any]:
+        """See `IStreamClientEndpoint`."""
+        reactor = self._service.reactor
+        host = self._service.backends.ports[0].getHost()
+        if hasattr(host, "port"):
+            return TCP4ClientEndpoint(reactor, "127.0.0.1", host.port).connect(factory)
+        endpoint: Any = UNIXClientEndpoint(reactor, host.name)  # type: ignore[no-untyped-call]
+        connecting: Deferred[Any] = endpoint.connect(factory)
+        return connecting
+
+
+def _tune_garbage_collector() -> None:
+    """Keep Python's cyclic garbage collector from traversing all objects while many clients connect.
+
+    By default a full collection runs each time the number of objects has grown by a quarter. With 10,000 connections
+    it blocks the server for 100 ms and more, in the middle of a reconnect storm. Reference counts free connections and
+    events, so a full collection can wait for 2,000,000 new objects. Younger objects are collected in portions of
+    25,000, about 10 ms each. Objects loaded at the start are never freed, and are frozen.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(5000, 5, 80)
+
+
+def make_audiences(config: Config) -> AudienceTable:
+    """Build the table of audiences.
+
+    :raises ConfigError: `[audience]` has an unknown audience.
+    """
+    pairs = (assignment.partition("=") for assignment in config.audience)
+    try:
+        return AudienceTable({name: Kind(kind) for name, _, kind in pairs}, contacts=config.contacts)
+    except ValueError as error:
+        raise ConfigError(f"[audience]: {error}; one of {', '.join(Kind)}") from None
+
+
+def make_contact_filter(config: Config) -> ContactFilter:
+    """Build the filter of what contacts may get."""
+    return ContactFilter(config.contact_events, config.contact_hidden_keys)
+
+
+def _admission_settings(config: Config) -> dict[str, Any]:
+    return {
+        "allowed_origins": config.allowed_origins,
+        "trusted_proxies": config.trusted_proxies,
+        "max_connections": config.max_connections,
+        "max_connections_per_ip": config.max_connections_per_ip,
+    }
+
+
+def _session_limits(config: Config) -> dict[str, Any]:
+    return {limit.name: getattr(config, limit.name) for limit in fields(SessionLimits) if limit.init}
+
+
+def _api_limits(config: Config) -> dict[str, Any]:
+    return {
+        "max_body": config.api_max_body,
+        "max_item": config.max_line_size,
+        "request_timeout": config.api_timeout,
+        "idle_timeout": config.api_idle_timeout,
+    }
+
+
+def make_admission(config: Config, budget: FileBudget | None = None) -> Admission:
+    """Who may come in. Raises what it raises for settings that it cannot take."""
+    return Admission(**_admission_settings(config), budget=budget)
+
+
+def listed(ports: Sequence[Any]) -> str:
+    """Return the addresses of `ports` as text for people."""
+    return ", ".join(shown_address(port.getHost()) for port in ports)

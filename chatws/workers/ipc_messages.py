@@ -1,0 +1,153 @@
+"""Messages between a worker's broker and the supervisor's: msgpack arrays that begin with a number for their kind.
+
+A worker (chatws.workers.ipc_broker) sends requests, each with a number. The supervisor (chatws.workers.broker_server)
+replies in any order, and sends events in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import msgspec
+
+from chatws.brokers.interface import Event, NewEvent
+from chatws.ids import Id
+
+__all__ = [
+    "BrokerReply",
+    "BrokerRequest",
+    "ErrorReply",
+    "EventsNotice",
+    "LeaseReply",
+    "LeaseRequest",
+    "OffsetRangeReply",
+    "OffsetRangeRequest",
+    "OnlineReply",
+    "OnlineRequest",
+    "PublishReply",
+    "PublishRequest",
+    "ReadReply",
+    "ReadRequest",
+    "ResetNotice",
+    "StartReply",
+    "StartRequest",
+    "encode",
+    "reply_decoder",
+    "request_decoder",
+]
+
+
+class _Numbered(msgspec.Struct, array_like=True):
+    """A request, or the reply to the request of that number."""
+
+    number: int
+
+
+class StartRequest(_Numbered, tag=1):
+    """Receive events from now on. The reply is `StartReply`."""
+
+
+class PublishRequest(_Numbered, tag=2):
+    """The reply is `PublishReply`."""
+
+    new_events: Sequence[NewEvent]
+
+
+class ReadRequest(_Numbered, tag=3):
+    """The reply is `ReadReply`."""
+
+    after: int
+    limit: int
+
+
+class OffsetRangeRequest(_Numbered, tag=4):
+    """The reply is `OffsetRangeReply`."""
+
+
+class LeaseRequest(_Numbered, tag=5):
+    """The reply is `LeaseReply`."""
+
+    node: str
+    connection_counts: dict[Id, int | None]
+    seconds: float
+
+
+class OnlineRequest(_Numbered, tag=6):
+    """The reply is `OnlineReply`."""
+
+
+BrokerRequest: TypeAlias = (
+    StartRequest | PublishRequest | ReadRequest | OffsetRangeRequest | LeaseRequest | OnlineRequest
+)
+
+
+class StartReply(_Numbered, tag=1):
+    """The events that follow this reply begin after the last event of the history at this moment."""
+
+    epoch: str
+
+
+class PublishReply(_Numbered, tag=2, omit_defaults=True):
+    """The new events that are no duplicates are the last `EventsNotice` before this, in their order.
+
+    :ivar duplicates: (index of the new event, offset and time of the event that was first).
+    """
+
+    duplicates: Sequence[tuple[int, int, float]] = ()
+
+
+class ReadReply(_Numbered, tag=3):
+    events: list[Event]
+
+
+class OffsetRangeReply(_Numbered, tag=4):
+    first: int
+    last: int
+
+
+class LeaseReply(_Numbered, tag=5):
+    changed: list[tuple[Id, bool]]
+    held: int
+    online: int
+
+
+class OnlineReply(_Numbered, tag=6):
+    users: list[Id]
+
+
+class ErrorReply(_Numbered, tag=7):
+    """The request failed. `reason` is a sentence for people."""
+
+    reason: str
+
+
+class EventsNotice(msgspec.Struct, array_like=True, tag=8):
+    """New events."""
+
+    events: list[Event]
+
+
+class ResetNotice(msgspec.Struct, array_like=True, tag=9):
+    """The history was reset."""
+
+    epoch: str
+
+
+BrokerReply: TypeAlias = (
+    StartReply | PublishReply | ReadReply | OffsetRangeReply | LeaseReply | OnlineReply | ErrorReply
+)
+
+encode = msgspec.msgpack.Encoder().encode
+request_decoder = msgspec.msgpack.Decoder(BrokerRequest)
+reply_decoder = msgspec.msgpack.Decoder(
+    StartReply
+    | PublishReply
+    | ReadReply
+    | OffsetRangeReply
+    | LeaseReply
+    | OnlineReply
+    | ErrorReply
+    | EventsNotice
+    | ResetNotice
+)
