@@ -33,6 +33,7 @@ class RootService(Service):
     clock_watch: ClockWatch | None = None
     _bound: Deferred[None] | None = None
     _failing = False
+    _stopping = False
 
     def setServiceParent(self, parent: Any) -> None:
         """See `IService`. twistd looks for the observer of its log in the application, which is the parent."""
@@ -64,7 +65,8 @@ class RootService(Service):
         Deferred.fromCoroutine(self._start()).addErrback(self._cannot_start)
 
     def stopService(self) -> Any:
-        """See `IService`."""
+        """See `IService`. A start that is under way ends without an error."""
+        self._stopping = True
         if self.clock_watch is not None:
             self.clock_watch.stop()
         return super().stopService()  # type: ignore[no-untyped-call]
@@ -84,13 +86,16 @@ class RootService(Service):
         raise NotImplementedError
 
     async def _start(self) -> None:
-        """Start everything else, unless it is `_failing`.
+        """Start everything else. Each step may be the last: afterwards the service may be `_failing` or `_stopping`.
 
         :raises ConfigError: it cannot be.
         """
         raise NotImplementedError
 
     def _cannot_start(self, failure: Failure) -> None:
+        if self._stopping:  # the parts that the start waits for have been stopped
+            log.info("stopped before the start was complete: {reason}", reason=str(failure.value))
+            return
         if not isinstance(failure.value, ConfigError):
             log.failure("chatws cannot start", failure)
         self._fail(str(failure.value))

@@ -220,12 +220,12 @@ class ChatwsService(RootService):
         if self.config.io_uring:
             self.fanout.use_io_uring()
         await self.chat.start()
-        if self.database:
+        if self.database and not self._stopping:
             await self.database.start()
-        if self.demo:
+        if self.demo and not self._stopping:
             self.demo.startService()
         await self._bind()
-        if self._failing:
+        if self._failing or self._stopping:
             return
         for server in self._servers:
             for port in server.ports:

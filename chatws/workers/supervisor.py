@@ -90,11 +90,13 @@ class Supervisor(RootService):
             return
         if self._broker_server is not None:
             await self._broker_server.start()
-        if self._state == "stopping":  # stopService was called during the await
+        if self._stopping:
             return
         for number in range(self._whole.workers):
             self.workers.append(WorkerProcess(number, self, self._listeners, self._reactor, self._reactor_name))
         await self._monitor()
+        if self._stopping:
+            return
         for worker in self.workers:
             worker.start()
 
