@@ -97,11 +97,13 @@ MAY_IMPORT = {
         *BASE,
         *LEAVES,
         "chatws.brokers.interface",
-        "chatws.database.interface",
+        "chatws.runtime.measurements",
         "chatws.runtime.service",  # for types
         "chatws.server.http_resources",
     ],
-    "chatws.runtime.turns": [*BASE, *LEAVES, "chatws.runtime.metrics"],
+    "chatws.runtime.measured_broker": [*BASE, *LEAVES, "chatws.brokers.interface", "chatws.runtime.measurements"],
+    "chatws.runtime.measurements": [*BASE, *LEAVES, "chatws.database.interface"],
+    "chatws.runtime.turns": [*BASE, *LEAVES, "chatws.runtime.measurements"],
     "chatws.runtime.parts": [*BASE, *LEAVES, "chatws.brokers", "chatws.config", "chatws.net"],
     "chatws.workers": [
         *BASE,

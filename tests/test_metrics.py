@@ -21,7 +21,8 @@ from chatws.config.schema import Config
 from chatws.database.interface import QueryFailed, ValueRefused
 from chatws.errors import Unavailable
 from chatws.runtime.health import CHECK_TIMEOUT, RESULT_TTL, ReadinessCheck
-from chatws.runtime.metrics import LAG_INTERVAL, Exporter, Histogram, Lag, MeasuredDatabase
+from chatws.runtime.measurements import LAG_INTERVAL, Histogram, Lag, MeasuredDatabase
+from chatws.runtime.metrics import Exporter
 from chatws.runtime.service import ChatwsService
 from chatws.workers.metrics_collector import MetricsCollector
 

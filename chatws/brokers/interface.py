@@ -158,8 +158,11 @@ class Broker(Protocol):
         `EventHandler.reset` is called, when a shared history was reset.
     """
 
-    epoch: str
-    shared: bool
+    @property
+    def epoch(self) -> str: ...
+
+    @property
+    def shared(self) -> bool: ...
 
     def start(self, listener: EventHandler) -> Deferred[None]:
         """Open the history. Fires when events can be published and read.

@@ -46,7 +46,9 @@ from chatws.push.http_connection import HttpFactory
 from chatws.push.listener import PushFactory
 from chatws.runtime.file_budget import BACKEND, WEBSOCKET, FileBudget, selectable_files
 from chatws.runtime.health import ReadinessCheck
-from chatws.runtime.metrics import Exporter, Lag, MeasuredDatabase, make_site
+from chatws.runtime.measured_broker import MeasuredBroker
+from chatws.runtime.measurements import Lag, MeasuredDatabase
+from chatws.runtime.metrics import Exporter, make_site
 from chatws.runtime.parts import Listeners, configured_listeners, history_retention, open_configured_broker
 from chatws.runtime.root_service import RootService
 from chatws.runtime.shutdown import exit_with_error
@@ -83,6 +85,7 @@ class ChatwsService(RootService):
     :param listeners: not yet bound; by default the configured ones.
     :param node: the name of this node, unique among those that share the history; by default a random one.
     :ivar chat: the application.
+    :ivar broker: the broker, measured.
     :ivar budget: counts the connections of all listeners.
     :ivar browsers: the WebSocket listeners. Their `ports` are set once they are bound.
     :ivar backends: the push listeners.
@@ -113,8 +116,9 @@ class ChatwsService(RootService):
         self.activity = build_activity(config, self.database, reactor)
         self.budget = FileBudget((WEBSOCKET, BACKEND), clock=reactor)
         self.fanout = FanOut()
+        self.broker = MeasuredBroker(broker or open_configured_broker(config, reactor), reactor)
         self.chat = ChatServer(
-            broker or open_configured_broker(config, reactor),
+            self.broker,
             authenticator=self.authenticator,
             authorizer=build_authorizer(config, self.database, reactor),
             activity=self.activity,
@@ -145,7 +149,7 @@ class ChatwsService(RootService):
             timer_wheel=timer_wheel,
         )
         self._state = "starting"
-        parts: dict[str, Any] = {"broker": lambda: self.chat.broker.offset_range()}
+        parts: dict[str, Any] = {"broker": self.broker.check}
         if self.database:
             parts["database"] = lambda: self.database.query("SELECT 1", {})
         self.ready = ReadinessCheck(parts, lambda: self._state, reactor)

@@ -22,7 +22,7 @@ from typing import Any
 from twisted.logger import Logger
 
 from chatws.interfaces import Clock
-from chatws.runtime.metrics import Histogram
+from chatws.runtime.measurements import Histogram
 from chatws.runtime.throttled_log import ThrottledLog
 
 __all__ = ["LONG_TURN", "Turns"]

@@ -13,6 +13,7 @@ import pytest
 
 from tests.e2e.mounts import MountedServer
 from tests.e2e.process import clean_environment
+from tests.e2e.test_operations import fetch
 from tests.e2e.wire import until
 from tests.requirements import MOUNT_NAMESPACES, needs
 
@@ -101,7 +102,10 @@ def test_history_on_a_volume_filled_before_the_start_recovers(small_volume: Star
     answer = recover(server, seen)
     assert (answer["recovered"], answer["replayed"]) == (True, 4)
     assert [one["code"] for one in push(server, 3)] == ["unavailable"] * 3
+    assert fetch(server.port, "/readyz") == (503, "broker: the event history cannot be written now\n")
+    assert fetch(server.port, "/healthz")[0] == 200
     server.run_inside("rm volume/filler")
+    until(lambda: fetch(server.port, "/readyz")[0] == 200, "the server to be ready without a push")
     assert all(one["ok"] for one in push(server, 3))
     assert "the event history in" in server.log
     assert "can be written again" in server.log
