@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -14,6 +14,7 @@ from chatws.brokers.interface import NODES, Audience, Event, NewEvent, Retention
 from chatws.chat import cluster_commands
 from chatws.chat.admin import RESYNC_SPREAD
 from chatws.chat.interfaces import Identity
+from chatws.chat.presence.changes import PresenceChange
 from chatws.chat.resume_wait import RESUME_WAIT_TIMEOUT
 from chatws.chat.server import ChatServer
 from chatws.errors import CloseCode, Unavailable
@@ -414,6 +415,30 @@ class PresenceTests(NodesTestCase):
         self.b.leave(there)
         self.pass_time(GRACE + 1)
         self.assertEqual(statuses(watcher), [(5, "offline")])
+
+    def test_listeners_get_each_change_once_over_all_nodes(self) -> None:
+        changes: list[tuple[str, Id]] = []
+        last_seen: list[int | None] = []
+
+        def listen(batch: Sequence[PresenceChange]) -> None:
+            changes.extend((change.kind.value, change.id) for change in batch)
+            last_seen.extend(change.last_seen_ms for change in batch)
+
+        for node in self.nodes:
+            node.chat.presence_listeners.append(listen)
+        here, there = self.a.connect(5), self.b.connect(5)
+        self.assertEqual(changes, [("agent_online", 5)])
+        self.a.leave(here)
+        self.pass_time(GRACE + 1)
+        self.b.leave(there)
+        left = self.clock.seconds()
+        self.pass_time(GRACE + 1)
+        self.assertEqual(changes, [("agent_online", 5), ("agent_offline", 5)])
+        self.assertEqual(last_seen, [None, round(left * 1000)])
+        self.b.connect(6)
+        self.b.die()
+        self.pass_time(LEASE + GRACE + 8)
+        self.assertEqual(changes[2:], [("agent_online", 6), ("agent_offline", 6)])
 
     def test_every_node_lists_all_agents_online(self) -> None:
         self.a.connect(1), self.b.connect(2)

@@ -20,8 +20,8 @@ from chatws.chat.audience import (
 )
 from chatws.chat.chat_stats import ChatStats
 from chatws.chat.cluster_commands import PresenceUpdate, to_new_event
+from chatws.chat.presence.cluster import MemberChange
 from chatws.errors import Unavailable
-from chatws.ids import Id
 
 __all__ = ["InternalPublisher"]
 
@@ -53,16 +53,16 @@ class InternalPublisher:
         audience = Audience((*channels,), None if is_contact else user_id)
         self._publish([NewEvent("typing", audience, data, transient=True)])
 
-    def publish_presence(self, changes: list[tuple[Id, bool]]) -> None:
-        """Publish changes of (user_id, is_online): a presence update to all nodes, and `agent_status` to all agents.
+    def publish_presence(self, changes: Sequence[MemberChange]) -> None:
+        """Publish changes of presence: a presence update to all nodes, and `agent_status` to all agents.
 
         Without a default audience for `agent_status`, only the nodes get the update, so that `presence` is correct.
         """
-        online = [user_id for user_id, is_online in changes if is_online]
-        offline = [user_id for user_id, is_online in changes if not is_online]
+        online = [change.user_id for change in changes if change.is_online]
+        offline = [change.user_id for change in changes if not change.is_online]
         new_events = [to_new_event(PresenceUpdate(online, offline))]
         if self._audiences().has_default("agent_status"):
-            for user_id, is_online in changes:
+            for user_id, is_online, _ in changes:
                 audience = Audience(AGENTS_AUDIENCE.channels, user_id)
                 data = messages.status_data(user_id, "online" if is_online else "offline")
                 new_events.append(NewEvent("agent_status", audience, data, transient=True))

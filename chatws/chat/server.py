@@ -36,7 +36,8 @@ from chatws.chat.history import History
 from chatws.chat.hub import Hub
 from chatws.chat.interfaces import ActivitySink, Authenticator, Authorizer
 from chatws.chat.internal_events import InternalPublisher
-from chatws.chat.presence.cluster import ClusterPresence
+from chatws.chat.presence.changes import ChangeKind, PresenceChange, PresenceListener
+from chatws.chat.presence.cluster import ClusterPresence, MemberChange
 from chatws.chat.rate_limits import MIN_PAUSE
 from chatws.chat.recovery import Recovery
 from chatws.chat.resume_wait import ResumeWaitQueue
@@ -91,6 +92,7 @@ class ChatServer:
     :param wall_clock: seconds since 1970, with which token expiry is compared.
     :param schedule: schedules timeouts; by default the reactor's `callLater`.
     :ivar connections: the open connections, authenticated or not.
+    :ivar presence_listeners: called with changes of presence, once per cluster (chatws.chat.presence.changes).
     """
 
     def __init__(
@@ -133,9 +135,9 @@ class ChatServer:
         self.node = node or secrets.token_hex(4)
         self.stats = ChatStats()
         self._internal_events = InternalPublisher(lambda: self.audiences, self.stats)
-        self.presence = ClusterPresence(
-            self.node, self._internal_events.publish_presence, presence_grace, presence_ttl, clock
-        )
+        self._wall_clock = wall_clock
+        self.presence_listeners: list[PresenceListener] = []
+        self.presence = ClusterPresence(self.node, self._announce_presence, presence_grace, presence_ttl, clock)
         self._timers = ConnectionTimers(self._execute, clock, schedule_call, wall_clock)
         self._connection_log = ConnectionLog(clock)
         self._auth_flow = AuthFlow(authenticator, authorizer, self._connection_log, self._execute)
@@ -273,6 +275,20 @@ class ChatServer:
 
     def _make_frames(self, events: Sequence[Event]) -> list[bytes]:
         return text_frames(messages.event_payloads(events, self.broker.epoch))
+
+    def _announce_presence(self, changes: list[MemberChange]) -> None:
+        self._internal_events.publish_presence(changes)
+        now = self._wall_clock()
+        reported = [
+            PresenceChange(ChangeKind.AGENT_ONLINE, user_id, round(now * 1000))
+            if is_online
+            else PresenceChange(
+                ChangeKind.AGENT_OFFLINE, user_id, round(now * 1000), last_seen_ms=round((now - unseen) * 1000)
+            )
+            for user_id, is_online, unseen in changes
+        ]
+        for listener in self.presence_listeners:
+            listener(reported)
 
     # Operation
 

@@ -11,6 +11,7 @@ nothing is lost: this node knows its own agents, and reports all of them when th
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -21,17 +22,28 @@ from chatws.errors import Unavailable
 from chatws.ids import Id, sort_ids
 from chatws.interfaces import Clock, TimerHandle
 
-__all__ = ["ClusterPresence"]
+__all__ = ["ClusterPresence", "MemberChange"]
 
 #: Renewals of a lease within its lifetime: two may fail before it expires.
 RENEWALS = 3
+
+
+class MemberChange(NamedTuple):
+    """An agent has come online or gone offline, for the cluster.
+
+    :ivar unseen: seconds since the last connection ended, at least, if the agent went offline. 0 if it came online.
+    """
+
+    user_id: Id
+    is_online: bool
+    unseen: float
 
 
 class ClusterPresence:
     """Maintains this node's leases and the set of agents online.
 
     :param node: this node's name.
-    :param announce: called with (user_id, is_online) pairs that have changed for the cluster.
+    :param announce: called with the agents that have changed for the cluster.
     :param grace: seconds between the end of an agent's last connection and `offline`.
     :param ttl: seconds until this node's leases expire if it does not renew them.
     :param clock: schedules renewals.
@@ -42,7 +54,7 @@ class ClusterPresence:
     broker: Broker
 
     def __init__(
-        self, node: str, announce: Callable[[list[tuple[Id, bool]]], None], grace: float, ttl: float, clock: Clock
+        self, node: str, announce: Callable[[list[MemberChange]], None], grace: float, ttl: float, clock: Clock
     ) -> None:
         self.local = LocalPresence(self._on_local_change, grace, clock)
         self._node = node
@@ -125,14 +137,14 @@ class ClusterPresence:
         if self._report_all:
             changes = {**changes, **{user_id: self.local.connection_count(user_id) for user_id in self.local.users()}}
         result = self.broker.lease(self._node, changes, self._ttl + self.local.grace)
-        result.addCallbacks(self._on_result, self._on_failure, errbackArgs=(changes,))
+        result.addCallbacks(self._on_result, self._on_failure, callbackArgs=(changes,), errbackArgs=(changes,))
         result.addErrback(lambda failure: self._log.failure("Presence report failed", failure))
 
-    def _on_result(self, result: LeaseResult) -> None:
+    def _on_result(self, result: LeaseResult, reported: Mapping[Id, int | None]) -> None:
         self._reporting = False
         reported_all, self._report_all = self._report_all, False
         if result.changed:
-            self._announce(result.changed)
+            self._announce([self._to_change(*change, reported) for change in result.changed])
         if self._report_again:
             self._report()
         elif result.held != self.local.announced and not reported_all and not self.local.stopped:
@@ -140,6 +152,13 @@ class ClusterPresence:
             self._report()
         elif result.online != len(self._online) and not result.changed:
             self._refresh()
+
+    def _to_change(self, user_id: Id, is_online: bool, reported: Mapping[Id, int | None]) -> MemberChange:
+        """Return a change. This node has reported it, or has found the lease of another node expired."""
+        grace = self.local.grace
+        return MemberChange(
+            user_id, is_online, 0.0 if is_online else grace if user_id in reported else self._ttl + grace
+        )
 
     def _on_failure(self, failure: Failure, changes: Mapping[Id, int | None]) -> None:
         """Report again with the next renewal. All agents are then reported, as the leases may have expired."""
