@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, succeed
 
-from chatws.database.interface import Row
+from chatws.database.interface import DatabaseEngine, Row
 
 
 class FakeDatabase:
@@ -19,7 +19,7 @@ class FakeDatabase:
     """
 
     healthy = True
-    coerces_ids = False
+    engine = DatabaseEngine.POSTGRESQL
 
     def __init__(self, rows: list[Row] | None = None) -> None:
         self.rows = rows

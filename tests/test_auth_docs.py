@@ -12,7 +12,7 @@ from twisted.internet.task import Clock
 from chatws.auth.callback import parse_response
 from chatws.auth.token import TokenMethod
 from chatws.chat.interfaces import Credentials
-from chatws.database.placeholders import check_sql
+from chatws.database.placeholders import DatabaseEngine, check_sql
 from chatws.server.component import HttpRequest
 from tests.requirements import find_program, needs
 
@@ -57,5 +57,10 @@ def test_the_php_callback_accepts_a_session(tmp_path: Path) -> None:
 
 
 def test_the_conversation_agents_query_uses_its_parameters() -> None:
-    found = check_sql("conversation_query", snippet("sql", "conversation_agents"), ["user_id", "conversation_id"])
+    found = check_sql(
+        "conversation_query",
+        snippet("sql", "conversation_agents"),
+        ["user_id", "conversation_id"],
+        DatabaseEngine.POSTGRESQL,
+    )
     assert found == {"user_id", "conversation_id"}

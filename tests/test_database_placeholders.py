@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from chatws.config.schema import Config
 from chatws.database.factory import open_database
-from chatws.database.placeholders import check_sql, to_sqlite
+from chatws.database.placeholders import DatabaseEngine, check_sql, to_sqlite
 from chatws.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ from chatws.errors import ConfigError
     ],
 )
 def test_placeholders_become_those_of_sqlite(sql: str, translated: str) -> None:
-    check_sql("user_query", sql, ["user_id"])
+    check_sql("user_query", sql, ["user_id"], DatabaseEngine.SQLITE)
     assert to_sqlite(sql) == translated
     with sqlite3.connect(":memory:") as connection:
         connection.execute(translated, {"user_id": 1})
@@ -48,26 +48,56 @@ def test_placeholders_become_those_of_sqlite(sql: str, translated: str) -> None:
         ("SELECT 'never closed %(user_id)s", "within quotes"),
     ],
 )
-def test_ambiguous_sql_placeholders_are_rejected(sql: str, words: str) -> None:
+@pytest.mark.parametrize("engine", DatabaseEngine)
+def test_ambiguous_sql_placeholders_are_rejected(engine: DatabaseEngine, sql: str, words: str) -> None:
     with pytest.raises(ConfigError, match=f"^user_query: .*{words}"):
-        check_sql("user_query", sql, ["user_id"])
+        check_sql("user_query", sql, ["user_id"], engine)
+
+
+@pytest.mark.parametrize(
+    ("engine", "sql"),
+    [
+        (DatabaseEngine.MYSQL, "SELECT `%(user_id)s`"),
+        (DatabaseEngine.MYSQL, "SELECT 1 # %(user_id)s"),
+        (DatabaseEngine.MYSQL, r"SELECT 'it\'s', '%(user_id)s'"),
+        (DatabaseEngine.MYSQL, r"SELECT 'a\' %(user_id)s"),
+        (DatabaseEngine.MYSQL, r'SELECT "a\" %(user_id)s"'),
+        (DatabaseEngine.MYSQL, "SELECT 1 --\t%(user_id)s"),
+        (DatabaseEngine.MYSQL, "SELECT /*! %(user_id)s */ 1"),
+        (DatabaseEngine.POSTGRESQL, r"SELECT E'it\'s %(user_id)s'"),
+        (DatabaseEngine.POSTGRESQL, "SELECT $$%(user_id)s$$"),
+        (DatabaseEngine.POSTGRESQL, "SELECT $a$ $$ %(user_id)s $a$"),
+        (DatabaseEngine.POSTGRESQL, "SELECT 1 /* /* x */ %(user_id)s */"),
+        (DatabaseEngine.POSTGRESQL, "SELECT 1 --%(user_id)s"),
+        (DatabaseEngine.SQLITE, "SELECT 1 AS [%(user_id)s]"),
+        (DatabaseEngine.SQLITE, "SELECT 1 AS `%(user_id)s`"),
+    ],
+)
+def test_placeholder_in_a_quote_or_comment_of_its_engine_is_rejected(engine: DatabaseEngine, sql: str) -> None:
+    with pytest.raises(ConfigError, match="within quotes or a comment"):
+        check_sql("user_query", sql, ["user_id"], engine)
 
 
 def test_the_default_queries_use_their_parameters() -> None:
     config = Config()
-    assert check_sql("user_query", config.user_query, ["user_id"]) == {"user_id"}
-    found = check_sql("conversation_query", config.conversation_query, ["user_id", "conversation_id"])
+    assert check_sql("user_query", config.user_query, ["user_id"], DatabaseEngine.MYSQL) == {"user_id"}
+    found = check_sql(
+        "conversation_query", config.conversation_query, ["user_id", "conversation_id"], DatabaseEngine.MYSQL
+    )
     assert found == {"conversation_id"}
 
 
 #: Parts of SQL that a translation has to tell apart. Single characters would hardly ever form a placeholder.
-PARTS = ("%(user_id)s", "%%(user_id)s", "%%", "%", ":user_id", "'", '"', "--", "/*", "*/", "\n", " ", ";", "x")
+PARTS = (
+    *("%(user_id)s", "%%(user_id)s", "%%", "%", ":user_id", "'", '"', "--", "/*", "*/", "\n", " ", ";", "x"),
+    *("`", "[", "]"),
+)
 
 
 @given(st.lists(st.sampled_from(PARTS), max_size=12).map("".join))
 def test_sql_that_passes_the_check_is_translated_as_psycopg_would_format_it(sql: str) -> None:
     try:
-        names = check_sql("user_query", sql, ["user_id"])
+        names = check_sql("user_query", sql, ["user_id"], DatabaseEngine.SQLITE)
     except ConfigError:
         return
     assert to_sqlite(sql) == sql % {"user_id": ":user_id"}

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from chatws.auth.cache import RepeatedErrorLog
-from chatws.database.interface import Database, QueryFailed, check_sql
+from chatws.database.interface import Database, DatabaseEngine, QueryFailed, check_sql
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Clock, TimerHandle
@@ -31,8 +31,8 @@ class _Pending:
     :param value: the placeholder of the value.
     """
 
-    def __init__(self, name: str, sql: str, value: str) -> None:
-        check_sql(name, sql, ["user_id", value])
+    def __init__(self, name: str, sql: str, value: str, engine: DatabaseEngine) -> None:
+        check_sql(name, sql, ["user_id", value], engine)
         self.name = name
         self.sql = sql
         self.value = value
@@ -78,9 +78,9 @@ class BatchedActivity:
         self._wall_clock = wall_clock
         self._heartbeats = self._activities = None
         if database is not None and heartbeat_query:
-            self._heartbeats = _Pending("heartbeat_query", heartbeat_query, "last_activity")
+            self._heartbeats = _Pending("heartbeat_query", heartbeat_query, "last_activity", database.engine)
         if database is not None and activity_query:
-            self._activities = _Pending("activity_query", activity_query, "activity_type")
+            self._activities = _Pending("activity_query", activity_query, "activity_type", database.engine)
         self._timer: TimerHandle | None = None
         self._flushing: Deferred[None] | None = None
         self._stopped = False

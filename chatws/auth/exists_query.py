@@ -9,7 +9,7 @@ from twisted.logger import Logger
 
 from chatws.auth.cache import RepeatedErrorLog
 from chatws.database.exact_ids import is_exact_match
-from chatws.database.interface import Database, QueryFailed, Row, ValueRefused, check_sql, equivalent_id
+from chatws.database.interface import Database, DatabaseEngine, QueryFailed, Row, ValueRefused, check_sql, equivalent_id
 from chatws.errors import Unavailable
 from chatws.interfaces import Clock
 
@@ -28,7 +28,7 @@ class ExistsQuery:
     _log = Logger()
 
     def __init__(self, database: Database, name: str, sql: str, allowed: Collection[str], clock: Clock) -> None:
-        self.placeholders = check_sql(name, sql, allowed)
+        self.placeholders = check_sql(name, sql, allowed, database.engine)
         self._database = database
         self._name = name
         self._sql = sql
@@ -47,7 +47,7 @@ class ExistsQuery:
             rows = await self._rows(values)
             if not rows:
                 return None
-            if self._database.coerces_ids:
+            if self._database.engine is DatabaseEngine.MYSQL:
                 is_match = await is_exact_match(self._rows, rows, values, self.placeholders)
                 return rows[0] if is_match else None
             for name in self.placeholders:

@@ -102,7 +102,7 @@ class _RecordedDatabase:
 
     def __init__(self, database: Database, names: Mapping[str, str], recorder: _Recorder) -> None:
         self._database = database
-        self.coerces_ids = database.coerces_ids
+        self.engine = database.engine
         self._names = names
         self._recorder = recorder
 

@@ -13,11 +13,12 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from twisted.internet.defer import Deferred
 
 from chatws.database.id_aliases import equivalent_id
-from chatws.database.placeholders import check_sql
+from chatws.database.placeholders import DatabaseEngine, check_sql
 from chatws.errors import ChatwsError
 
 __all__ = [
     "Database",
+    "DatabaseEngine",
     "ExactText",
     "QueryFailed",
     "QueryTest",
@@ -35,7 +36,7 @@ Values: TypeAlias = Mapping[str, Any]
 
 
 class ExactText(str):
-    """A text that an engine compares byte by byte, if its `coerces_ids` is true."""
+    """A text that MySQL compares byte by byte."""
 
     __slots__ = ()
 
@@ -72,8 +73,8 @@ class Database(Protocol):
     """A database engine. Methods may be called before `start` and after `stop`, when they raise `Unavailable`."""
 
     @property
-    def coerces_ids(self) -> bool:
-        """Whether the engine finds 'ana' for 'Ana', and 5 for '5abc' (MySQL): see `chatws.database.exact_ids`."""
+    def engine(self) -> DatabaseEngine:
+        """Its kind."""
         ...
 
     @property

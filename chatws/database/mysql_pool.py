@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredList
+from twisted.python.failure import Failure
 
+from chatws.database.interface import DatabaseEngine
 from chatws.database.mysql_connection import MysqlConnection
 from chatws.database.mysql_options import MysqlOptions
 from chatws.database.pool import DatabasePool
@@ -22,7 +24,7 @@ class MysqlDatabase(DatabasePool[MysqlConnection]):
     :param pool: as for `DatabasePool`, like `timeout`.
     """
 
-    coerces_ids = True
+    engine = DatabaseEngine.MYSQL
     #: A demoted primary keeps its connections, and its name leads to another server.
     max_age = 600.0
 
@@ -30,6 +32,8 @@ class MysqlDatabase(DatabasePool[MysqlConnection]):
         super().__init__(pool=pool, timeout=timeout, reactor=reactor)
         self._options = options
         self._threads: set[Deferred[None]] = set()
+        # which of the host's addresses is tried first
+        self._turn = 0
 
     def stop(self) -> Deferred[None]:
         """See `Database.stop`."""
@@ -44,13 +48,24 @@ class MysqlDatabase(DatabasePool[MysqlConnection]):
     def _open(
         self, addresses: list[str], on_lost: Callable[[MysqlConnection], None] | None
     ) -> tuple[MysqlConnection, Deferred[Any]]:
+        first = self._turn % max(1, len(addresses))
         connection = MysqlConnection(
             self._options,
-            addresses,
+            [*addresses[first:], *addresses[:first]],
             timeout=self.timeout,
             reactor=self._reactor,
             on_lost=on_lost,
+            on_read_only=self._try_next_address,
         )
         self._threads.add(connection.closed)
         connection.closed.addCallback(lambda _: self._threads.discard(connection.closed))
-        return connection, Deferred.fromCoroutine(connection.connect())
+        opened: Deferred[Any] = Deferred.fromCoroutine(connection.connect())
+        return connection, opened.addErrback(self._on_open_failed)
+
+    def _on_open_failed(self, failure: Failure) -> Failure:
+        self._try_next_address()
+        return failure
+
+    def _try_next_address(self) -> None:
+        """Begin with another address of the host: this one accepts connections, and is silent or a replica."""
+        self._turn += 1

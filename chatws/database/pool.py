@@ -24,7 +24,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.database.interface import Row, Values
+from chatws.database.interface import DatabaseEngine, Row, Values
 from chatws.database.resolve import resolve
 from chatws.errors import Unavailable
 from chatws.interfaces import Reactor
@@ -123,13 +123,13 @@ class DatabasePool(Generic[C]):
     :param pool: connections that are kept open.
     :param timeout: seconds that a query may take, from the call to the response.
     :param jitter: returns a number from 0 to 1.
-    :cvar coerces_ids: see `Database`.
+    :cvar engine: see `Database`.
     :cvar max_age: seconds after which a connection is replaced; 0 for never.
     :ivar name: the name in log lines.
     :ivar timeout: as the parameter. A change applies to later queries and connections.
     """
 
-    coerces_ids = False
+    engine: DatabaseEngine
     max_age = 0.0
     _log = Logger()
 

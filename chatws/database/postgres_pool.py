@@ -12,7 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 
-from chatws.database.interface import Row, Values
+from chatws.database.interface import DatabaseEngine, Row, Values
 from chatws.database.pool import DatabasePool
 from chatws.database.postgres_connection import PostgresConnection
 from chatws.interfaces import Reactor
@@ -26,6 +26,8 @@ class PostgresDatabase(DatabasePool[PostgresConnection]):
     :param parameters: libpq's, from `connection_parameters`.
     :param pool: as for `DatabasePool`, like `timeout` and `jitter`.
     """
+
+    engine = DatabaseEngine.POSTGRESQL
 
     def __init__(
         self,

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.database.interface import QueryFailed, Row, ValueRefused, Values
+from chatws.database.interface import DatabaseEngine, QueryFailed, Row, ValueRefused, Values
 from chatws.database.placeholders import to_sqlite
 from chatws.errors import Unavailable
 from chatws.interfaces import Reactor, TimerHandle
@@ -99,7 +99,7 @@ class SqliteDatabase:
     :ivar timeout: as the parameter. A change applies to later queries, and to files that are opened later.
     """
 
-    coerces_ids = False
+    engine = DatabaseEngine.SQLITE
     _log = Logger()
 
     def __init__(self, path: str, *, pool: int, timeout: float, reactor: Reactor) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 
-from chatws.database.interface import Database, QueryFailed, Row, ValueRefused, Values
+from chatws.database.interface import Database, DatabaseEngine, QueryFailed, Row, ValueRefused, Values
 
 __all__ = ["LAG_INTERVAL", "Histogram", "Lag", "MeasuredDatabase"]
 
@@ -90,8 +90,8 @@ class MeasuredDatabase:
         self.errors = {"unavailable": 0, "failed": 0, "refused": 0}
 
     @property
-    def coerces_ids(self) -> bool:
-        return self._database.coerces_ids
+    def engine(self) -> DatabaseEngine:
+        return self._database.engine
 
     @property
     def healthy(self) -> bool:

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, gatherResults
 
 from chatws.config.schema import Config
 from chatws.database.factory import open_database
-from chatws.database.interface import Database, QueryFailed, ValueRefused
+from chatws.database.interface import Database, DatabaseEngine, QueryFailed, ValueRefused, check_sql
 from chatws.errors import Unavailable
 from tests.mysql import Mysql, mysql  # noqa: F401
 from tests.postgres import Postgres, postgres  # noqa: F401
@@ -101,6 +101,42 @@ async def test_a_doubled_percent_sign_is_one(engine: Engine) -> None:
         where = " AND id = %(user_id)s" if values else ""
         rows = await engine.database.query(f"SELECT id FROM users WHERE name LIKE '100%%'{where}", values)
         assert rows == [{"id": 3}]
+
+
+#: Queries with the quotes and comments of each engine, which the check accepts.
+QUOTED = {
+    DatabaseEngine.POSTGRESQL: [
+        r"SELECT E'it\'s 5%%' AS x, %(id)s AS id",
+        "SELECT $a$ ' $$ 5%% $a$ AS x, %(id)s AS id",
+        "SELECT 1 /* /* ' */ 5%% */ AS x, %(id)s AS id",
+        'SELECT 1 AS "it\'s", %(id)s AS id',
+        "SELECT 1 AS e, 'a\\' AS x, %(id)s AS id",
+        "SELECT 5--1 don't\n AS x, %(id)s AS id",
+    ],
+    DatabaseEngine.MYSQL: [
+        r"SELECT 'it\'s 5%%' AS x, %(id)s AS id",
+        r'SELECT "say \"5%%\"" AS x, %(id)s AS id',
+        "SELECT 1 AS `it's 5%%`, %(id)s AS id",
+        "SELECT 1 # don't 5%%\n AS x, %(id)s AS id",
+        "SELECT 1 -- don't\n AS x, %(id)s AS id",
+        "SELECT 5--1 AS x, %(id)s AS id",
+        r"SELECT '\\' AS x, %(id)s AS id",
+    ],
+    DatabaseEngine.SQLITE: [
+        "SELECT 1 AS [it's 5%%], %(id)s AS id",
+        "SELECT 1 AS `it's`, %(id)s AS id",
+        "SELECT '\\' AS x, %(id)s AS id",
+        "SELECT 5--1 don't\n AS x, %(id)s AS id",
+    ],
+}
+
+
+@pytest_twisted.ensureDeferred
+async def test_quotes_and_comments_of_the_engine_are_read_as_the_engine_does(engine: Engine) -> None:
+    for sql in QUOTED[engine.database.engine]:
+        assert check_sql("user_query", sql, ["id"], engine.database.engine) == {"id"}
+        (row,) = await engine.database.query(sql, {"id": "'; x -- \\"})
+        assert row["id"] == "'; x -- \\", sql
 
 
 @pytest_twisted.ensureDeferred
