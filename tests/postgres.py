@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 import psycopg2
 import pytest
+from twisted.internet.defer import maybeDeferred
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorTCP
 from twisted.internet.protocol import ClientFactory, Factory, Protocol
@@ -318,13 +319,13 @@ class ForgetfulFirewall:
     """A TCP proxy in front of a port. `forget()` makes it swallow what comes over the connections of before, without
     a word to either side; while `closed` it swallows those that come new as well."""
 
-    def __init__(self, reactor: IReactorTCP, port: int) -> None:
+    def __init__(self, reactor: IReactorTCP, port: int, address: str = "127.0.0.1", own_port: int = 0) -> None:
         self._reactor = reactor
         self._target = port
         self._links: list[_Link] = []
         self.closed = False
         self._notification_listener = reactor.listenTCP(
-            0, Factory.forProtocol(lambda: _Inside(self)), interface="127.0.0.1"
+            own_port, Factory.forProtocol(lambda: _Inside(self)), interface=address
         )
         self.port: int = self._notification_listener.getHost().port
 
@@ -345,7 +346,7 @@ class ForgetfulFirewall:
             link.end()
 
     async def stop(self) -> None:
-        await self._notification_listener.stopListening()
+        await maybeDeferred(self._notification_listener.stopListening)
         for link in self._links:
             link.end()
 

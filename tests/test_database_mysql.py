@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -11,7 +12,7 @@ import pymysql
 import pytest
 import pytest_twisted
 from twisted.internet import reactor as _reactor
-from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.defer import Deferred, gatherResults, succeed
 from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock, LoopingCall, deferLater
 from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
@@ -22,6 +23,7 @@ from chatws.database.interface import QueryFailed, ValueRefused
 from chatws.database.mysql_errors import REFUSED_PAUSE, translate_connect_error
 from chatws.database.mysql_options import mysql_options
 from chatws.database.mysql_pool import MysqlDatabase
+from chatws.database.mysql_socket import connect_socket
 from chatws.database.pool import ConnectFailed
 from chatws.errors import ConfigError, Unavailable
 from tests.mysql import PASSWORD, USER, Mysql, mysql  # noqa: F401
@@ -232,6 +234,103 @@ async def test_silent_connection_replaces_the_idle_ones(mysql: Mysql, opened: An
         await firewall.stop()
 
 
+@pytest.fixture
+def addresses(mysql: Mysql, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:  # noqa: F811
+    """Two addresses of the server, each behind a firewall, and the name `db.shop.test`, which leads to `named`."""
+
+    class Addresses:
+        def __init__(self) -> None:
+            self.first = ForgetfulFirewall(reactor, mysql.port, "127.0.0.2")
+            self.second = ForgetfulFirewall(reactor, mysql.port, "127.0.0.3", self.first.port)
+            self.named = ["127.0.0.2"]
+            self.url = mysql.url_of("shop", port=self.first.port).replace("127.0.0.1", "db.shop.test")
+
+        def resolve(self, _: Any, host: str) -> Deferred[list[str]]:
+            assert host == "db.shop.test"
+            return succeed(self.named)
+
+        def fail_over(self) -> None:
+            """The first address falls silent, and the name leads to the second."""
+            self.first.forget()
+            self.first.closed = True
+            self.named = ["127.0.0.3"]
+
+    found = Addresses()
+    monkeypatch.setattr("chatws.database.pool.resolve", found.resolve)
+    yield found
+    for firewall in (found.first, found.second):
+        pytest_twisted.blockon(Deferred.fromCoroutine(firewall.stop()))
+
+
+@pytest_twisted.ensureDeferred
+async def test_name_that_leads_to_another_address_is_followed(addresses: Any, mysql: Mysql) -> None:  # noqa: F811
+    database = open_database(addresses.url, pool=3, timeout=2.0, reactor=reactor)
+    try:
+        database.start()
+        await full(database, mysql)
+        addresses.fail_over()
+        with suppress(Unavailable):  # the connections to the first address are given up
+            await ask(database)
+        database.timeout = PATIENCE  # type: ignore[attr-defined]
+        for _ in range(5):
+            assert await ask(database) == ONE
+    finally:
+        await database.stop()
+
+
+@pytest.mark.parametrize("fault", ["silent", "closed"])
+@pytest_twisted.ensureDeferred
+async def test_second_address_of_a_name_is_used_if_the_first_fails(fault: str, addresses: Any) -> None:
+    addresses.named = ["127.0.0.2", "127.0.0.3"]
+    if fault == "silent":
+        addresses.first.closed = True
+    else:
+        await addresses.first.stop()
+    database = open_database(addresses.url, pool=1, timeout=1.0, reactor=reactor)
+    try:
+        database.start()
+        database.timeout = PATIENCE  # type: ignore[attr-defined]
+        assert await ask(database) == ONE
+    finally:
+        await database.stop()
+
+
+def test_address_that_takes_no_connection_leaves_time_for_the_next(mysql: Mysql) -> None:  # noqa: F811
+    with closing(socket.create_server(("127.0.0.2", mysql.port), backlog=0)) as full_queue:
+        waiting = []
+        try:
+            # the kernel answers no further connection attempt
+            for _ in range(4):
+                waiting.append(socket.socket())
+                waiting[-1].setblocking(False)
+                waiting[-1].connect_ex(full_queue.getsockname())
+            options = mysql_options(mysql.url)
+            with closing(connect_socket(options, ["127.0.0.2", "127.0.0.1"], 2.0, lambda _: None)) as connected:
+                assert connected.getpeername() == ("127.0.0.1", mysql.port)
+        finally:
+            for client in waiting:
+                client.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_read_only_address_is_left_for_the_other_one(addresses: Any, mysql: Mysql) -> None:  # noqa: F811
+    mysql.run("CREATE TABLE n (i int)")
+    addresses.named = ["127.0.0.2", "127.0.0.3"]
+    database = open_database(addresses.url, pool=1, timeout=PATIENCE, reactor=reactor)
+    try:
+        database.start()
+        assert await ask(database) == ONE
+        mysql.admin("SET GLOBAL read_only = 1")
+        with pytest.raises(Unavailable):
+            await database.execute("INSERT INTO n VALUES (1)", {})
+        mysql.admin("SET GLOBAL read_only = 0")
+        links = len(addresses.first._links)
+        assert await database.execute("INSERT INTO n VALUES (1)", {}) == 1
+        assert len(addresses.first._links) == links
+    finally:
+        await database.stop()
+
+
 @pytest_twisted.ensureDeferred
 async def test_slow_queries_are_ended_by_the_server_and_keep_their_connections(
     mysql: Mysql,  # noqa: F811
@@ -240,7 +339,7 @@ async def test_slow_queries_are_ended_by_the_server_and_keep_their_connections(
 ) -> None:
     database = opened(mysql.url, timeout=2.0)
     await full(database, mysql)
-    database.timeout = 6.0  # the sessions keep their limit
+    database.timeout = 60.0  # the sessions keep their limit
     old = {number for number, _ in mysql.connections()}
     for waiting in [ask(database, "SELECT SLEEP(30)") for _ in range(6)]:
         with pytest.raises(Unavailable):

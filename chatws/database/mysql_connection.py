@@ -6,7 +6,6 @@ snapshot. Here connections commit each statement by themselves, and the pool (`c
 
 from __future__ import annotations
 
-import math
 import os
 import socket
 import threading
@@ -22,6 +21,7 @@ from twisted.internet.defer import Deferred
 from chatws.database.interface import ExactText, QueryFailed, Row, ValueRefused, Values
 from chatws.database.mysql_errors import describe, is_read_only, translate_connect_error, translate_error
 from chatws.database.mysql_options import MysqlOptions
+from chatws.database.mysql_socket import connect_socket
 from chatws.database.pool import ConnectFailed, ConnectionDied, QueryAborted
 
 __all__ = ["MysqlConnection", "MysqlDriver", "open_driver"]
@@ -127,12 +127,12 @@ def open_driver(
     """Connect and set up the session. Blocking.
 
     :param addresses: those of `options.host`, tried in this order.
-    :param timeout: seconds for each connection attempt, each read and each write.
+    :param timeout: seconds for each read and each write; half of it for connecting the socket.
     :param on_socket: called with each socket before it connects.
     :raises ConnectFailed: the server is unreachable or refused the connection.
     """
     try:
-        connected = _connect(options, addresses, timeout, on_socket)
+        connected = connect_socket(options, addresses, timeout, on_socket)
     except OSError as error:
         where = options.unix_socket or f"{options.host}:{options.port}"
         raise ConnectFailed(f"cannot connect to {where}: {error.strerror or error}") from None
@@ -159,43 +159,6 @@ def open_driver(
         driver.close()
         raise translate_connect_error(error) from None
     return driver
-
-
-def _connect(
-    options: MysqlOptions, addresses: Sequence[str], timeout: float, on_socket: Callable[[socket.socket], None]
-) -> socket.socket:
-    failure = OSError("no address")
-    for address in [options.unix_socket] if options.unix_socket else addresses:
-        family = socket.AF_UNIX if options.unix_socket else socket.AF_INET6 if ":" in address else socket.AF_INET
-        connecting = socket.socket(family, socket.SOCK_STREAM)
-        connecting.settimeout(timeout)
-        try:
-            on_socket(connecting)
-            if options.unix_socket:
-                connecting.connect(address)
-            else:
-                connecting.connect((address, options.port))
-                _keep_alive(connecting, timeout)
-        except OSError as error:
-            connecting.close()
-            failure = error
-        else:
-            return connecting
-    raise failure
-
-
-def _keep_alive(connected: socket.socket, timeout: float) -> None:
-    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # a dead peer is noticed after 45 s while the connection is idle, after the timeout while data is unacknowledged
-    for name, value in (
-        ("TCP_KEEPIDLE", 30),
-        ("TCP_KEEPINTVL", 5),
-        ("TCP_KEEPCNT", 3),
-        ("TCP_USER_TIMEOUT", math.ceil(timeout * 1000)),
-    ):
-        if hasattr(socket, name):
-            connected.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _version(text: str) -> tuple[int, ...]:
@@ -255,6 +218,7 @@ class MysqlConnection:
     :param addresses: those of the host.
     :param timeout: seconds for connecting, for each read and each write.
     :param on_lost: called with this connection when it ends between queries.
+    :param on_read_only: called when the server rejected a write because it is read-only.
     :ivar closed: fires when the thread has ended.
     :ivar is_mariadb: whether the server is MariaDB, once connected.
     """
@@ -267,8 +231,10 @@ class MysqlConnection:
         timeout: float,
         reactor: Any,
         on_lost: Callable[[MysqlConnection], None] | None = None,
+        on_read_only: Callable[[], None] = lambda: None,
     ) -> None:
         self.on_lost = on_lost
+        self._on_read_only = on_read_only
         self.opened_at = self.responded_at = 0.0
         self.closed: Deferred[None] = Deferred()
         self.is_mariadb = False
@@ -381,6 +347,7 @@ class MysqlConnection:
         except _ReadOnly as error:
             # another connection may find the new primary
             self._is_closed = True
+            self._on_read_only()
             raise QueryAborted(error.reason) from None
         finally:
             self._is_running = False
