@@ -47,9 +47,13 @@ def _end_with_parent() -> None:
 
 
 class Mysql:
-    """One server. The methods block, for a second at most as a rule."""
+    """One server. The methods block, for a second at most as a rule.
 
-    def __init__(self) -> None:
+    :param arguments: further ones of the server.
+    """
+
+    def __init__(self, *arguments: str) -> None:
+        self._arguments = arguments
         self.directory = Path(tempfile.mkdtemp(prefix="chatws-mysql-"))
         self._options: dict[str, Any] = {"cwd": "/", "env": {"PATH": "/usr/bin:/bin:/usr/sbin", "LC_ALL": "C"}}
         if os.geteuid() == 0:
@@ -117,6 +121,7 @@ class Mysql:
                         *("--character-set-server=utf8mb4", f"--pid-file={self.directory / 'pid'}"),
                         *(f"--ssl-cert={self.directory / 'server.pem'}", f"--ssl-key={self.directory / 'key.pem'}"),
                         *(f"--{name.replace('_', '-')}={value}" for name, value in DEFAULTS.items()),
+                        *self._arguments,
                     ],
                     stdin=subprocess.DEVNULL,
                     stdout=log,

@@ -44,6 +44,7 @@ PROGRAMS = {
 
 #: Debian package → a pattern for the file that shows it is there, of packages that bring no program of a fixed name.
 LIBRARIES = {
+    "galera-4": "/usr/lib/galera/libgalera_smm.so",
     "php-fpm": "/usr/sbin/php-fpm*",
     "php-illuminate-auth": "/usr/share/php/Illuminate/Auth/autoload.php",
     "php-illuminate-broadcasting": "/usr/share/php/Illuminate/Broadcasting/autoload.php",

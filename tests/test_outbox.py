@@ -14,18 +14,19 @@ import pytest
 import pytest_twisted
 from twisted.internet import reactor as _reactor
 from twisted.internet.defer import Deferred, fail, succeed
-from twisted.internet.task import deferLater
+from twisted.internet.task import Clock, deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 
 from chatws.brokers.interface import Event, NewEvent
 from chatws.chat.audience import AudienceTable
 from chatws.errors import ConfigError, Unavailable
 from chatws.outbox.dialects import dialect_of
+from chatws.outbox.full_scan import FULL_SCAN_INTERVAL, FullScan
 from chatws.outbox.migrations import upgrade_outbox
 from chatws.outbox.online import OnlineTable
 from chatws.outbox.reader import LEASE, OutboxReader, OutboxSettings
 from chatws.outbox.session import OutboxDatabase
-from chatws.outbox.watermark import FULL_SCAN_INTERVAL, MAX_GAPS, Watermark
+from chatws.outbox.watermark import MAX_GAPS, Watermark
 from chatws.push.handler import CommandHandler, PushStats
 from tests.mysql import Mysql, mysql  # noqa: F401
 from tests.postgres import Postgres, postgres  # noqa: F401
@@ -244,22 +245,87 @@ async def test_transaction_that_is_older_than_the_node_is_sent_at_its_commit(
 
 def test_watermark_reads_what_is_above_and_what_is_missing() -> None:
     watermark = Watermark(60.0)
-    assert watermark.where(0.0) == ("id > 0", True)
-    watermark.note_full_scan(0.0, 0.0)
+    assert watermark.where(0.0) == "id > 0"
     watermark.note([5, 7], 0.0)
-    assert watermark.where(1.0) == ("id > 7 OR id IN (1, 2, 3, 4, 6)", False)
+    assert watermark.where(1.0) == "id > 7 OR id IN (1, 2, 3, 4, 6)"
     watermark.note([3, 6, 8], 1.0)
-    assert watermark.where(2.0) == ("id > 8 OR id IN (1, 2, 4)", False)
+    assert watermark.where(2.0) == "id > 8 OR id IN (1, 2, 4)"
     watermark.note([10], 30.0)
-    assert watermark.where(FULL_SCAN_INTERVAL) == ("id > 0", True)
-    watermark.note_full_scan(60.0, 2.0)
-    assert watermark.where(65.0) == ("id > 10 OR id IN (9)", False)
-    assert watermark.where(60.0 + 99.0) == ("id > 10", False), "a scan of 2 s may use 2 % of the time"
-    assert watermark.where(60.0 + 100.0) == ("id > 0", True)
-    watermark.note_full_scan(200.0, 0.0)
+    assert watermark.where(65.0) == "id > 10 OR id IN (9)"
+    assert watermark.where(100.0) == "id > 10"
+    watermark.lower(4)
+    assert watermark.where(101.0) == "id > 3"
+    watermark.note([4], 101.0)
+    assert watermark.where(102.0) == "id > 4"
+    watermark.lower(9)
+    assert watermark.where(103.0) == "id > 4"
     watermark.note([100_000], 200.0)
-    where, _ = watermark.where(201.0)
-    assert where.count(",") == MAX_GAPS - 1
+    assert watermark.where(201.0).count(",") == MAX_GAPS - 1
+
+
+class ScanSession:
+    """A session whose statements the test answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, Deferred[Any]]] = []
+        self.is_closed = False
+
+    async def run_query(self, sql: str, values: Any = None) -> Any:
+        answer: Deferred[Any] = Deferred()
+        self.asked.append((sql, answer))
+        return await answer
+
+    async def run_batch(self, sql: str, batch: Any) -> int:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+def test_full_scan_uses_a_small_part_of_the_time_and_a_session_of_its_own() -> None:
+    clock, own, lines = Clock(), ScanSession(), []
+
+    async def open_session() -> Any:
+        return own
+
+    scan = FullScan(open_session, ScanSession(), lambda highest: f"up to {highest}", clock, lines.append)
+    assert not scan.is_due
+    clock.advance(FULL_SCAN_INTERVAL)
+    assert scan.is_due
+    scan.start(7)
+    clock.advance(2.0)
+    assert not scan.is_due
+    ((sql, answer),) = own.asked
+    assert sql == "up to 7"
+    answer.callback(([{"id": 3}], 1))
+    assert (scan.take(), scan.take()) == (3, None)
+    clock.advance(99.0)
+    assert not scan.is_due, "a scan of 2 s may use 2 % of the time"
+    clock.advance(1.0)
+    assert scan.is_due
+    scan.start(8)
+    own.asked[1][1].errback(Unavailable("gone"))
+    assert own.is_closed
+    assert lines == ["the full scan of the outbox failed: unavailable: gone"]
+    scan.close()
+
+
+@pytest.fixture
+def frequent_scans(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("chatws.outbox.full_scan.FULL_SCAN_INTERVAL", 0.2)
+
+
+@pytest.mark.usefixtures("frequent_scans")
+@pytest_twisted.ensureDeferred
+async def test_full_scan_finds_a_row_in_a_forgotten_gap(engine: Engine, nodes: Callable[..., Node]) -> None:
+    columns = "id, event, data"
+    node = nodes()
+    engine.run(insertion(columns), 100_000, "new_message", '{"conversation_id":1,"number":1}')
+    await until(lambda: node.target.numbers == [1])
+    await until(lambda: is_empty(engine))
+    # far below the remembered gaps
+    engine.run(insertion(columns), 5, "new_message", '{"conversation_id":1,"number":2}')
+    await until(lambda: node.target.numbers == [1, 2])
 
 
 @pytest_twisted.ensureDeferred
@@ -368,6 +434,7 @@ async def test_second_node_takes_over_when_the_holder_stops(engine: Engine, node
     assert first.target.numbers == [*range(20)]
 
 
+@pytest.mark.usefixtures("frequent_scans")
 @pytest_twisted.ensureDeferred
 async def test_ids_that_begin_again_are_new_rows(engine: Engine, nodes: Callable[..., Node]) -> None:
     node = nodes()

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import pymysql
 import pytest
 import pytest_twisted
 from twisted.internet import reactor
 from twisted.logger import formatEvent, globalLogPublisher
 
+from chatws.database.blocking import blocking_connection
 from chatws.errors import ConfigError
 from chatws.outbox.check import check_outbox
 from chatws.outbox.dialects import DIALECTS
 from chatws.outbox.migrations import upgrade_outbox
+from tests.e2e.process import free_port
 from tests.mysql import Mysql, mysql  # noqa: F401
 from tests.postgres import ForgetfulFirewall
+from tests.requirements import find_library, needs
 from tests.test_outbox import Engine, Node, is_empty, nodes, several_polls, until  # noqa: F401
+
+DOCS = Path(__file__).parent.parent / "docs"
 
 
 @pytest.fixture
@@ -236,3 +244,104 @@ async def test_cluster_with_several_writers_is_refused(
     node.reader._dialect = node.reader._dialect._replace(clusters=("SELECT 1 AS value",))
     await until(lambda: any("several servers of this cluster may write" in line for line in lines))
     assert not node.reader.stats.is_holder
+
+
+@pytest.mark.long
+@needs("mariadb-server")
+@needs("galera-4")
+@pytest_twisted.ensureDeferred
+async def test_node_of_a_real_galera_cluster_is_refused_unless_it_is_the_only_writer(lines: list[str]) -> None:
+    ports = [free_port() for _ in range(2)]
+    library = find_library("galera-4")
+    galera = Mysql(
+        *("--wsrep-on=ON", f"--wsrep-provider={library}", "--wsrep-cluster-address=gcomm://", "--wsrep-new-cluster"),
+        *("--binlog-format=ROW", "--innodb-autoinc-lock-mode=2", "--wsrep-node-address=127.0.0.1"),
+        f"--wsrep-provider-options=gmcast.listen_addr=tcp://127.0.0.1:{ports[0]};ist.recv_addr=127.0.0.1:{ports[1]}",
+    )
+    started: list[Node] = []
+    try:
+        galera.clear()
+        upgrade_outbox(galera.url, "")
+        with pytest.raises(ConfigError, match="single_writer=true"):
+            check_outbox(galera.url, "", 20.0)
+        started.append(Node(galera.url))
+        await until(lambda: any("several servers of this cluster may write" in line for line in lines))
+        only_writer = f"{galera.url}?single_writer=true"
+        check_outbox(only_writer, "", 20.0)
+        started.append(Node(only_writer))
+        insert(Engine(galera.url, galera.connect), 1)
+        await until(lambda: started[1].target.numbers == [1])
+        assert started[0].target.events == []
+    finally:
+        for node in started:
+            await node.stop()
+        galera.close()
+
+
+@pytest_twisted.ensureDeferred
+async def test_rows_that_were_read_too_long_ago_are_not_sent_but_read_again(
+    engine: Engine,
+    nodes: Callable[..., Node],  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("chatws.outbox.reader.FRESH", -1.0)
+    insert(engine, 1)
+    node = nodes()
+    await until(lambda: node.reader.stats.polls >= 3)
+    assert node.target.events == []
+    monkeypatch.setattr("chatws.outbox.reader.FRESH", 6.0)
+    await until(lambda: node.target.numbers == [1])
+
+
+@pytest_twisted.ensureDeferred
+async def test_now_in_the_zone_of_the_session_is_no_old_row(
+    mysql: Mysql,  # noqa: F811
+    engine: Engine,
+) -> None:
+    node = Node(f"{mysql.url}?time_zone=%2B05:30", max_age=1800.0)
+    try:
+        for number, zone in enumerate(("-11:00", "+13:00")):
+            with closing(mysql.connect()) as php:
+                php.query(f"SET time_zone = '{zone}'")
+                php.query(f"""INSERT INTO chatws_outbox (event, data, created_at) VALUES
+                    ('new_message', '{{"conversation_id":1,"number":{number}}}', NOW())""")
+        await until(lambda: node.target.numbers == [0, 1])
+    finally:
+        await node.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_deleted_definer_breaks_a_trigger_with_1449_and_not_the_view(
+    mysql: Mysql,  # noqa: F811
+    nodes: Callable[..., Node],  # noqa: F811
+) -> None:
+    mysql.run("DROP VIEW chatws_online; DROP TABLE chatws_schema, chatws_outbox, chatws_online_agents")
+    mysql.admin("CREATE OR REPLACE USER installer IDENTIFIED BY 'x'; GRANT ALL ON shop.* TO installer")
+    url = mysql.url_of("shop", user="installer", password="x")
+    upgrade_outbox(url, "")
+    trigger = """CREATE OR REPLACE TRIGGER user_deleted AFTER DELETE ON users FOR EACH ROW
+        INSERT INTO chatws_outbox (op, data) VALUES ('disconnect', JSON_OBJECT('user_id', OLD.id))"""
+    mysql.run("CREATE TABLE users (id int PRIMARY KEY); INSERT INTO users VALUES (5), (6)")
+    with blocking_connection(url, 20.0) as run:
+        run(trigger)
+    mysql.admin("DROP USER installer")
+    node = nodes()
+    node.target.agents = [7]
+    await until(lambda: mysql.run("SELECT user_number FROM chatws_online") == [(7,)])
+    with pytest.raises(pymysql.OperationalError, match="1449"):
+        mysql.run("DELETE FROM users WHERE id = 5")
+    assert mysql.run("SELECT count(*) FROM users") == [(2,)]
+    mysql.run(f"{trigger}; DELETE FROM users WHERE id = 5")
+    await until(lambda: node.target.disconnected == [(5, "", False)])
+
+
+def test_query_of_the_guide_names_the_transaction_that_stays_open(mysql: Mysql, engine: Engine) -> None:  # noqa: F811
+    guides = [DOCS / "outbox.md", DOCS / "pt-BR" / "MYSQL.md"]
+    queries = [re.findall(r"`(SELECT [^`]*innodb_trx[^`]*)`", guide.read_text("utf-8")) for guide in guides]
+    assert [len(found) for found in queries] == [1, 1]
+    with closing(mysql.connect()) as worker:
+        worker.begin()
+        worker.query("""INSERT INTO chatws_outbox (event, data) VALUES ('new_message', '{"conversation_id":1}')""")
+        for (query,) in queries:
+            assert worker.thread_id() in [row[0] for row in mysql.run(query)]
+        worker.rollback()

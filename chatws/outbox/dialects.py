@@ -57,6 +57,10 @@ class Dialect(NamedTuple):
             f" WHERE error IS NULL AND ({where}) ORDER BY id LIMIT {limit}"
         )
 
+    def scan(self, prefix: str, highest: int) -> str:
+        """Return the statement that finds the lowest id up to `highest`."""
+        return f"SELECT id FROM {prefix}chatws_outbox WHERE error IS NULL AND id <= {highest} ORDER BY id LIMIT 1"
+
 
 _MYSQL = Dialect(
     tables=(

@@ -14,6 +14,7 @@ import hashlib
 import random
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -26,6 +27,7 @@ from chatws.database.pool import QueryAborted, one_line
 from chatws.errors import ClientError, ErrorCode, Unavailable
 from chatws.interfaces import Reactor
 from chatws.outbox.dialects import NOT_EXCLUSIVE, NOT_INNODB, SEVERAL_WRITERS, Dialect
+from chatws.outbox.full_scan import FullScan
 from chatws.outbox.online import OnlineTable
 from chatws.outbox.rows import parse_row
 from chatws.outbox.session import DatabaseSession, OutboxDatabase
@@ -212,8 +214,23 @@ class OutboxReader:
         self._online.reset()
         # a row without a commit for longer than max_age is not sent
         watermark = Watermark(self._settings.max_age)
+        sql = partial(self._dialect.scan, self._settings.prefix)
+        scan = FullScan(self._database.open, session, sql, self._reactor, self._warn)
+        try:
+            await self._poll_repeatedly(session, watermark, scan)
+        finally:
+            scan.close()
+
+    async def _poll_repeatedly(self, session: DatabaseSession, watermark: Watermark, scan: FullScan) -> None:
         pause = SHORTEST_POLL
         while self._is_running:
+            if scan.is_due:
+                if not await self._lock(session):
+                    raise _NotHeld
+                scan.start(watermark.highest)
+            found = scan.take()
+            if found is not None:
+                watermark.lower(found)
             count = await self._poll(session, watermark)
             await self._update_online(session)
             pause = SHORTEST_POLL if count else min(LONGEST_POLL, pause * 1.3)
@@ -280,19 +297,11 @@ class OutboxReader:
         """Send the rows that are there, and return how many there were."""
         self.stats.polls += 1
         began = self._reactor.seconds()
-        where, is_full_scan = watermark.where(began)
-        if is_full_scan and not await self._lock(session):
-            raise _NotHeld
-        rows, _ = await self._query(session, self._dialect.poll(self._settings.prefix, where, BATCH_SIZE))
+        sql = self._dialect.poll(self._settings.prefix, watermark.where(began), BATCH_SIZE)
+        rows, _ = await self._query(session, sql)
         now = self._reactor.seconds()
-        if is_full_scan:
-            watermark.note_full_scan(now, now - began)
-            if len(rows) == BATCH_SIZE:
-                watermark.require_full_scan()
-        if now - began > FRESH:
-            watermark.require_full_scan()
-            return len(rows)
-        if rows:
+        # older rows are read again: another node may have the lock
+        if rows and now - began <= FRESH:
             await self._send(session, rows, began + FRESH)
             watermark.note((int(row["id"]) for row in rows), now)
         return len(rows)
