@@ -1,4 +1,4 @@
-"""The arrows between the rooms, read out of the source. Imports inside functions and those for types count too."""
+"""Allowed imports between packages, checked in the source. Imports inside functions and those for types count too."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import ast
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,17 +94,23 @@ MAY_IMPORT = {
         "chatws.runtime.logging",
         "chatws.runtime.start_report",
     ],
+    "chatws.runtime.measurements": [*BASE, *LEAVES, "chatws.database.interface"],
+    "chatws.runtime.turns": [*BASE, *LEAVES, "chatws.runtime.measurements"],
+    # it reads the counters of all packages
     "chatws.runtime.metrics": [
         *BASE,
         *LEAVES,
+        "chatws.auth.chain",
         "chatws.brokers.interface",
+        "chatws.chat.server",
+        "chatws.outbox.reader",
+        "chatws.push",
+        "chatws.runtime.measured_broker",
         "chatws.runtime.measurements",
-        "chatws.runtime.service",  # for types
-        "chatws.server.http_resources",
+        "chatws.runtime.turns",
+        "chatws.server",
     ],
     "chatws.runtime.measured_broker": [*BASE, *LEAVES, "chatws.brokers.interface", "chatws.runtime.measurements"],
-    "chatws.runtime.measurements": [*BASE, *LEAVES, "chatws.database.interface"],
-    "chatws.runtime.turns": [*BASE, *LEAVES, "chatws.runtime.measurements"],
     "chatws.runtime.parts": [*BASE, *LEAVES, "chatws.brokers", "chatws.config", "chatws.net"],
     "chatws.workers": [
         *BASE,
@@ -131,7 +138,7 @@ MAY_IMPORT = {
     ],
 }
 
-#: Libraries that one room keeps from all the others.
+#: Libraries that only one package may import.
 SOLE_IMPORTERS = {
     "autobahn": "chatws.server",
     "txpostgres": "chatws.database",
@@ -191,8 +198,8 @@ def is_ours(name: str) -> bool:
     return name.startswith("chatws.") and (path.is_dir() or path.with_suffix(".py").exists())
 
 
-def within(name: str, room: str) -> bool:
-    return name == room or name.startswith(f"{room}.")
+def within(name: str, package: str) -> bool:
+    return name == package or name.startswith(f"{package}.")
 
 
 def test_each_package_imports_only_allowed_packages() -> None:
@@ -200,33 +207,33 @@ def test_each_package_imports_only_allowed_packages() -> None:
     for module, path in modules():
         if module in WIRING:
             continue
-        rooms = sorted((room for room in MAY_IMPORT if within(module, room)), key=len, reverse=True)
-        if not rooms:
-            raise AssertionError(f"{module} has no rule here: which rooms may it import?")
-        allowed = [rooms[0], *MAY_IMPORT[rooms[0]]]
+        rules = sorted((package for package in MAY_IMPORT if within(module, package)), key=len, reverse=True)
+        if not rules:
+            raise AssertionError(f"{module} has no rule here: which packages may it import?")
+        allowed = [rules[0], *MAY_IMPORT[rules[0]]]
         wrong += [
-            f"{path.relative_to(ROOT.parent)}:{one.line} {module} may not import {one.name}"
-            for one in imports(path)
-            if within(one.name, "chatws")
-            and one.name != "chatws"
-            and not any(within(one.name, room) for room in allowed)
+            f"{path.relative_to(ROOT.parent)}:{imported.line} {module} may not import {imported.name}"
+            for imported in imports(path)
+            if within(imported.name, "chatws")
+            and imported.name != "chatws"
+            and not any(within(imported.name, package) for package in allowed)
         ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_restricted_libraries_are_imported_by_one_package_only() -> None:
     wrong = [
-        f"{path.relative_to(ROOT.parent)}:{one.line} {library} is for {room} alone"
+        f"{path.relative_to(ROOT.parent)}:{imported.line} {library} is for {package} alone"
         for module, path in modules()
-        for one in imports(path)
-        for library, room in SOLE_IMPORTERS.items()
-        if within(one.name, library) and not within(module, room)
+        for imported in imports(path)
+        for library, package in SOLE_IMPORTERS.items()
+        if within(imported.name, library) and not within(module, package)
     ]
     assert not wrong, "\n".join(wrong)
 
 
 def test_errors_import_only_the_standard_library() -> None:
-    names = {one.name.split(".")[0] for one in imports(ROOT / "errors.py")}
+    names = {imported.name.split(".")[0] for imported in imports(ROOT / "errors.py")}
     assert names <= sys.stdlib_module_names
 
 
@@ -256,10 +263,10 @@ def test_import_of_a_client_without_twisted_loads_neither_twisted_nor_the_server
 def test_no_module_imports_the_reactor_at_import_time() -> None:
     """`twistd --reactor` has to come first, so the import stands inside a function or nowhere."""
     wrong = [
-        f"{path.relative_to(ROOT.parent)}:{one.line}"
+        f"{path.relative_to(ROOT.parent)}:{imported.line}"
         for _, path in modules()
-        for one in imports(path)
-        if one.at_top and one.name == "twisted.internet.reactor"
+        for imported in imports(path)
+        if imported.at_top and imported.name == "twisted.internet.reactor"
     ]
     assert not wrong, "\n".join(wrong)
 
@@ -267,16 +274,16 @@ def test_no_module_imports_the_reactor_at_import_time() -> None:
 def test_the_chat_package_imports_no_sockets() -> None:
     sockets = ("socket", "select", "asyncio", "twisted.internet.protocol", "twisted.internet.endpoints", "twisted.web")
     wrong = [
-        f"{path.relative_to(ROOT.parent)}:{one.line} {one.name}"
+        f"{path.relative_to(ROOT.parent)}:{imported.line} {imported.name}"
         for module, path in modules()
-        for one in imports(path)
-        if within(module, "chatws.chat") and any(within(one.name, name) for name in sockets)
+        for imported in imports(path)
+        if within(module, "chatws.chat") and any(within(imported.name, name) for name in sockets)
     ]
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.parametrize(
-    ("source", "found"),
+    ("source", "names"),
     [
         ("import chatws.errors", ["chatws.errors"]),
         ("from chatws import errors", ["chatws.errors"]),
@@ -285,10 +292,37 @@ def test_the_chat_package_imports_no_sockets() -> None:
         ("if TYPE_CHECKING:\n    from chatws.chat import hub", ["chatws.chat.hub"]),
     ],
 )
-def test_imports_within_functions_are_found(source: str, found: list[str], tmp_path: Path) -> None:
+def test_imports_within_functions_are_found(source: str, names: list[str], tmp_path: Path) -> None:
     path = tmp_path / "module.py"
     path.write_text(source)
-    assert [one.name for one in imports(path)] == found
+    assert [imported.name for imported in imports(path)] == names
+
+
+def import_cycles(graph: Mapping[str, Collection[str]]) -> list[list[str]]:
+    """The modules that import each other, directly or not. `graph` has the imports of each module."""
+    sorter = TopologicalSorter(graph)
+    try:
+        sorter.prepare()
+    except CycleError as error:
+        return [error.args[1]]
+    return []
+
+
+def test_modules_form_no_cycle_not_even_by_imports_in_functions_or_for_types() -> None:
+    names = {module for module, _ in modules()}
+    # the package itself is imported for its version
+    graph = {
+        module: {imported.name for imported in imports(path) if imported.name in names} - {"chatws", module}
+        for module, path in modules()
+    }
+    assert "chatws.chat.session" in graph["chatws.chat.server"]
+    assert import_cycles(graph) == []
+
+
+def test_cycle_of_imports_is_found() -> None:
+    assert import_cycles({"a": ["b"], "b": ["c"], "c": []}) == []
+    [cycle] = import_cycles({"a": ["b"], "b": ["c"], "c": ["b"]})
+    assert set(cycle) == {"b", "c"}
 
 
 def test_class_names_are_unique() -> None:

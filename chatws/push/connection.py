@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from twisted.internet import protocol
 from twisted.internet.defer import Deferred
@@ -33,18 +33,18 @@ from zope.interface import implementer
 
 from chatws.brokers.interface import NewEvent
 from chatws.errors import ClientError, ErrorCode
+from chatws.interfaces import Clock
 from chatws.net.sockets import plain_socket, read_now
+from chatws.push.handler import CommandHandler, PushStats
 from chatws.push.line_buffer import LineBuffer
 from chatws.push.protocol import SIMPLE, AuthOp, LineError, Op, PingOp, PresenceOp, PublishLine, parse_line
 from chatws.push.resettable_timer import ResettableTimer
 from chatws.push.response_queue import ResponseQueue, ResponseSlot
 from chatws.push.responses import ErrorResponse, OpResponse, Response, encode_responses
-from chatws.runtime.file_budget import BACKEND
+from chatws.runtime.file_budget import BACKEND, FileBudget
+from chatws.runtime.throttled_log import ThrottledLog
 
-if TYPE_CHECKING:
-    from chatws.push.listener import PushFactory
-
-__all__ = ["PushConnection"]
+__all__ = ["PushConnection", "PushListener"]
 
 #: Lines in one batch. After each batch, the connection checks whether it has to stop reading.
 BATCH_LINES = 1024
@@ -60,6 +60,31 @@ MAX_AUTH_LINE = 4096
 LINGER_TIMEOUT = 2.0
 #: Seconds that a peer has to read its last responses before the connection is aborted.
 CLOSE_TIMEOUT = 10.0
+
+
+class PushListener(Protocol):
+    """The factory of a connection, as the connection uses it: implemented by `chatws.push.listener.PushFactory`."""
+
+    handler: CommandHandler
+    stats: PushStats
+    budget: FileBudget
+    throttled_log: ThrottledLog
+    reactor: Clock
+    max_line_size: int
+    auth_timeout: float
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are too many connections."""
+        ...
+
+    def secret(self) -> bytes | None:
+        """Return the secret that backends must have, or None."""
+        ...
+
+    def connection_done(self, connection: PushConnection) -> None:
+        """Forget a connection that is closed, with all its input processed."""
+        ...
 
 
 def _overloaded() -> ClientError:
@@ -79,7 +104,7 @@ class PushConnection(protocol.Protocol):
     log = Logger()
     transport: Any
 
-    def __init__(self, factory: PushFactory) -> None:
+    def __init__(self, factory: PushListener) -> None:
         self._factory = factory
         self._input = LineBuffer(factory.max_line_size)
         self._responses = ResponseQueue()

@@ -8,7 +8,7 @@ Names follow https://prometheus.io/docs/practices/naming/, which a test checks w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -17,16 +17,42 @@ from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector
 
 import chatws
+from chatws.auth.chain import AuthenticatorChain
 from chatws.brokers.interface import AGENTS
+from chatws.chat.server import ChatServer
+from chatws.interfaces import Reactor
+from chatws.outbox.reader import OutboxReader
+from chatws.push.http_connection import HttpFactory
+from chatws.push.listener import PushFactory
 from chatws.runtime.file_budget import BACKEND, HTTP, METRICS, WEBSOCKET, FileBudget
 from chatws.runtime.log_writer import dropped_lines
-from chatws.runtime.measurements import LAG_INTERVAL, Lag
+from chatws.runtime.measured_broker import MeasuredBroker
+from chatws.runtime.measurements import LAG_INTERVAL, Lag, MeasuredDatabase
+from chatws.runtime.turns import Turns
 from chatws.server.http_resources import GetResource, NoKeepAliveSite, ReadinessReport, RootResource, is_local_host
+from chatws.server.io_server import IoServer
+from chatws.server.ws_server import WsServer
 
-if TYPE_CHECKING:
-    from chatws.runtime.service import ChatwsService
+__all__ = ["Exporter", "MeasuredServer", "log_lines_dropped", "make_site"]
 
-__all__ = ["Exporter", "log_lines_dropped", "make_site"]
+
+class MeasuredServer(Protocol):
+    """The components of a server that `Exporter` reads: those of `chatws.runtime.service.ChatwsService`."""
+
+    authenticator: AuthenticatorChain
+    broker: MeasuredBroker
+    chat: ChatServer
+    database: MeasuredDatabase | None
+    outbox: OutboxReader | None
+    websockets: WsServer
+    push: PushFactory
+    http_push: HttpFactory
+    budget: FileBudget
+    turns: Turns
+    browsers: IoServer
+    backends: IoServer
+    api: IoServer | None
+    monitors: IoServer | None
 
 
 class Exporter(Collector):
@@ -36,7 +62,7 @@ class Exporter(Collector):
     :param lag: measured while the server runs.
     """
 
-    def __init__(self, server: ChatwsService, lag: Lag) -> None:
+    def __init__(self, server: MeasuredServer, lag: Lag) -> None:
         self._server = server
         self._lag = lag
 
@@ -271,7 +297,7 @@ class _MetricsResource(GetResource):
 
 
 def make_site(
-    exporter: Collector, ready: Callable[[], ReadinessReport], reactor: Any, budget: FileBudget
+    exporter: Collector, ready: Callable[[], ReadinessReport], reactor: Reactor, budget: FileBudget
 ) -> NoKeepAliveSite:
     """Make the site of the metrics listener: /metrics, /healthz, /readyz."""
     registry = CollectorRegistry()

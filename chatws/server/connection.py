@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.logger import Logger
 
 from chatws.errors import CloseCode
-from chatws.server.component import HttpRequest
+from chatws.server.component import HttpRequest, MessageComponent
 from chatws.server.frame_writer import FrameWriter
 from chatws.server.frames import binary_frame, text_frame
+from chatws.server.server_stats import ServerStats
+from chatws.server.timer_wheel import TimerWheel
 
-if TYPE_CHECKING:
-    from chatws.server.ws_server import WsServer
-
-__all__ = ["CLOSED_PROTOCOL", "WsConnection", "truncate_reason"]
+__all__ = ["CLOSED_PROTOCOL", "ConnectionOwner", "WsConnection", "truncate_reason"]
 
 log = Logger()
 
@@ -38,6 +37,28 @@ class _ClosedProtocol:
 
 
 CLOSED_PROTOCOL: Any = _ClosedProtocol()
+
+
+class ConnectionOwner(Protocol):
+    """The server of a connection, as `WsConnection` and `WsProtocol` use it: implemented by `WsServer`."""
+
+    component: MessageComponent
+    on_binary: Callable[..., object] | None
+    connections: set[WsConnection]
+    stats: ServerStats
+    timer_wheel: TimerWheel
+    max_fragments: int
+    ping_interval: float
+    ping_timeout: float
+    close_timeout: float
+
+    def run_or_defer(self, call: Callable[[], object]) -> None:
+        """Run `call`, which serves one connection, now or in a batch between other work."""
+        ...
+
+    def connection_lost(self, connection: WsConnection) -> None:
+        """Call the component's `on_close`."""
+        ...
 
 
 def truncate_reason(reason: str) -> bytes:
@@ -68,7 +89,7 @@ class WsConnection(FrameWriter):
         "resource_id",
     )
 
-    server: WsServer
+    server: ConnectionOwner
 
     def __init__(self, resource_id: int, remote_address: str, http_request: HttpRequest, protocol: Any) -> None:
         self.resource_id = resource_id

@@ -13,7 +13,7 @@ These parts of it are replaced, each because a measurement showed its cost:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from twisted.internet.interfaces import IHalfCloseableProtocol
 from twisted.internet.protocol import connectionDone
@@ -25,11 +25,8 @@ from chatws.errors import CloseCode
 from chatws.interfaces import Transport
 from chatws.server.admission import Admission
 from chatws.server.autobahn_base import AutobahnBase
-from chatws.server.connection import CLOSED_PROTOCOL, WsConnection
+from chatws.server.connection import CLOSED_PROTOCOL, ConnectionOwner, WsConnection
 from chatws.server.timer_wheel import Timer
-
-if TYPE_CHECKING:
-    from chatws.server.ws_server import WsServer
 
 __all__ = ["WsProtocol"]
 
@@ -64,7 +61,7 @@ class WsProtocol(AutobahnBase):
     :ivar received_since_ping: whether any data came from the peer since the last ping.
     """
 
-    server: WsServer
+    server: ConnectionOwner
 
     transport: Any
     connection: WsConnection
@@ -365,4 +362,4 @@ class WsProtocol(AutobahnBase):
         if connection in server.connections:  # not if the socket broke during the handshake
             server.connections.remove(connection)
             server.stats.connections_now -= 1
-            server._connection_lost(connection)
+            server.connection_lost(connection)

@@ -160,7 +160,7 @@ class WsServer:
         for connection in list(self.connections):
             connection.abort()
 
-    def _connection_lost(self, connection: WsConnection) -> None:
+    def connection_lost(self, connection: WsConnection) -> None:
         """Call the component's `on_close`, at once or in a deferred batch."""
         self.run_or_defer(lambda: self._notify_closed(connection))
 
