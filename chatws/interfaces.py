@@ -7,9 +7,12 @@ without a plug-in. `twisted.internet.task.Clock` and the reactors fulfil these P
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-__all__ = ["Cancellable", "Clock", "Reactor", "Schedule", "TimerHandle", "Transport", "default_reactor"]
+if TYPE_CHECKING:
+    from twisted.internet.interfaces import IReactorTime
+
+__all__ = ["Cancellable", "Clock", "Reactor", "Schedule", "TimerHandle", "Transport", "default_reactor", "zope_clock"]
 
 
 class Cancellable(Protocol):
@@ -56,7 +59,20 @@ class Clock(Protocol):
 
 
 class Reactor(Clock, Protocol):
-    """The parts of a reactor that services use (`IReactorCore`, `IReactorThreads`)."""
+    """The parts of a reactor that services use.
+
+    They belong to `IReactorCore`, `IReactorThreads`, `IReactorFDSet`, `IReactorSocket`, `IReactorProcess` and
+    `IReactorPluggableNameResolver`.
+    """
+
+    @property
+    def nameResolver(self) -> Any:
+        """The resolver of host names (`IHostnameResolver`)."""
+        ...
+
+    def installNameResolver(self, resolver: Any) -> Any:
+        """Replace the resolver of host names."""
+        ...
 
     def addSystemEventTrigger(self, phase: str, eventType: str, callable: Callable[..., object], *args: Any) -> Any:
         """Call `callable` at `startup` or `shutdown`."""
@@ -72,6 +88,30 @@ class Reactor(Clock, Protocol):
 
     def getThreadPool(self) -> Any:
         """Return the reactor's own thread pool."""
+        ...
+
+    def addReader(self, reader: Any) -> None:
+        """Call `reader.doRead` when its descriptor has data (`IReadDescriptor`)."""
+        ...
+
+    def removeReader(self, reader: Any) -> None:
+        """Watch `reader` no longer."""
+        ...
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        """Accept connections on a duplicate of a listening socket, and return an `IListeningPort`."""
+        ...
+
+    def adoptStreamConnection(self, fileDescriptor: int, addressFamily: int, factory: Any) -> Any:
+        """Serve a duplicate of a connected socket."""
+        ...
+
+    def spawnProcess(self, processProtocol: Any, executable: str, args: Any, env: Any, *, childFDs: Any) -> Any:
+        """Start a process, and return an `IProcessTransport`."""
+        ...
+
+    def run(self) -> None:
+        """Run the reactor until `stop`."""
         ...
 
     def stop(self) -> None:
@@ -125,3 +165,8 @@ def default_reactor() -> Reactor:
 
     installed: Any = reactor
     return installed  # type: ignore[no-any-return]
+
+
+def zope_clock(clock: Clock) -> IReactorTime:
+    """Return `clock` for a function of Twisted. Their annotations name the zope interface, which is no Protocol."""
+    return cast("IReactorTime", clock)

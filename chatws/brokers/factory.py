@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Any
 
 from chatws.brokers.interface import Broker, Retention
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor
 from chatws.runtime.clock import steady_time
 
 __all__ = ["open_broker"]
@@ -25,7 +25,7 @@ def open_broker(
     retention: Retention,
     *,
     sync_commits: bool = False,
-    reactor: Any,
+    reactor: Reactor,
     now: Callable[[], float] | None = None,
     timeout: float = 5.0,
     listen_url: str = "",
@@ -77,7 +77,7 @@ def _open_postgres(
     url: str,
     retention: Retention,
     *,
-    reactor: Any,
+    reactor: Reactor,
     now: Callable[[], float] | None,
     timeout: float,
     listen_url: str,
@@ -93,7 +93,13 @@ def _open_postgres(
 
 
 def _open_redis(
-    url: str, retention: Retention, *, sync_commits: bool, reactor: Any, now: Callable[[], float] | None, timeout: float
+    url: str,
+    retention: Retention,
+    *,
+    sync_commits: bool,
+    reactor: Reactor,
+    now: Callable[[], float] | None,
+    timeout: float,
 ) -> Broker:
     from chatws.brokers.redis.url import RedisUrl
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from chatws.errors import ConfigError
 from chatws.ids import Id
+from chatws.interfaces import Reactor
 from chatws.runtime.backoff import backoff
 
 __all__ = ["AgentClient", "AgentSettings", "auth_message", "closed_because", "parse_message", "subscribe_message"]
@@ -90,7 +91,7 @@ class AgentClient:
     def __init__(
         self,
         settings: AgentSettings,
-        reactor: Any,
+        reactor: Reactor,
         *,
         on_event: Callable[[str, dict[str, Any]], None],
         on_note: Callable[[str], None],

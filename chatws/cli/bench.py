@@ -23,6 +23,7 @@ from chatws.cli.token import make_token, signing_secret
 from chatws.clients.addresses import parse_addresses
 from chatws.clients.twisted import PushClient
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor, zope_clock
 
 if TYPE_CHECKING:
     from chatws.server.websocket_client import WebSocketClient
@@ -138,7 +139,7 @@ _decode = msgspec.json.Decoder(_BenchMessage).decode
 
 
 class _Bench:
-    def __init__(self, arguments: argparse.Namespace, output: Output, reactor: Any) -> None:
+    def __init__(self, arguments: argparse.Namespace, output: Output, reactor: Reactor) -> None:
         self._arguments = arguments
         self._output = output
         self._reactor = reactor
@@ -164,7 +165,7 @@ class _Bench:
             # not measured: it reports a wrong address or secret early
             await push.ping()
             watching = LoopingCall(self._watch)
-            watching.clock = self._reactor
+            watching.clock = zope_clock(self._reactor)
             watching.start(0.25)
             self._measured.began = self._measured.ended = time.perf_counter()
             await self._send(push)
@@ -176,7 +177,7 @@ class _Bench:
             for client in self._clients:
                 client.close()
         # the server receives the close frames
-        await deferLater(self._reactor, 0.05)
+        await deferLater(zope_clock(self._reactor), 0.05)
         return self._measured
 
     def _settings(self, number: int) -> AgentSettings:
@@ -239,7 +240,7 @@ class _Bench:
             await in_flight.acquire()
             pause = began + n / rate - time.perf_counter() if rate else 0
             if pause > 0:
-                await deferLater(self._reactor, pause)
+                await deferLater(zope_clock(self._reactor), pause)
             data = {"conversation_id": self._conversation, "n": n}
             self._sent[n] = time.perf_counter()
             result = push.publish(_EVENT, data, to={"conversation_id": self._conversation}, transient=True)
@@ -288,7 +289,7 @@ async def _all(waiting: list[Deferred[Any]]) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    async def measure(reactor: Any) -> int:
+    async def measure(reactor: Reactor) -> int:
         measured = await _Bench(arguments, output, reactor).run()
         output.result(measured.value(), measured.text())
         return 1 if measured.lost else 0

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from chatws.cli.login_check import LoginResult
     from chatws.config.loader import LoadedConfig
     from chatws.config.schema import Config
+    from chatws.interfaces import Reactor
 
 HELP = "check a configuration and print what would run, or check a login"
 DESCRIPTION = """\
@@ -104,7 +105,7 @@ def _login(arguments: argparse.Namespace, config: Config, output: Output) -> int
     credentials, signed = _credentials(arguments, config)
     results: list[LoginResult] = []
 
-    async def begin(reactor: object) -> int:
+    async def begin(reactor: Reactor) -> int:
         results.append(await check_login(config, credentials, arguments.conversation, reactor))
         return 0
 

@@ -15,6 +15,7 @@ from chatws.cli.output import Output, compact, count, printable
 from chatws.cli.reactor_run import run_in_reactor
 from chatws.cli.tail import add_agent_options
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor, zope_clock
 
 __all__ = ["REPLIES", "Watcher", "shown"]
 
@@ -69,7 +70,7 @@ class Watcher:
     :ivar ready: fires when the agent is authenticated and subscribed, or after `_SETTLE_TIMEOUT`.
     """
 
-    def __init__(self, side: Side, settings: AgentSettings, reactor: Any) -> None:
+    def __init__(self, side: Side, settings: AgentSettings, reactor: Reactor) -> None:
         self.side: Side = side
         self.ready: Deferred[None] = Deferred()
         self._settings = settings
@@ -77,7 +78,7 @@ class Watcher:
         self._missing = {"authenticated": 1, "subscribed": len(settings.conversations)}
         self._settle: Any = None
         self._pings = LoopingCall(lambda: self._client.send('{"type":"ping"}'))
-        self._pings.clock = reactor
+        self._pings.clock = zope_clock(reactor)
         from chatws.server.websocket_client import WebSocketClient  # Autobahn: slow to import
 
         self._client = WebSocketClient(
@@ -133,7 +134,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
     comparison = Comparison(arguments.window)
     ignored = {*arguments.ignore}
 
-    async def watch(reactor: Any) -> int:
+    async def watch(reactor: Reactor) -> int:
         over: Deferred[None] = Deferred()
         is_watching = False
         waiting = 2
@@ -160,7 +161,7 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
             is_watching = True
             output.note(f"watching both for {arguments.seconds:g} s")
             end = reactor.seconds() + arguments.seconds
-            tick.clock = reactor
+            tick.clock = zope_clock(reactor)
             tick.start(0.2)
             reactor.callLater(arguments.seconds, wait_for_late_events, end)
 

@@ -18,6 +18,7 @@ from chatws.database.factory import open_database
 from chatws.database.interface import Database, Row, Values
 from chatws.errors import ClientError, Forbidden
 from chatws.ids import Id
+from chatws.interfaces import Reactor
 
 __all__ = ["LoginResult", "Step", "check_login"]
 
@@ -114,7 +115,7 @@ class _RecordedDatabase:
 
 
 async def check_login(
-    config: Config, credentials: Credentials, conversation_id: Id | None, reactor: Any
+    config: Config, credentials: Credentials, conversation_id: Id | None, reactor: Reactor
 ) -> LoginResult:
     """Decide a login, and whether its user may read a conversation.
 

@@ -8,21 +8,20 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
+from chatws.interfaces import Reactor, default_reactor
 from chatws.runtime.clock import use_monotonic_clock
 from chatws.runtime.resolver import use_own_threads
 
 __all__ = ["run_in_reactor"]
 
 
-def run_in_reactor(begin: Callable[[Any], Coroutine[Any, Any, int]], interrupted: int = 130) -> int:
+def run_in_reactor(begin: Callable[[Reactor], Coroutine[Any, Any, int]], interrupted: int = 130) -> int:
     """Run a coroutine, which is given the reactor, to its end.
 
     :param interrupted: the exit status after SIGINT or SIGTERM.
     :return: what it returned; what it raised is raised.
     """
-    from twisted.internet import reactor as _reactor
-
-    reactor: Any = _reactor
+    reactor = default_reactor()
     use_monotonic_clock(reactor)
     use_own_threads(reactor)
     outcome: list[int | Failure] = []

@@ -13,6 +13,7 @@ from chatws.cli.agent_client import AgentClient, AgentSettings
 from chatws.cli.options import an_id, number, web_socket_url
 from chatws.cli.output import Output, compact, printable
 from chatws.cli.reactor_run import run_in_reactor
+from chatws.interfaces import Reactor
 
 __all__ = ["shown"]
 
@@ -72,7 +73,7 @@ def add_agent_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace, output: Output) -> int:
-    async def watch(reactor: Any) -> int:
+    async def watch(reactor: Reactor) -> int:
         done: Deferred[int] = Deferred()
         left = arguments.count
 

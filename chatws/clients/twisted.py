@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
 from twisted.internet.error import ConnectionAborted
@@ -31,7 +31,7 @@ from chatws.clients.protocol import (
 )
 from chatws.clients.twisted_connection import PushProtocol, make_endpoints
 from chatws.ids import Id
-from chatws.interfaces import Reactor, TimerHandle
+from chatws.interfaces import Reactor, TimerHandle, default_reactor
 
 __all__ = ["PushClient", "PushError", "PushRejected", "PushResult", "PushUnavailable"]
 
@@ -93,10 +93,7 @@ class PushClient:
         max_pending: int = 10_000,
         reactor: Reactor | None = None,
     ) -> None:
-        if reactor is None:
-            from twisted.internet import reactor as global_reactor
-
-            reactor = cast(Reactor, global_reactor)
+        reactor = reactor or default_reactor()
         self._reactor = reactor
         self._endpoints = make_endpoints(endpoint, reactor)
         self._current = 0  # index of the endpoint in use

@@ -13,7 +13,7 @@ import sqlite3
 import time
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import quote, urlsplit
 
 from chatws.auth import secrets
@@ -26,6 +26,7 @@ from chatws.config.schema import Config
 from chatws.config.text_files import decode_text
 from chatws.database.factory import require_pymysql
 from chatws.errors import CloseCode, ConfigError
+from chatws.interfaces import Reactor
 from chatws.net.endpoints import parse_endpoint, tcp_endpoint
 from chatws.net.listeners import make_listener, try_to_listen
 from chatws.outbox.dialects import check_prefix
@@ -128,7 +129,7 @@ def try_ports(config: Config) -> None:
     )
 
 
-def check(config: Config, reactor: Any, *, running: bool = False) -> list[str]:
+def check(config: Config, reactor: Reactor, *, running: bool = False) -> list[str]:
     """Compare the settings with each other and with the machine. Nothing is started or changed.
 
     :param reactor: for the endpoint strings: Twisted needs one to parse some kinds.

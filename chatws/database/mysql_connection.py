@@ -23,6 +23,7 @@ from chatws.database.mysql_errors import describe, is_read_only, translate_conne
 from chatws.database.mysql_options import MysqlOptions
 from chatws.database.mysql_socket import connect_socket
 from chatws.database.pool import ConnectFailed, ConnectionDied, QueryAborted
+from chatws.interfaces import Reactor
 
 __all__ = ["MysqlConnection", "MysqlDriver", "open_driver"]
 
@@ -193,7 +194,7 @@ class _Thread(adbapi.ConnectionPool):
 
     connectionFactory = _AutocommitConnection
 
-    def __init__(self, opening: Callable[[], MysqlDriver], reactor: Any) -> None:
+    def __init__(self, opening: Callable[[], MysqlDriver], reactor: Reactor) -> None:
         super().__init__("pymysql", cp_reactor=reactor, cp_min=0, cp_max=1)  # type: ignore[no-untyped-call]
         self._opening: Callable[[], MysqlDriver] | None = opening
 
@@ -229,7 +230,7 @@ class MysqlConnection:
         addresses: Sequence[str],
         *,
         timeout: float,
-        reactor: Any,
+        reactor: Reactor,
         on_lost: Callable[[MysqlConnection], None] | None = None,
         on_read_only: Callable[[], None] = lambda: None,
     ) -> None:

@@ -27,7 +27,7 @@ from twisted.python.failure import Failure
 from chatws.database.interface import DatabaseEngine, Row, Values
 from chatws.database.resolve import resolve
 from chatws.errors import Unavailable
-from chatws.interfaces import Reactor
+from chatws.interfaces import Reactor, zope_clock
 from chatws.runtime.backoff import backoff
 from chatws.runtime.throttled_log import ThrottledLog
 
@@ -143,7 +143,7 @@ class DatabasePool(Generic[C]):
     ) -> None:
         self._size = pool
         self.timeout = timeout
-        self._reactor: Any = reactor  # Twisted's functions want zope's IReactorTime, which is no Protocol
+        self._reactor: Reactor = reactor
         self._jitter = jitter
         self._running = False
         self._idle: list[C] = []
@@ -263,7 +263,9 @@ class DatabasePool(Generic[C]):
         if not host:
             return []
         try:
-            addresses = await self._cancellable(resolve(self._reactor, host).addTimeout(limit, self._reactor))
+            addresses = await self._cancellable(
+                resolve(self._reactor, host).addTimeout(limit, zope_clock(self._reactor))
+            )
         except TwistedTimeoutError:
             addresses = []
         if not addresses:
@@ -314,7 +316,7 @@ class DatabasePool(Generic[C]):
         longest = min(LONGEST_PAUSE, self.timeout / 4)
         pause = max(shortest, backoff(failures, FIRST_PAUSE, longest, self._jitter))
         with suppress(CancelledError):
-            await self._cancellable(deferLater(self._reactor, pause))
+            await self._cancellable(deferLater(zope_clock(self._reactor), pause))
 
     def _on_lost(self, connection: C) -> None:
         if connection in self._idle:
@@ -425,7 +427,7 @@ class DatabasePool(Generic[C]):
         def on_timeout(_: object, seconds: float) -> Failure:
             return Failure(Unavailable("the database does not respond"))  # type: ignore[no-untyped-call]
 
-        return deferred.addTimeout(max(0.0, until - self._reactor.seconds()), self._reactor, on_timeout)
+        return deferred.addTimeout(max(0.0, until - self._reactor.seconds()), zope_clock(self._reactor), on_timeout)
 
     # --- log ---
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.internet.abstract import isIPAddress, isIPv6Address
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IAddress, IHostResolution, IResolutionReceiver
 from zope.interface import implementer
+
+from chatws.interfaces import Reactor
 
 __all__ = ["resolve"]
 
@@ -33,7 +33,7 @@ class _Receiver:
             self.done.callback(self.addresses)
 
 
-def resolve(reactor: Any, host: str) -> Deferred[list[str]]:
+def resolve(reactor: Reactor, host: str) -> Deferred[list[str]]:
     """Return the IPv4 and IPv6 addresses of `host` in the resolver's order, empty if it is unknown.
 
     :param reactor: `IReactorPluggableNameResolver`.

@@ -22,6 +22,7 @@ from twisted.python.failure import Failure
 from chatws.demo import store
 from chatws.demo.store import Row, StoreChange
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor, zope_clock
 from chatws.runtime.throttled_log import ThrottledLog
 
 __all__ = ["TYPING_SECONDS", "DemoBackend", "Pool", "Push"]
@@ -71,7 +72,7 @@ class DemoBackend:
         push: Push,
         database_path: str,
         *,
-        reactor: Any,
+        reactor: Reactor,
         make_pool: Callable[[dict[str, Any]], Pool] | None = None,
         wall_clock: Callable[[], float] = time.time,
     ) -> None:
@@ -123,7 +124,7 @@ class DemoBackend:
             customer.cancel()
         if self._notifications:
             pending = DeferredList(list(self._notifications), consumeErrors=True)
-            pending.addTimeout(DRAIN_SECONDS, self.reactor, onTimeoutCancel=lambda result, timeout: None)
+            pending.addTimeout(DRAIN_SECONDS, zope_clock(self.reactor), onTimeoutCancel=lambda result, timeout: None)
             await pending
         pool, self._pool = self._pool, None
         connection, self._open_connection = self._open_connection, None
@@ -190,7 +191,7 @@ class DemoBackend:
     async def _show_typing(self, conversation_id: int) -> None:
         data = {"conversation_id": conversation_id, "user_id": f"customer-{conversation_id}"}
         self._notify("typing", {**data, "is_typing": True})
-        wait: Deferred[None] = deferLater(self.reactor, TYPING_SECONDS)
+        wait: Deferred[None] = deferLater(zope_clock(self.reactor), TYPING_SECONDS)
         self._customers.add(wait)
         try:
             await wait

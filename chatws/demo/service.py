@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred
 from twisted.web.resource import Resource
 
 from chatws.demo.api import root
 from chatws.demo.backend import DemoBackend, Push
+from chatws.interfaces import Reactor
 
 __all__ = ["DemoService"]
 
@@ -22,7 +21,7 @@ class DemoService(Service):
     :param database_path: an SQLite file; the empty string for a database in memory.
     """
 
-    def __init__(self, push: Push, database_path: str, *, reactor: Any) -> None:
+    def __init__(self, push: Push, database_path: str, *, reactor: Reactor) -> None:
         self._push = push
         self.backend = DemoBackend(push, database_path, reactor=reactor)
 

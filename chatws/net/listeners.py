@@ -22,6 +22,7 @@ from twisted.python.systemd import ListenFDs
 from zope.interface import implementer
 
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor
 from chatws.net.endpoints import INTERNET, Endpoint, check_endpoint
 from chatws.net.proxy_protocol import ProxyFactory
 from chatws.net.sockets import shown_path
@@ -52,7 +53,7 @@ class Listener:
     :ivar label: the setting with the endpoint string, for log lines.
     """
 
-    def __init__(self, reactor: Any, label: str, endpoint: Endpoint, inner: Any, tls: Any) -> None:
+    def __init__(self, reactor: Reactor, label: str, endpoint: Endpoint, inner: Any, tls: Any) -> None:
         self.label = label
         self.tls = tls
         self._reactor = reactor
@@ -71,7 +72,7 @@ class Listener:
         return maybeDeferred(self._inner.listen, factory)
 
 
-def make_listener(reactor: Any, description: str, source: str) -> Listener:
+def make_listener(reactor: Reactor, description: str, source: str) -> Listener:
     """Return the listener of an endpoint string. It does not open anything yet.
 
     :param source: the setting that holds the string, for the error: "--listen".
@@ -97,7 +98,7 @@ def make_listener(reactor: Any, description: str, source: str) -> Listener:
     return Listener(reactor, label, endpoint, inner, tls)
 
 
-def inherited_listener(reactor: Any, description: str, source: str, descriptor: int, pem: bytes | None) -> Listener:
+def inherited_listener(reactor: Reactor, description: str, source: str, descriptor: int, pem: bytes | None) -> Listener:
     """Return the listener of an endpoint string, on a socket that is open already. The listener owns the socket.
 
     :param descriptor: the socket's descriptor.
@@ -124,7 +125,7 @@ def make_tls(endpoint: Endpoint, label: str, pem: bytes | None = None) -> Any:
         raise ConfigError(f"{label}: {error}") from None
 
 
-def _plugin_endpoint(reactor: Any, kind: str, description: str, label: str) -> Any:
+def _plugin_endpoint(reactor: Reactor, kind: str, description: str, label: str) -> Any:
     while description.startswith("haproxy:"):
         description = description.removeprefix("haproxy:")
     try:
@@ -188,7 +189,7 @@ def systemd_socket(description: str, source: str) -> socket.socket:
 
 @implementer(IStreamServerEndpoint)
 class _UnixEndpoint:
-    def __init__(self, reactor: Any, endpoint: Endpoint) -> None:
+    def __init__(self, reactor: Reactor, endpoint: Endpoint) -> None:
         self._reactor = reactor
         self._endpoint = endpoint
 
@@ -207,7 +208,7 @@ class _UnixEndpoint:
 class _InheritedEndpoint:
     """A socket that another process opened, and that stays open when this one ends. `listen` may be called once."""
 
-    def __init__(self, reactor: Any, descriptor: int) -> None:
+    def __init__(self, reactor: Reactor, descriptor: int) -> None:
         self._reactor = reactor
         self._descriptor = descriptor
 

@@ -17,6 +17,7 @@ from twisted.logger import Logger
 from twisted.protocols.policies import ProtocolWrapper, WrappingFactory
 from zope.interface import alsoProvides
 
+from chatws.interfaces import Reactor
 from chatws.runtime.throttled_log import ThrottledLog
 
 __all__ = ["ProxyFactory", "ProxyHeader", "parse_proxy_header"]
@@ -103,7 +104,7 @@ class ProxyFactory(WrappingFactory[Any]):
     noisy = False
     log = Logger()
 
-    def __init__(self, factory: Any, reactor: Any) -> None:
+    def __init__(self, factory: Any, reactor: Reactor) -> None:
         super().__init__(factory)  # type: ignore[no-untyped-call]
         self.protocol = _ProxiedProtocol
         self._throttled = ThrottledLog(self.log, reactor)

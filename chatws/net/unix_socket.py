@@ -17,6 +17,8 @@ from typing import Any
 from twisted.internet import tcp, unix
 from twisted.python.failure import Failure
 
+from chatws.interfaces import Reactor
+
 __all__ = ["UnixSocket", "listen_on"]
 
 
@@ -102,7 +104,7 @@ def _remove_stale(path: str) -> None:
     raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
 
 
-def listen_on(reactor: Any, listening: socket.socket, factory: Any, owner: UnixSocket | None = None) -> Any:
+def listen_on(reactor: Reactor, listening: socket.socket, factory: Any, owner: UnixSocket | None = None) -> Any:
     """Accept connections on a bound Unix socket. The returned port owns the socket.
 
     Twisted's `unix.Port` treats an adopted socket as its own. It sets the mode 666 and a backlog of 50 connections. At

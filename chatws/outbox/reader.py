@@ -25,7 +25,7 @@ from chatws.brokers.interface import Event, NewEvent
 from chatws.database.interface import QueryFailed, Row
 from chatws.database.pool import QueryAborted, one_line
 from chatws.errors import ClientError, ErrorCode, Unavailable
-from chatws.interfaces import Reactor
+from chatws.interfaces import Reactor, zope_clock
 from chatws.outbox.dialects import NOT_EXCLUSIVE, NOT_INNODB, SEVERAL_WRITERS, Dialect
 from chatws.outbox.full_scan import FullScan
 from chatws.outbox.online import OnlineTable
@@ -138,7 +138,7 @@ class OutboxReader:
         self._target = target
         self._handler = handler
         self._online = online
-        self._reactor: Any = reactor
+        self._reactor: Reactor = reactor
         self._throttled_log = ThrottledLog(self._log, reactor, max_reasons=100)
         self._is_running = False
         self._pause: Deferred[None] | None = None
@@ -397,7 +397,7 @@ class OutboxReader:
     async def _sleep(self, seconds: float) -> None:
         if not self._is_running:
             return
-        self._pause = deferLater(self._reactor, seconds)
+        self._pause = deferLater(zope_clock(self._reactor), seconds)
         with suppress(CancelledError):
             await self._pause
         self._pause = None

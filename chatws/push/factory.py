@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from secrets import token_bytes
-from typing import Any, Generic, Protocol, TypeVar, cast
+from typing import Any, Generic, Protocol, TypeVar
 
 from twisted.internet import protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from chatws.interfaces import Clock
+from chatws.interfaces import Clock, default_reactor, zope_clock
 from chatws.runtime.file_budget import FileBudget
 from chatws.runtime.throttled_log import ThrottledLog
 
@@ -73,10 +73,7 @@ class BackendFactory(protocol.Factory, Generic[C]):
         budget: FileBudget | None,
         reactor: Clock | None,
     ) -> None:
-        if reactor is None:
-            from twisted.internet import reactor as global_reactor
-
-            reactor = cast(Clock, global_reactor)
+        reactor = reactor or default_reactor()
         self._secret = secret
         self.max_connections = max_connections
         self.reactor: Clock = reactor
@@ -156,7 +153,7 @@ class BackendFactory(protocol.Factory, Generic[C]):
 
         # Each check runs an iteration of the reactor after the last, which has read what arrived in between.
         self._drain_check = looping = LoopingCall(check)
-        looping.clock = cast(Any, self.reactor)  # annotated with zope's IReactorTime, which is no Protocol
+        looping.clock = zope_clock(self.reactor)
         drained = looping.start(DRAIN_INTERVAL)
         drained.addErrback(lambda failure: self.log.failure("drain failed", failure))
         return drained.addCallback(lambda _: None)

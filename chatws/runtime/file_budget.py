@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from twisted.logger import Logger
 
+from chatws.interfaces import Clock, default_reactor
 from chatws.runtime.throttled_log import ThrottledLog
 
 __all__ = ["BACKEND", "HTTP", "METRICS", "WEBSOCKET", "FileBudget", "Newcomer", "open_file_limit", "selectable_files"]
@@ -85,10 +86,9 @@ class FileBudget:
     """
 
     def __init__(
-        self, guaranteed: Iterable[str] = (), limit: Callable[[], int] | None = None, clock: Any = None
+        self, guaranteed: Iterable[str] = (), limit: Callable[[], int] | None = None, clock: Clock | None = None
     ) -> None:
-        if clock is None:
-            from twisted.internet import reactor as clock
+        clock = clock or default_reactor()
         self._log = ThrottledLog(log, clock)
         self._guaranteed = tuple(guaranteed)
         self._files = limit or (lambda: min(open_file_limit(), selectable_files(clock)))

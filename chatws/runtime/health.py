@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, cast
 
 from twisted.internet.defer import Deferred, succeed
 
 from chatws.errors import ClientError
-from chatws.interfaces import Clock
+from chatws.interfaces import Clock, zope_clock
 
 __all__ = ["CHECK_TIMEOUT", "ReadinessCheck"]
 
@@ -71,7 +70,7 @@ class ReadinessCheck:
 
         for name, check in self._parts.items():
             deferred = Deferred.fromCoroutine(_run(check))
-            deferred.addTimeout(self._timeout, cast(Any, self._clock)).addBoth(on_check, name)
+            deferred.addTimeout(self._timeout, zope_clock(self._clock)).addBoth(on_check, name)
 
     def _on_result(self, problems: Mapping[str, str]) -> None:
         self._problems, self._checked_at = problems, self._clock.seconds()

@@ -22,6 +22,8 @@ from typing import Any, NamedTuple, Protocol
 
 from twisted.logger import Logger, LogLevel
 
+from chatws.interfaces import Reactor
+
 __all__ = [
     "FileOutput",
     "LogLine",
@@ -107,7 +109,7 @@ class LogWriter:
         self._finish_until: float | None = None
         atexit.register(self.finish)
 
-    def run_in(self, reactor: Any) -> None:
+    def run_in(self, reactor: Reactor) -> None:
         """Write from when the reactor runs (a daemon forks before that, and loses its threads) until it has stopped."""
         reactor.callWhenRunning(self.start)
         reactor.addSystemEventTrigger("after", "shutdown", self.finish)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Awaitable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import LoopingCall
 
 from chatws.database.interface import Database, DatabaseEngine, QueryFailed, Row, ValueRefused, Values
+from chatws.interfaces import Clock, zope_clock
 
 __all__ = ["LAG_INTERVAL", "Histogram", "Lag", "MeasuredDatabase"]
 
@@ -49,12 +50,12 @@ class Histogram:
 class Lag:
     """Measures how late the event loop runs calls that are due."""
 
-    def __init__(self, clock: Any) -> None:
+    def __init__(self, clock: Clock) -> None:
         self.histogram = Histogram(LAG_BUCKETS)
         self._clock = clock
         self._due = 0.0
         self._looping = LoopingCall(self._measure)
-        self._looping.clock = clock
+        self._looping.clock = zope_clock(clock)
 
     def start(self) -> None:
         """Start to measure."""
@@ -83,7 +84,7 @@ class MeasuredDatabase:
         `refused` (the column's type does not accept a value).
     """
 
-    def __init__(self, database: Database, clock: Any) -> None:
+    def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
         self.histograms = {name: Histogram(DATABASE_BUCKETS) for name in ("query", "execute", "execute_many")}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from chatws.brokers.factory import open_broker
 from chatws.brokers.interface import Broker, Retention
 from chatws.config import validate
 from chatws.config.schema import Config
+from chatws.interfaces import Reactor
 from chatws.net.listeners import Listener, make_listener
 
 __all__ = ["Listeners", "configured_listeners", "history_retention", "open_configured_broker"]
@@ -19,7 +20,7 @@ def history_retention(config: Config) -> Retention:
     return Retention(config.history_events, config.history_seconds, config.history_bytes)
 
 
-def open_configured_broker(config: Config, reactor: Any) -> Broker:
+def open_configured_broker(config: Config, reactor: Reactor) -> Broker:
     """Make the broker, not yet started.
 
     :raises ConfigError: the broker's URL is invalid.
@@ -44,7 +45,7 @@ class Listeners(NamedTuple):
     metrics: list[Listener]
 
 
-def configured_listeners(config: Config, reactor: Any) -> Listeners:
+def configured_listeners(config: Config, reactor: Reactor) -> Listeners:
     """Make the listeners.
 
     :raises ConfigError: an endpoint string is invalid.

@@ -151,6 +151,6 @@ def _literal(host: str, port: int, semantics: Any) -> Any:
     return None
 
 
-def use_own_threads(reactor: Any) -> None:
+def use_own_threads(reactor: Reactor) -> None:
     """Have `reactor` resolve host names by a `Resolver`, for everything that connects through it."""
     reactor.installNameResolver(Resolver(reactor))

@@ -13,7 +13,7 @@ import gc
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any, cast
+from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
@@ -36,7 +36,7 @@ from chatws.config.reload import diff_config, push_secret, read_renewals, use_re
 from chatws.config.schema import Config
 from chatws.database.factory import open_database
 from chatws.errors import CloseCode, ConfigError
-from chatws.interfaces import Reactor
+from chatws.interfaces import Reactor, zope_clock
 from chatws.net.sockets import shown_address
 from chatws.outbox.dialects import dialect_of
 from chatws.outbox.online import OnlineTable
@@ -350,7 +350,7 @@ class ChatwsService(RootService):
             left = self.chat.disconnect_all(code, reason, left - total * tick // ticks)
             if not left:
                 break
-            await deferLater(cast(Any, self.reactor), DRAIN_TICK)  # annotated with zope's IReactorTime
+            await deferLater(zope_clock(self.reactor), DRAIN_TICK)
         self.http.close_http_connections()  # a WebSocket opened from one would close with another code
         self.chat.disconnect_all(code, reason)  # those opened since the last batch
 

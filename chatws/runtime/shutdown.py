@@ -8,11 +8,11 @@ import signal
 import sys
 from contextlib import suppress
 from types import FrameType
-from typing import Any
 
 from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger
 
+from chatws.interfaces import Reactor
 from chatws.runtime.log_writer import LogWriter, StreamOutput
 
 __all__ = ["exit_with_error", "install_sigterm_handler"]
@@ -20,7 +20,7 @@ __all__ = ["exit_with_error", "install_sigterm_handler"]
 log = Logger()
 
 
-def exit_with_error(reactor: Any, message: str) -> None:
+def exit_with_error(reactor: Reactor, message: str) -> None:
     """Stop a running server that cannot do its work: one line on stderr, exit status 1.
 
     A daemon has lost its terminal by then, and the line is in the log only.
@@ -38,7 +38,7 @@ def exit_with_error(reactor: Any, message: str) -> None:
     reactor.callWhenRunning(_stop, reactor)
 
 
-def install_sigterm_handler(reactor: Any) -> None:
+def install_sigterm_handler(reactor: Reactor) -> None:
     """Let SIGTERM stop the reactor with exit status 0. Without this, twistd kills itself with the signal."""
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -48,6 +48,6 @@ def install_sigterm_handler(reactor: Any) -> None:
     reactor.callWhenRunning(signal.signal, signal.SIGTERM, stop)
 
 
-def _stop(reactor: Any) -> None:
+def _stop(reactor: Reactor) -> None:
     with suppress(ReactorNotRunning):  # a second signal, or a failure while it stops
         reactor.stop()

@@ -18,6 +18,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from chatws.interfaces import Reactor
+
 __all__ = ["IpcConnection", "adopt_socket", "encode_frame"]
 
 _LENGTH = Struct(">I")
@@ -187,7 +189,7 @@ class _SingleProtocolFactory:
         return self._channel
 
 
-def adopt_socket(reactor: Any, channel: IpcConnection, descriptor: int) -> None:
+def adopt_socket(reactor: Reactor, channel: IpcConnection, descriptor: int) -> None:
     """Give a connection its end of a socket pair. The descriptor then belongs to the reactor."""
     os.set_blocking(descriptor, False)
     reactor.adoptStreamConnection(descriptor, socket.AF_UNIX, _SingleProtocolFactory(channel))

@@ -15,6 +15,7 @@ from twisted.python.failure import Failure
 from twisted.web.server import NOT_DONE_YET
 
 from chatws.errors import Unavailable
+from chatws.interfaces import Clock, Reactor, zope_clock
 from chatws.runtime.file_budget import FileBudget
 from chatws.runtime.health import CHECK_TIMEOUT, ReadinessCheck
 from chatws.runtime.metrics import log_lines_dropped
@@ -50,7 +51,7 @@ def merge(parts: Iterable[tuple[str, Iterable[Metric | Family]]]) -> list[Metric
 class MetricsCollector:
     """Requests the metrics of every worker, and merges them with those of the supervisor."""
 
-    def __init__(self, workers: Sequence[WorkerProcess], clock: Any) -> None:
+    def __init__(self, workers: Sequence[WorkerProcess], clock: Clock) -> None:
         self._workers = workers
         self._clock = clock
         self._process = ProcessCollector(registry=None)
@@ -60,7 +61,7 @@ class MetricsCollector:
 
         Of a worker that does not respond in time, only the metrics that the supervisor knows are included.
         """
-        requests = [worker.metrics().addTimeout(CHECK_TIMEOUT, self._clock) for worker in self._workers]
+        requests = [worker.metrics().addTimeout(CHECK_TIMEOUT, zope_clock(self._clock)) for worker in self._workers]
         return DeferredList(requests, consumeErrors=True).addCallback(self._merged)
 
     def _merged(self, results: list[tuple[bool, Any]]) -> list[Metric]:
@@ -94,7 +95,7 @@ class MetricsCollector:
         yield from self._process.collect()
 
 
-def readiness(workers: Sequence[WorkerProcess], state: Callable[[], str], clock: Any) -> ReadinessCheck:
+def readiness(workers: Sequence[WorkerProcess], state: Callable[[], str], clock: Clock) -> ReadinessCheck:
     """Return the readiness check of the supervisor: it passes when every worker is ready."""
 
     async def ask(worker: WorkerProcess) -> None:
@@ -148,7 +149,10 @@ class _MergedMetricsResource(GetResource):
 
 
 def site(
-    gather: Callable[[], Deferred[list[Metric]]], ready: Callable[[], ReadinessReport], reactor: Any, budget: FileBudget
+    gather: Callable[[], Deferred[list[Metric]]],
+    ready: Callable[[], ReadinessReport],
+    reactor: Reactor,
+    budget: FileBudget,
 ) -> NoKeepAliveSite:
     """Make the site of the metrics port: /metrics, /healthz, /readyz."""
     return NoKeepAliveSite(

@@ -19,6 +19,7 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor
 from chatws.net.endpoints import INTERNET, check_endpoint
 from chatws.net.listeners import (
     Listener,
@@ -123,7 +124,7 @@ def _address(listening: socket.socket) -> Any:
     return (IPv6Address if listening.family == socket.AF_INET6 else IPv4Address)("TCP", name[0], name[1])
 
 
-def adopting_endpoint(reactor: Any, inherited: InheritedSocket) -> Listener:
+def adopting_endpoint(reactor: Reactor, inherited: InheritedSocket) -> Listener:
     """Make the listener of a worker, on an inherited socket.
 
     :raises ConfigError: the certificate cannot be used.

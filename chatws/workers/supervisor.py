@@ -17,6 +17,7 @@ from chatws.auth.secrets import load_secrets
 from chatws.config import validate
 from chatws.config.reload import diff_config, push_secret, read_renewals, use_renewals
 from chatws.config.schema import Config
+from chatws.interfaces import Reactor
 from chatws.net.listeners import make_listener
 from chatws.runtime.file_budget import FileBudget
 from chatws.runtime.parts import open_configured_broker
@@ -54,7 +55,7 @@ class Supervisor(RootService):
     :ivar config: the settings that a worker receives when it starts.
     """
 
-    def __init__(self, config: Config, reactor: Any, reactor_name: str = "") -> None:
+    def __init__(self, config: Config, reactor: Reactor, reactor_name: str = "") -> None:
         self.config = per_worker_config(config)
         self.workers: list[WorkerProcess] = []
         self._whole = config

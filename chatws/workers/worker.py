@@ -19,6 +19,7 @@ from twisted.internet.error import ReactorNotRunning
 from twisted.logger import Logger, globalLogBeginner
 
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor, default_reactor, zope_clock
 from chatws.runtime.clock import use_monotonic_clock
 from chatws.runtime.metrics import Exporter
 from chatws.runtime.parts import Listeners
@@ -43,7 +44,7 @@ LOG_FLUSH_TIMEOUT = 2.0
 class _WorkerServer(ChatwsService):
     """The server of a worker, on the sockets and the broker connection that the supervisor has sent."""
 
-    def __init__(self, worker: Worker, setup: control_messages.Setup, reactor: Any) -> None:
+    def __init__(self, worker: Worker, setup: control_messages.Setup, reactor: Reactor) -> None:
         def listeners(name: str) -> list[Any]:
             return [adopting_endpoint(reactor, socket) for socket in setup.sockets if socket.listener == name]
 
@@ -72,7 +73,7 @@ class Worker:
     :ivar status: the exit status of the process.
     """
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Reactor) -> None:
         self._reactor = reactor
         self.status = 0
         self._server: ChatwsService | None = None
@@ -144,7 +145,7 @@ class Worker:
         lost = self._channel_lost
         if lost is not None:  # send the last log lines first
             self._channel.close()
-            lost.addTimeout(LOG_FLUSH_TIMEOUT, self._reactor).addErrback(lambda failure: None)
+            lost.addTimeout(LOG_FLUSH_TIMEOUT, zope_clock(self._reactor)).addErrback(lambda failure: None)
             await lost
 
     def _reconfigure(self, server: ChatwsService, message: control_messages.Reconfigure) -> None:
@@ -174,8 +175,7 @@ def main() -> None:
     """Run a worker. The arguments are its number, which `ps` shows, and the name of the reactor, if any."""
     if len(sys.argv) > 2:
         installReactor(sys.argv[2])
-    from twisted.internet import reactor
-
+    reactor = default_reactor()
     use_monotonic_clock(reactor)
     use_own_threads(reactor)
     worker = Worker(reactor)

@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 
 from chatws.config.schema import Config
 from chatws.errors import Unavailable
+from chatws.interfaces import Reactor
 from chatws.runtime import signals
 from chatws.runtime.backoff import backoff
 from chatws.workers import control_messages
@@ -96,7 +97,7 @@ class WorkerProcess(ProcessProtocol):
     """
 
     def __init__(
-        self, number: int, owner: WorkerEvents, listeners: Sequence[SharedListener], reactor: Any, reactor_name: str
+        self, number: int, owner: WorkerEvents, listeners: Sequence[SharedListener], reactor: Reactor, reactor_name: str
     ) -> None:
         self.number = number
         self.is_running = False

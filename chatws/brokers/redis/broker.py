@@ -23,6 +23,7 @@ from chatws.brokers.redis.session_manager import SessionManager
 from chatws.brokers.redis.url import RedisUrl
 from chatws.errors import Unavailable
 from chatws.ids import Id
+from chatws.interfaces import Reactor
 
 __all__ = ["RedisBroker"]
 
@@ -61,7 +62,7 @@ class RedisBroker(BaseBroker):
         location: RedisUrl,
         retention: Retention,
         *,
-        reactor: Any,
+        reactor: Reactor,
         now: Callable[[], float] | None = None,
         timeout: float = 5.0,
     ) -> None:

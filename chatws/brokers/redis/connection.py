@@ -34,6 +34,7 @@ from twisted.python.failure import Failure
 
 from chatws.brokers.redis.url import RedisUrl
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor, zope_clock
 
 __all__ = ["CommandError", "ConnectionLost", "RedisConnection", "Subscriber", "open_connection"]
 
@@ -72,7 +73,7 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]
 
     _log = Logger()
     timeout: float
-    reactor: Any
+    reactor: Reactor
 
     def __init__(self) -> None:
         super().__init__(charset=None, convertNumbers=False)
@@ -123,7 +124,7 @@ class RedisConnection(txredisapi.RedisProtocol):  # type: ignore[misc]
         if not self.is_open:
             raise ConnectionLost(self._reason)
         reply: Deferred[Any] = self.execute_command(*command)
-        reply.addTimeout(self.timeout, self.reactor)
+        reply.addTimeout(self.timeout, zope_clock(self.reactor))
         self.outstanding += 1
         try:
             return await reply
@@ -174,7 +175,7 @@ def one_line(error: BaseException | None) -> str:
     return (lines[0] if lines else type(error).__name__)[:300]
 
 
-def _endpoint(location: RedisUrl, host: str, port: int, timeout: float, reactor: Any) -> Any:
+def _endpoint(location: RedisUrl, host: str, port: int, timeout: float, reactor: Reactor) -> Any:
     if location.path:
         return UNIXClientEndpoint(reactor, location.path, timeout)  # type: ignore[no-untyped-call]
     endpoint: Any
@@ -209,7 +210,7 @@ async def open_connection(
     password: str,
     db: int,
     timeout: float,
-    reactor: Any,
+    reactor: Reactor,
 ) -> Any:
     """Connect, authenticate, and select the database.
 
@@ -223,7 +224,7 @@ async def open_connection(
     factory = Factory.forProtocol(kind)
     factory.noisy = False
     connecting: Deferred[Any] = _endpoint(location, host, port, timeout, reactor).connect(factory)
-    connecting.addTimeout(timeout, reactor)
+    connecting.addTimeout(timeout, zope_clock(reactor))
     try:
         connection: RedisConnection = await connecting
     except CancelledError:

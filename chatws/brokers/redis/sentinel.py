@@ -6,18 +6,18 @@ https://redis.io/docs/latest/develop/reference/sentinel-clients/
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
 from chatws.brokers.redis.connection import CommandError, ConnectionLost, RedisConnection, open_connection
 from chatws.brokers.redis.url import RedisUrl
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor
 
 __all__ = ["find_master"]
 
 
-async def find_master(location: RedisUrl, *, timeout: float, reactor: Any) -> tuple[str, int]:
+async def find_master(location: RedisUrl, *, timeout: float, reactor: Reactor) -> tuple[str, int]:
     """Return the address that most of the Sentinels name. The requests to all of them run at the same time.
 
     :param timeout: seconds for each connection and each response.
@@ -41,7 +41,7 @@ async def find_master(location: RedisUrl, *, timeout: float, reactor: Any) -> tu
 
 
 async def _request_master(
-    location: RedisUrl, address: tuple[str, int], *, timeout: float, reactor: Any
+    location: RedisUrl, address: tuple[str, int], *, timeout: float, reactor: Reactor
 ) -> tuple[str, int] | str:
     """Return the address that one Sentinel names, or the reason why it names none."""
     try:

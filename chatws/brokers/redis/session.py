@@ -22,6 +22,7 @@ from chatws.brokers.redis.connection import (
 from chatws.brokers.redis.scripts import Script
 from chatws.brokers.redis.sentinel import find_master
 from chatws.brokers.redis.url import RedisUrl
+from chatws.interfaces import Reactor
 
 __all__ = ["RedisSession", "open_session"]
 
@@ -81,7 +82,7 @@ class RedisSession:
             return await self.ask("EVAL", script.text, len(keys), *keys, *arguments)
 
 
-async def open_session(location: RedisUrl, *, timeout: float, reactor: Any) -> RedisSession:
+async def open_session(location: RedisUrl, *, timeout: float, reactor: Reactor) -> RedisSession:
     """Connect to the master, which Sentinel names if the URL has a service.
 
     :raises ConnectionLost: no master is reachable.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -23,6 +22,7 @@ from chatws.brokers.redis.sentinel import find_master
 from chatws.brokers.redis.session import RedisSession, open_session
 from chatws.brokers.redis.url import RedisUrl
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor, zope_clock
 from chatws.runtime.backoff import backoff
 
 __all__ = ["SessionManager"]
@@ -56,7 +56,7 @@ class SessionManager:
         consumer: BatchConsumer,
         *,
         timeout: float,
-        reactor: Any,
+        reactor: Reactor,
         time: Callable[[], str],
         on_anew: Callable[[str], None],
         on_lost: Callable[[], None],
@@ -103,7 +103,7 @@ class SessionManager:
                         f"--broker: Redis at {self._url.name} cannot be used: {one_line(error)}"
                     ) from None
             attempt += 1
-            await deferLater(self._reactor, pause)
+            await deferLater(zope_clock(self._reactor), pause)
         self._running = Deferred.fromCoroutine(self._keep_going(session))
         self._running.addErrback(self._stopped_running)
 
@@ -151,7 +151,7 @@ class SessionManager:
                     raise
                 except Exception:
                     self._log.failure("Fault in reaching Redis")
-                await deferLater(self._reactor, backoff(attempt, FIRST_PAUSE, LONGEST_PAUSE))
+                await deferLater(zope_clock(self._reactor), backoff(attempt, FIRST_PAUSE, LONGEST_PAUSE))
                 attempt += 1
             self._log.info("Redis at {where} is there again", where=self._url.name)
 
@@ -182,7 +182,7 @@ class SessionManager:
         synced = consumer.expect(sync_marker)
         await session.subscriber.subscribe_to(self._keys.channel, consumer.receive, consumer.flush)
         epoch, _, last_batch_id = await self._verify(session, sync_marker)
-        synced.addTimeout(self._timeout, self._reactor)
+        synced.addTimeout(self._timeout, zope_clock(self._reactor))
         session.ended.addCallback(_and_cancel, synced)
         try:
             await synced
@@ -250,7 +250,7 @@ class SessionManager:
                 checking.addErrback(lambda failure: self._log.failure("Fault in a check of Redis", failure))
 
         ticks = LoopingCall(check)
-        ticks.clock = self._reactor
+        ticks.clock = zope_clock(self._reactor)
         ticks.start(self._timeout / CHECKS_PER_TIMEOUT, now=False)
         try:
             return await session.ended

@@ -37,6 +37,7 @@ from chatws.brokers.sqlite.format import BOOT_ID, FORMAT, boot_id
 from chatws.brokers.sqlite.store import SqliteStore
 from chatws.errors import Unavailable
 from chatws.ids import Id
+from chatws.interfaces import Reactor
 from chatws.runtime.threads import daemon_pool
 
 __all__ = ["SqliteBroker"]
@@ -72,7 +73,7 @@ class SqliteBroker(BaseBroker):
         now: Callable[[], float],
         *,
         sync_commits: bool = False,
-        reactor: Any = None,
+        reactor: Reactor | None = None,
         boot: Callable[[], str | None] = boot_id,
     ) -> None:
         super().__init__()
@@ -161,8 +162,9 @@ class SqliteBroker(BaseBroker):
         self._busy = True
         batch = self._queue.pop()
         assert self._pool is not None
+        reactor: Any = self._reactor  # annotated as zope's IReactorFromThreads
         written: Deferred[AssignedBatch] = deferToThreadPool(
-            self._reactor, self._pool, self._store.append, batch.new_events, self._now()
+            reactor, self._pool, self._store.append, batch.new_events, self._now()
         )
         written.addBoth(self._written, batch)
         written.addErrback(lambda failure: self._log.failure("Fault after a write to the event history", failure))
