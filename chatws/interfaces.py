@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IReactorTime
 
-__all__ = ["Cancellable", "Clock", "Reactor", "Schedule", "TimerHandle", "Transport", "default_reactor", "zope_clock"]
+__all__ = [
+    "Bound",
+    "Cancellable",
+    "Clock",
+    "ListeningPort",
+    "Reactor",
+    "Schedule",
+    "TcpTransport",
+    "TimerHandle",
+    "Transport",
+    "default_reactor",
+    "zope_clock",
+]
 
 
 class Cancellable(Protocol):
@@ -119,8 +131,37 @@ class Reactor(Clock, Protocol):
         ...
 
 
+class Bound(Protocol):
+    """Something that listens on an address."""
+
+    def getHost(self) -> Any:
+        """Return the address."""
+        ...
+
+
+class ListeningPort(Bound, Protocol):
+    """An open port (`IListeningPort` and, for the budget of files, `twisted.internet.tcp.Port`)."""
+
+    numberAccepts: int
+    connected: int
+
+    def startReading(self) -> None:
+        """Accept connections."""
+        ...
+
+    def stopReading(self) -> None:
+        """Let new connections wait in the kernel's queue."""
+        ...
+
+    def stopListening(self) -> Any:
+        """Close the port, and return None or a Deferred."""
+        ...
+
+
 class Transport(Protocol):
     """A connection's transport (`ITransport`, `IPushProducer`, `IConsumer`)."""
+
+    disconnecting: bool
 
     def write(self, data: bytes) -> None:
         """Queue `data` to be sent."""
@@ -156,6 +197,28 @@ class Transport(Protocol):
 
     def getHost(self) -> Any:
         """Return this side's address."""
+        ...
+
+
+class TcpTransport(Transport, Protocol):
+    """The transport of a socket. Only `ITCPTransport` has all of these."""
+
+    bufferSize: int
+
+    def setTcpNoDelay(self, enabled: bool) -> None:
+        """Send small segments at once."""
+        ...
+
+    def setTcpKeepAlive(self, enabled: bool) -> None:
+        """Let the kernel look for dead peers."""
+        ...
+
+    def loseWriteConnection(self) -> None:
+        """End the output (FIN) after all queued data, and read on."""
+        ...
+
+    def connectionLost(self, reason: Any) -> None:
+        """End the connection, as the reactor does after an error of the socket (`IReadDescriptor`)."""
         ...
 
 

@@ -15,7 +15,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chatws.clients.protocol import MAX_RESPONSE_BYTES, PushResult, parse_result
-from chatws.interfaces import Reactor
+from chatws.interfaces import Reactor, TcpTransport
 
 __all__ = ["ConnectionEvents", "PushProtocol", "make_endpoints"]
 
@@ -76,7 +76,7 @@ class PushProtocol(LineOnlyReceiver):
     delimiter = b"\n"
     MAX_LENGTH = MAX_RESPONSE_BYTES
     client: ConnectionEvents | None = None
-    transport: Any
+    transport: TcpTransport  # type: ignore[assignment]  # a zope interface in Twisted
 
     def connectionMade(self) -> None:
         """Register as the transport's producer, to notice a full buffer."""

@@ -28,7 +28,7 @@ def shown_path(path: str | bytes) -> str:
     return "@" + text[1:] if text.startswith("\0") else text
 
 
-def plain_socket(transport: Any) -> socket.socket | None:
+def plain_socket(transport: object) -> socket.socket | None:
     """Return the socket behind a transport, or None if the bytes on it are not those of the peer (TLS)."""
     if isinstance(transport, tcp.Connection) and not transport.TLS and transport.connected:
         return transport.socket

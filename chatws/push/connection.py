@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hmac
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.internet import protocol
 from twisted.internet.defer import Deferred
@@ -33,7 +33,7 @@ from zope.interface import implementer
 
 from chatws.brokers.interface import NewEvent
 from chatws.errors import ClientError, ErrorCode
-from chatws.interfaces import Clock
+from chatws.interfaces import Clock, TcpTransport
 from chatws.net.sockets import plain_socket, read_now
 from chatws.push.handler import CommandHandler, PushStats
 from chatws.push.line_buffer import LineBuffer
@@ -102,7 +102,7 @@ class PushConnection(protocol.Protocol):
     """
 
     log = Logger()
-    transport: Any
+    transport: TcpTransport  # type: ignore[assignment]  # a zope interface in Twisted
 
     def __init__(self, factory: PushListener) -> None:
         self._factory = factory

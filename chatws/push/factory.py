@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from secrets import token_bytes
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from twisted.internet import protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from chatws.interfaces import Clock, default_reactor, zope_clock
+from chatws.interfaces import Clock, ListeningPort, default_reactor, zope_clock
 from chatws.runtime.file_budget import FileBudget
 from chatws.runtime.throttled_log import ThrottledLog
 
@@ -79,7 +79,7 @@ class BackendFactory(protocol.Factory, Generic[C]):
         self.reactor: Clock = reactor
         self.budget = budget or FileBudget(clock=reactor)
         self.throttled_log = ThrottledLog(self.log, reactor)
-        self.ports: list[Any] = []
+        self.ports: list[ListeningPort] = []
         self.connections: set[C] = set()
         self.is_draining = False
         self._drain_check: LoopingCall | None = None

@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chatws.errors import ErrorCode
-from chatws.interfaces import Clock
+from chatws.interfaces import Clock, TcpTransport
 from chatws.push.factory import BackendFactory
 from chatws.push.handler import CommandHandler
 from chatws.push.http_api import RETRY_AFTER, ApiStats, BodyReader, HttpApi, HttpError, HttpResponse, RequestHead
@@ -96,7 +96,7 @@ class HttpConnection(protocol.Protocol):
     """
 
     log = Logger()
-    transport: Any
+    transport: TcpTransport  # type: ignore[assignment]  # a zope interface in Twisted
 
     def __init__(self, factory: HttpFactory) -> None:
         self._factory = factory

@@ -15,11 +15,11 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Protocol
 
 from twisted.logger import Logger
 
-from chatws.interfaces import Clock, default_reactor
+from chatws.interfaces import Clock, ListeningPort, default_reactor
 from chatws.runtime.throttled_log import ThrottledLog
 
 __all__ = ["BACKEND", "HTTP", "METRICS", "WEBSOCKET", "FileBudget", "Newcomer", "open_file_limit", "selectable_files"]
@@ -169,7 +169,7 @@ class FileBudget:
         """Release the file of an admitted connection that is closed."""
         self.admitted[kind] -= 1
 
-    def limit_accepts(self, ports: Sequence[Any]) -> None:
+    def limit_accepts(self, ports: Sequence[ListeningPort]) -> None:
         """Keep listeners from accepting more in one turn than there is room for.
 
         :param ports: `twisted.internet.tcp.Port`. Each raises its `numberAccepts` the more connections are waiting.

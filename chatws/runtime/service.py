@@ -36,7 +36,7 @@ from chatws.config.reload import diff_config, push_secret, read_renewals, use_re
 from chatws.config.schema import Config
 from chatws.database.factory import open_database
 from chatws.errors import CloseCode, ConfigError
-from chatws.interfaces import Reactor, zope_clock
+from chatws.interfaces import Bound, Reactor, zope_clock
 from chatws.net.sockets import shown_address
 from chatws.outbox.dialects import dialect_of
 from chatws.outbox.online import OnlineTable
@@ -440,6 +440,6 @@ def make_admission(config: Config, budget: FileBudget | None = None) -> Admissio
     return Admission(**_admission_settings(config), budget=budget)
 
 
-def listed(ports: Sequence[Any]) -> str:
+def listed(ports: Sequence[Bound]) -> str:
     """Return the addresses of `ports` as text for people."""
     return ", ".join(shown_address(port.getHost()) for port in ports)

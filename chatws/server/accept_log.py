@@ -16,7 +16,7 @@ from typing import Any
 from twisted.internet import tcp
 from twisted.logger import LogEvent, Logger
 
-from chatws.interfaces import Clock, default_reactor
+from chatws.interfaces import Clock, ListeningPort, default_reactor
 from chatws.runtime.throttled_log import ThrottledLog
 
 __all__ = ["ACCEPT_PAUSE", "AcceptLog"]
@@ -38,13 +38,13 @@ class AcceptLog:
         self._reactor = reactor
         self._log: ThrottledLog | None = None
 
-    def watch(self, port: Any) -> None:
+    def watch(self, port: object) -> None:
         """Have `port` log here. Ignored unless it is a `tcp.Port`, as Unix ports are too."""
         if isinstance(port, tcp.Port):
             observer: Any = partial(self._observe, port)
             port._logger = Logger(namespace=port._logger.namespace, observer=observer)
 
-    def _observe(self, port: Any, event: LogEvent) -> None:
+    def _observe(self, port: ListeningPort, event: LogEvent) -> None:
         if "address" in event:
             reason = "EMFILE"
         elif "acceptError" in event:
@@ -66,6 +66,6 @@ class AcceptLog:
             reactor.callLater(ACCEPT_PAUSE, _resume, port)
 
 
-def _resume(port: Any) -> None:
+def _resume(port: ListeningPort) -> None:
     if port.connected:
         port.startReading()

@@ -119,7 +119,8 @@ class MessageComponent(Protocol):
     """An application.
 
     It may also have `on_binary(connection, data)`. Without it, a binary message closes the connection with 1003
-    (RFC 6455 §7.4.1).
+    (RFC 6455 §7.4.1). A connection is a `Connection`. It is annotated as `Any`, because a component may set attributes
+    of its own on it.
     """
 
     def on_open(self, connection: Any) -> None:

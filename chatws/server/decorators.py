@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chatws.errors import CloseCode
+from chatws.server.component import Connection
 from chatws.server.origins import parse_allowed_origin, parse_origin
 
 __all__ = ["IpBlackList", "OriginCheck", "SessionProvider"]
@@ -35,30 +36,30 @@ class _Decorator:
 
     def __init__(self, component: Any) -> None:
         self.component = component
-        self.connections: set[Any] = set()
+        self.connections: set[Connection] = set()
         if hasattr(component, "on_binary"):
             self.on_binary = self._on_binary
 
-    def on_open(self, connection: Any) -> None:
+    def on_open(self, connection: Connection) -> None:
         self._accept(connection)
 
-    def on_message(self, connection: Any, text: str) -> None:
+    def on_message(self, connection: Connection, text: str) -> None:
         if connection in self.connections:
             self.component.on_message(connection, text)
 
-    def _on_binary(self, connection: Any, data: bytes) -> None:
+    def _on_binary(self, connection: Connection, data: bytes) -> None:
         if connection in self.connections:
             self.component.on_binary(connection, data)
 
-    def on_close(self, connection: Any) -> None:
+    def on_close(self, connection: Connection) -> None:
         if connection in self.connections:
             self.connections.discard(connection)
             self.component.on_close(connection)
 
-    def on_error(self, connection: Any, exception: Exception) -> None:
+    def on_error(self, connection: Connection, exception: Exception) -> None:
         self.component.on_error(connection, exception)
 
-    def _accept(self, connection: Any) -> None:
+    def _accept(self, connection: Connection) -> None:
         self.connections.add(connection)
         self.component.on_open(connection)
 
@@ -77,7 +78,7 @@ class OriginCheck(_Decorator):
         super().__init__(component)
         self._allowed = {parse_allowed_origin(text, "OriginCheck") for text in allowed}
 
-    def on_open(self, connection: Any) -> None:
+    def on_open(self, connection: Connection) -> None:
         origin = connection.http_request.headers.get("origin")
         if origin is None or parse_origin(origin) in self._allowed:
             self._accept(connection)
@@ -121,7 +122,7 @@ class IpBlackList(_Decorator):
         """The rejected addresses, sorted."""
         return sorted(self._blocked)
 
-    def on_open(self, connection: Any) -> None:
+    def on_open(self, connection: Connection) -> None:
         if connection.remote_address in self._blocked:
             connection.close(CloseCode.FORBIDDEN, "your address is blocked")
         else:
@@ -142,12 +143,12 @@ class SessionProvider(_Decorator):
         it fails, the connection is closed with 4500 and the reason is logged.
     """
 
-    def __init__(self, component: Any, get_session: Callable[[Any], Any]) -> None:
+    def __init__(self, component: Any, get_session: Callable[[Connection], Any]) -> None:
         super().__init__(component)
         self._get_session = get_session
-        self._queued: dict[Any, list[tuple[str, Any]]] = {}
+        self._queued: dict[Connection, list[tuple[str, Any]]] = {}
 
-    def on_open(self, connection: Any) -> None:
+    def on_open(self, connection: Connection) -> None:
         self._queued[connection] = []
         result: Deferred[Any] = maybeDeferred(self._get_session, connection)
         result.addCallbacks(
@@ -155,23 +156,23 @@ class SessionProvider(_Decorator):
         )
         result.addErrback(self._on_component_error, connection)
 
-    def on_message(self, connection: Any, text: str) -> None:
+    def on_message(self, connection: Connection, text: str) -> None:
         if connection in self._queued:
             self._queue_message(connection, "on_message", text)
         else:
             super().on_message(connection, text)
 
-    def _on_binary(self, connection: Any, data: bytes) -> None:
+    def _on_binary(self, connection: Connection, data: bytes) -> None:
         if connection in self._queued:
             self._queue_message(connection, "on_binary", data)
         else:
             super()._on_binary(connection, data)
 
-    def on_close(self, connection: Any) -> None:
+    def on_close(self, connection: Connection) -> None:
         self._queued.pop(connection, None)
         super().on_close(connection)
 
-    def _queue_message(self, connection: Any, method: str, message: Any) -> None:
+    def _queue_message(self, connection: Connection, method: str, message: Any) -> None:
         messages = self._queued[connection]
         if len(messages) >= _MAX_QUEUED_MESSAGES:
             del self._queued[connection]
@@ -179,11 +180,12 @@ class SessionProvider(_Decorator):
         else:
             messages.append((method, message))
 
-    def _on_session(self, session: Any, connection: Any) -> None:
+    def _on_session(self, session: Any, connection: Connection) -> None:
         messages = self._queued.pop(connection, None)
         if messages is None or not connection.is_open:
             return  # closed meanwhile
-        connection.session_data = session
+        component_view: Any = connection  # components set attributes of their own
+        component_view.session_data = session
         try:
             self._accept(connection)
         except Exception as error:
@@ -194,11 +196,11 @@ class SessionProvider(_Decorator):
             except Exception as error:
                 self.component.on_error(connection, error)
 
-    def _on_session_error(self, failure: Failure, connection: Any) -> None:
+    def _on_session_error(self, failure: Failure, connection: Connection) -> None:
         if self._queued.pop(connection, None) is not None:
             log.failure("get_session failed for {connection}", failure, connection=connection)
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 
-    def _on_component_error(self, failure: Failure, connection: Any) -> None:
+    def _on_component_error(self, failure: Failure, connection: Connection) -> None:
         log.failure("on_error failed on {connection}", failure, connection=connection)
         connection.close(CloseCode.INTERNAL_ERROR, "internal error")

@@ -21,7 +21,7 @@ from twisted.python.failure import Failure
 from twisted.web import http, server
 from twisted.web.resource import Resource
 
-from chatws.interfaces import Reactor
+from chatws.interfaces import ListeningPort, Reactor
 from chatws.runtime.file_budget import METRICS, FileBudget
 from chatws.server.request import split_host
 
@@ -312,7 +312,7 @@ class NoKeepAliveSite(server.Site):
             resource, timeout=timeout, reactor=reactor, parsePOSTFormSubmission=False
         )
         self.budget = budget
-        self.ports: list[Any] = []
+        self.ports: list[ListeningPort] = []
 
     def buildProtocol(self, addr: Any) -> Any:
         if self.budget is not None:

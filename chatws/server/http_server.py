@@ -18,7 +18,7 @@ from twisted.protocols.policies import ProtocolWrapper
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chatws.interfaces import Reactor, default_reactor
+from chatws.interfaces import ListeningPort, Reactor, TcpTransport, default_reactor
 from chatws.net.sockets import plain_socket, read_now
 from chatws.runtime.file_budget import HTTP
 from chatws.runtime.throttled_log import ThrottledLog
@@ -118,7 +118,7 @@ class HttpServer(Factory):
             reactor,
         )
         self._restricts_hosts = restricts_hosts
-        self.ports: list[Any] = []
+        self.ports: list[ListeningPort] = []
         self.http_connections: set[_HttpConnection] = set()
 
     def buildProtocol(self, addr: IAddress | None) -> _HttpConnection:
@@ -190,7 +190,7 @@ class _HttpConnection(Protocol):
     :ivar _head_length: the length of a complete head that waits in a connect burst, otherwise 0.
     """
 
-    transport: Any
+    transport: TcpTransport  # type: ignore[assignment]  # a zope interface in Twisted, and None once it is lost
 
     def __init__(self, server: HttpServer, addr: IAddress | None) -> None:
         self._server = server
@@ -281,7 +281,11 @@ class _HttpConnection(Protocol):
 
     def _peer(self) -> IAddress | None:
         # `tcp.Server.getPeer` creates an address at each call. A proxy's wrapper knows the client's address
-        return self._accepted_address if type(self.transport) is tcp.Server else self.transport.getPeer()
+        transport: object = self.transport
+        if type(transport) is tcp.Server:
+            return self._accepted_address
+        peer: IAddress | None = self.transport.getPeer()
+        return peer
 
     def _count(self, address: str) -> bool:
         """Count the connection for its address until it is closed or a WebSocket, unless there are too many."""
@@ -321,7 +325,7 @@ class _HttpConnection(Protocol):
             transport.wrappedProtocol = protocol
         elif getattr(transport, "protocol", None) is self:
             transport.protocol = protocol
-        self.transport = None
+        self.transport = None  # type: ignore[assignment]
 
     def _reject_long_head(self, status: int, message: str) -> None:
         self._server.log_long_head(message, self.transport.getPeer())
@@ -349,7 +353,7 @@ class _HttpConnection(Protocol):
             and not self.transport.TLS
         ):
             # closing a socket with unread data resets the connection, and the response may be lost (RFC 9112 §9.6)
-            self.transport.loseWriteConnection()  # type: ignore[no-untyped-call]
+            self.transport.loseWriteConnection()
         else:
             self.transport.loseConnection()
         if self._timer is not None:
@@ -399,6 +403,6 @@ class _HttpConnection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         self._release()
-        self.transport = None
+        self.transport = None  # type: ignore[assignment]
         if self._delegate is not None:
             self._delegate.connectionLost(reason)

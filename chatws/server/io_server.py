@@ -25,7 +25,7 @@ from twisted.logger import (
 from twisted.python.failure import Failure
 
 from chatws.errors import ConfigError
-from chatws.interfaces import Reactor, default_reactor
+from chatws.interfaces import ListeningPort, Reactor, default_reactor
 from chatws.net.sockets import shown_address, shown_path
 from chatws.runtime.file_budget import selectable_files
 from chatws.runtime.log_writer import LogWriter, StreamOutput
@@ -90,7 +90,7 @@ class IoServer(Service):
     def __init__(self, app: HttpServer, endpoints: Sequence[Any], reactor: Reactor | None = None) -> None:
         self.app = app
         self.endpoints = list(endpoints)
-        self.ports: list[Any] = []
+        self.ports: list[ListeningPort] = []
         app.ports = self.ports
         self._reactor = reactor
         self._accept_log = AcceptLog(reactor)

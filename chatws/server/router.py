@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 
-from chatws.interfaces import Reactor, Transport
+from chatws.interfaces import Reactor, TcpTransport
 from chatws.server.admission import Admission
 from chatws.server.component import HttpRequest
 from chatws.server.handshake import HttpRejection
@@ -55,7 +55,7 @@ class Router:
         return server.check(request)
 
     def upgrade(
-        self, transport: Transport, request: HttpRequest, address: str, rest: bytes, admission: Admission | None
+        self, transport: TcpTransport, request: HttpRequest, address: str, rest: bytes, admission: Admission | None
     ) -> Any:
         """Turn an HTTP connection into a WebSocket; see `WsServer.upgrade`."""
         return self.routes[request.path].upgrade(transport, request, address, rest, admission)

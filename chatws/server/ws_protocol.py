@@ -22,7 +22,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chatws.errors import CloseCode
-from chatws.interfaces import Transport
+from chatws.interfaces import TcpTransport
 from chatws.server.admission import Admission
 from chatws.server.autobahn_base import AutobahnBase
 from chatws.server.connection import CLOSED_PROTOCOL, ConnectionOwner, WsConnection
@@ -63,7 +63,7 @@ class WsProtocol(AutobahnBase):
 
     server: ConnectionOwner
 
-    transport: Any
+    transport: TcpTransport  # type: ignore[assignment]  # a zope interface in Twisted, and None once it is lost
     connection: WsConnection
     admission: Admission | None
     timer: Timer | None = None
@@ -76,7 +76,7 @@ class WsProtocol(AutobahnBase):
     _transport_paused = False
     _reading_paused = False  # by the component
 
-    def __init__(self, transport: Transport, admission: Admission | None) -> None:
+    def __init__(self, transport: TcpTransport, admission: Admission | None) -> None:
         super().__init__()
         self.transport = transport
         self.admission = admission
@@ -357,7 +357,7 @@ class WsProtocol(AutobahnBase):
         if self.admission is not None:
             self.admission.release(connection.remote_address)
             self.admission = None
-        self.transport = None
+        self.transport = None  # type: ignore[assignment]
         connection._protocol = CLOSED_PROTOCOL
         if connection in server.connections:  # not if the socket broke during the handshake
             server.connections.remove(connection)

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
 from chatws.errors import CloseCode
-from chatws.interfaces import Clock, Transport, default_reactor
+from chatws.interfaces import Clock, TcpTransport, default_reactor
 from chatws.server.admission import Admission
 from chatws.server.autobahn_base import make_protocol_class
 from chatws.server.component import HttpRequest, MessageComponent
@@ -111,7 +111,12 @@ class WsServer:
         return check_handshake(request)
 
     def upgrade(
-        self, transport: Transport, request: HttpRequest, remote_address: str, rest: bytes, admission: Admission | None
+        self,
+        transport: TcpTransport,
+        request: HttpRequest,
+        remote_address: str,
+        rest: bytes,
+        admission: Admission | None,
     ) -> Any:
         """Turn an HTTP connection into a WebSocket.
 

@@ -18,7 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from chatws.interfaces import Reactor
+from chatws.interfaces import Reactor, Transport
 
 __all__ = ["IpcConnection", "adopt_socket", "encode_frame"]
 
@@ -50,6 +50,7 @@ class IpcConnection:
     """
 
     _log = Logger()
+    _socket: socket.socket  # once connected
 
     def __init__(
         self,
@@ -61,8 +62,7 @@ class IpcConnection:
         self._lost = lost
         self._on_drained = on_drained
         self._buffer = bytearray()
-        self._transport: Any = None
-        self._socket: Any = None
+        self._transport: Transport | None = None
         self._queueing = False  # the transport has unsent bytes, which must go first
         self._held: deque[memoryview] = deque()
         self.connected = False
@@ -94,6 +94,7 @@ class IpcConnection:
             self._held.append(memoryview(data)[sent:])
             self.unsent += len(data) - sent
             self._queueing = True
+            assert self._transport is not None
             self._transport.registerProducer(self, False)
 
     def close(self) -> None:
@@ -108,18 +109,19 @@ class IpcConnection:
 
     def pause(self) -> None:
         """Stop reading until `resume`."""
-        if self.connected:
+        if self._transport is not None and self.connected:
             self._transport.pauseProducing()
 
     def resume(self) -> None:
         """Read again."""
-        if self.connected:
+        if self._transport is not None and self.connected:
             self._transport.resumeProducing()
 
     # IPullProducer: the transport has sent its bytes
 
     def resumeProducing(self) -> None:
         """See `IPullProducer`."""
+        assert self._transport is not None
         if not self._held:
             self._queueing = False
             self._transport.unregisterProducer()
