@@ -1,4 +1,4 @@
-"""What is measured and counted besides the packages' own numbers: histograms, the lag, a database's queries."""
+"""Measurements for /metrics: histograms, the lag of the event loop, the durations of database queries."""
 
 from __future__ import annotations
 
