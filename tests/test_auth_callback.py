@@ -199,6 +199,23 @@ async def test_an_invalid_response_is_logged_with_its_field(setting: Setting, lo
         assert log.pop() == f"--auth-url: in the response, {sentence}"
 
 
+@pytest_twisted.ensureDeferred
+async def test_identity_lasts_for_auth_ttl_or_what_the_application_says(setting: Setting, log: list[str]) -> None:
+    setting.method = CallbackMethod(setting.url, timeout=TIMEOUT, ttl=3600.0, reactor=reactor)
+    for expires_in, renew_after in (
+        ("", 3600.0),
+        (',"expires_in":600', 600.0),
+        (',"expires_in":0.5', callback.MIN_TTL),
+        (',"expires_in":1e300', callback.MAX_TTL),
+    ):
+        setting.application.says(f'{{"user_id":5{expires_in}}}')
+        assert await setting.ask() == Identity(5, "callback", renew_after=renew_after)
+    for expires_in in ("-1", "null", "true", '"600"', "[]"):
+        setting.application.says(f'{{"user_id":5,"expires_in":{expires_in}}}')
+        await unavailable(setting.ask())
+    assert log == ["--auth-url: in the response, expires_in must be a number of seconds"]
+
+
 @needs("php-cli")
 @pytest.mark.parametrize(
     ("php", "expected"),
@@ -610,7 +627,7 @@ async def test_with_a_database_the_session_is_for_active_users_only(setting: Set
             if result == "refused":
                 await refused(asked)
             else:
-                assert await asked == Identity(5, "callback")
+                assert await asked == Identity(5, "callback", renew_after=config.auth_ttl)
             assert chain.stats.counts["callback", result] == 1
         without = Credentials(5, None, HttpRequest("GET", "/ws"), "192.0.2.1")
         with pytest.raises(AuthenticationFailed):

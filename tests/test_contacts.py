@@ -19,7 +19,7 @@ from chatws.ids import Id
 from chatws.push.handler import CommandHandler, PushStats
 from chatws.push.protocol import PublishLine, parse_line
 from chatws.runtime.service import make_contact_filter
-from tests.fakes import FakeConnection, send_all
+from tests.fakes import FakeConnection, PendingChecks, send_all
 from tests.fakes_brokers import SharedBroker, SharedLog
 
 
@@ -351,6 +351,25 @@ def test_groups_op_asks_the_authorizer_again_and_a_no_ends_the_subscription(
     agent.take()
     nodes[0].push(op="groups", user_id=5, groups=[])
     assert [(event["event"], event["data"]["conversation_id"]) for event in agent.take()] == [("unsubscribed", 456)]
+
+
+def test_groups_op_repeats_permission_checks_in_flight_whose_earlier_results_have_no_effect(
+    nodes: list[Node], accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent = nodes[1].agent(5)
+    checks = PendingChecks()
+    monkeypatch.setattr(accounts, "may_read", checks.may_read)
+    for conversation_id in (456, 457):
+        nodes[1].say(agent, type="subscribe", conversation_id=conversation_id)
+    agent.take()
+    nodes[0].push(op="groups", user_id=5, groups=[])
+    assert [request for request, _ in checks.pending] == [(5, 456), (5, 457), (5, 456), (5, 457)]
+    for (_, result), may_read in zip(checks.pending, (True, True, False, True), strict=True):
+        result.callback(may_read)
+    assert [(event["event"], event["data"].get("conversation_id")) for event in agent.take()] == [
+        ("error", None),
+        ("subscribed", 457),
+    ]
 
 
 def test_filter_hides_data_that_cannot_be_decoded() -> None:

@@ -1,9 +1,9 @@
 """The authentication method `callback`: asks the application about the session of the browser's cookies.
 
 The server sends one GET to `--auth-url`, with headers of the request that opened the connection. The application
-accepts with 200 and `{"user_id":123}` or `{"contact_id":7}`, optionally with `conversations`, `groups` and `role`. It
-rejects with 401, 403 or `{"user_id":null}`. Every other result (a redirect, another status, invalid JSON, a timeout)
-is `Unavailable`.
+accepts with 200 and `{"user_id":123}` or `{"contact_id":7}`, optionally with `conversations`, `groups`, `role` and
+`expires_in`. It rejects with 401, 403 or `{"user_id":null}`. Every other result (a redirect, another status, invalid
+JSON, a timeout) is `Unavailable`.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
 from twisted.internet.interfaces import IStreamClientEndpoint
@@ -43,6 +44,10 @@ MAX_RESPONSE_BYTES = 65_536
 MAX_WIRE_BYTES = 4 * MAX_RESPONSE_BYTES
 #: Parallel requests to the application: about the workers of a PHP-FPM pool. The others wait.
 MAX_PARALLEL = 32
+#: Seconds for which an identity lasts at least. An application that always answers 0 would be asked all the time.
+MIN_TTL = 10.0
+#: Seconds for which an identity lasts at most: a month. No connection is as old.
+MAX_TTL = 2_592_000.0
 
 _Key = tuple[tuple[str, str], ...]
 
@@ -53,6 +58,7 @@ class _CallbackBody(msgspec.Struct):
     conversations: object = msgspec.UNSET
     groups: object = msgspec.UNSET
     role: object = msgspec.UNSET
+    expires_in: object = msgspec.UNSET
 
 
 class _InvalidResponse(Exception):
@@ -63,6 +69,7 @@ class CallbackMethod:
     """Accept the user that the application returns for the browser's cookies.
 
     :param url: http or https.
+    :param ttl: seconds after which the application is asked again, unless it answers with `expires_in`; 0: never.
     :param timeout: seconds for one request, without its wait for one of the `MAX_PARALLEL` slots. Addresses take turns.
     :raises ConfigError: the URL is invalid.
     """
@@ -72,8 +79,9 @@ class CallbackMethod:
     verifies_identity = True
     _log = Logger()
 
-    def __init__(self, url: str, *, timeout: float, reactor: Reactor) -> None:
+    def __init__(self, url: str, *, timeout: float, ttl: float = 0.0, reactor: Reactor) -> None:
         self._url = check_auth_url(url)
+        self._ttl = ttl
         self._pool = HTTPConnectionPool(reactor, persistent=True)  # type: ignore[no-untyped-call]
         self._pool.maxPersistentPerHost = MAX_PARALLEL
         self._pool.cachedConnectionTimeout = 30  # seconds; web servers close idle connections after 60 s or more
@@ -109,6 +117,8 @@ class CallbackMethod:
         if response is None:
             raise AuthenticationFailed("the application does not know this session")
         require_same_user(credentials, response.user_id)
+        if response.renew_after is None and self._ttl:
+            return replace(response, renew_after=self._ttl)
         return response
 
     async def _load(self, headers: _Key) -> Identity | None:
@@ -236,6 +246,7 @@ def parse_response(body: bytes) -> Identity | None:
             is_contact=has_contact,
             groups=None if content.groups is msgspec.UNSET else parse_groups(content.groups),
             role=parse_role(content.role),
+            renew_after=_parse_expires_in(content.expires_in),
         )
     except AuthenticationFailed:
         raise
@@ -250,6 +261,15 @@ def parse_response(body: bytes) -> Identity | None:
 def _has_session(id: object) -> bool:
     """Return whether PHP has an id: not `$_SESSION['user_id'] ?? null` without a session, or its casts of that."""
     return id is not msgspec.UNSET and id is not None and id is not False and id != ""
+
+
+def _parse_expires_in(value: object) -> float | None:
+    """Return the seconds for which the identity lasts, or None if the response names none."""
+    if value is msgspec.UNSET:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise _InvalidResponse("in the response, expires_in must be a number of seconds")
+    return float(min(max(value, MIN_TTL), MAX_TTL))
 
 
 def _describe(error: Exception) -> str:

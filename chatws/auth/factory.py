@@ -45,6 +45,8 @@ class AuthSettings(SecretSettings, Protocol):
     @property
     def auth_url(self) -> str: ...
     @property
+    def auth_ttl(self) -> float: ...
+    @property
     def auth_timeout(self) -> float: ...
     @property
     def auth_cache(self) -> float: ...
@@ -138,7 +140,7 @@ def _method(
             raise ConfigError("--auth token needs the secret: --secret-file FILE, or CHATWS_SECRET in the environment")
         return TokenMethod(secrets, clock=wall_clock, audience=config.token_audience)
     if name == "callback":
-        return CallbackMethod(config.auth_url, timeout=config.auth_timeout, reactor=reactor)
+        return CallbackMethod(config.auth_url, timeout=config.auth_timeout, ttl=config.auth_ttl, reactor=reactor)
     if name == "database":
         if users is None:
             raise ConfigError("--auth database needs a database and a user_query")

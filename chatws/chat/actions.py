@@ -22,6 +22,7 @@ __all__ = [
     "PauseReading",
     "RecordActivity",
     "RemoveSubscription",
+    "ScheduleRenewal",
     "SendReply",
 ]
 
@@ -52,6 +53,12 @@ class AcceptAuth(NamedTuple):
     identity: Identity
     last_event_id: str | None
     renewed: bool
+
+
+class ScheduleRenewal(NamedTuple):
+    """Authenticate the connection's request again in about `seconds`, and pass the result to `Session.on_renewal`."""
+
+    seconds: float
 
 
 class CheckPermission(NamedTuple):
@@ -123,7 +130,7 @@ class Close(NamedTuple):
 
 
 Action: TypeAlias = (
-    SendReply | Authenticate | AcceptAuth | CheckPermission
+    SendReply | Authenticate | AcceptAuth | ScheduleRenewal | CheckPermission
     | AddSubscription | RemoveSubscription | BroadcastTyping | ChangeGroups | ListPresence
     | RecordActivity | PauseReading | Close
 )  # fmt: skip

@@ -18,6 +18,7 @@ from chatws.chat.actions import Action, Authenticate, CheckPermission, Close
 from chatws.chat.client import Client
 from chatws.chat.connection_log import ConnectionLog
 from chatws.chat.interfaces import Authenticator, Authorizer, Credentials, Identity
+from chatws.chat.session import State
 from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id, sort_ids
 
@@ -36,6 +37,7 @@ class AuthFlow:
     :param authorizer: checks permissions. None allows every conversation that the identity covers.
     :param connection_log: logs rejected `auth` messages.
     :param execute: executes the actions that follow from a result that came later.
+    :ivar renewals: results of `renew`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class AuthFlow:
         self._authorizer = authorizer
         self._connection_log = connection_log
         self._execute = execute
+        self.renewals = {"accepted": 0, "rejected": 0, "unavailable": 0}
         # Clients whose `auth` is pending, with the users (id, is_contact) that were disconnected since it was sent.
         self._pending: dict[Client, dict[tuple[Id, bool], Close]] = {}
         self._checks: dict[Client, set[Deferred[Any]]] = {}
@@ -80,6 +83,29 @@ class AuthFlow:
         self._pending[client] = {}
         return self._run(client, lambda: authenticate(credentials), on_result)
 
+    def renew(self, client: Client) -> None:
+        """Authenticate the request that opened the connection again, when its identity's time is over."""
+        if self._authenticator is None or client.session.state is State.CLOSED:
+            return
+        connection = client.connection
+        # without the `user_id` of the page, which other methods would believe
+        credentials = Credentials(None, None, connection.http_request, connection.remote_address)
+
+        def on_result(result: Identity | ClientError) -> list[Action]:
+            identity = client.session.identity
+            if identity is None or identity.renew_after is None or client.deadline is not None:
+                return []  # the client has sent another `auth` meanwhile
+            actions = client.session.on_renewal(result)
+            close = next((action for action in actions if isinstance(action, Close)), None)
+            if close is not None:
+                self._connection_log.closed(connection, client.log_name, int(close.code), close.reason)
+            outcome = "accepted" if isinstance(result, Identity) else "unavailable"
+            self.renewals["rejected" if close is not None else outcome] += 1
+            return actions
+
+        authenticate = self._authenticator.authenticate
+        self._execute(client, self._run(client, lambda: authenticate(credentials), on_result) or [])
+
     def check(self, client: Client, action: CheckPermission) -> list[Action] | None:
         """Check whether the client's user may read the conversation.
 
@@ -96,10 +122,11 @@ class AuthFlow:
         )
 
     def check_again(self, client: Client) -> None:
-        """Ask again for each subscription of the client. A no ends it."""
+        """Ask again for each subscription of the client, pending ones included. A no ends it."""
         identity = client.session.identity
         if self._authorizer is None or identity is None:
             return
+        self._execute(client, client.session.repeat_checks())
         for conversation_id in sort_ids(client.session.conversations):
             check = partial(self._authorizer.may_read, identity, conversation_id)
             actions = self._run(client, check, partial(self._on_second_check, client, conversation_id))

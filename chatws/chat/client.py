@@ -21,7 +21,7 @@ class Client:
     """A connection and its session, stored as `connection.client`.
 
     :ivar deadline: the timer that closes the connection: until it is authenticated, for a missing `auth`; from then
-        on, when its token expires. None if neither applies.
+        on, when its token expires or its identity is to be renewed. None if nothing applies.
     :ivar pause: the timer that ends a pause in reading; None while messages are read.
     :ivar replays: the replays in progress, by channel; None if there has been none, as for most connections.
     :ivar waiting: actions that wait for a search of the history; None if there is no search.

@@ -38,6 +38,7 @@ class Identity(msgspec.Struct, frozen=True):
     :ivar is_contact: whether it is a contact (a customer in a widget) and not an agent.
     :ivar groups: the groups of an agent; None if the credentials name none.
     :ivar role: the role that the credentials name, as they spell it, or None.
+    :ivar renew_after: seconds after which the server authenticates the connection's request again, or None for never.
     """
 
     user_id: Id
@@ -47,6 +48,7 @@ class Identity(msgspec.Struct, frozen=True):
     is_contact: bool = False
     groups: tuple[str, ...] | None = None
     role: str | None = None
+    renew_after: float | None = None
 
     def covers(self, conversation_id: Id) -> bool:
         """Return whether the identity covers a conversation."""

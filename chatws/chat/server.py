@@ -138,7 +138,7 @@ class ChatServer:
         self._wall_clock = wall_clock
         self.presence_listeners: list[PresenceListener] = []
         self.presence = ClusterPresence(self.node, self._announce_presence, presence_grace, presence_ttl, clock)
-        self._timers = ConnectionTimers(self._execute, clock, schedule_call, wall_clock)
+        self._timers = ConnectionTimers(self._execute, self._renew, clock, schedule_call, wall_clock)
         self._connection_log = ConnectionLog(clock)
         self._auth_flow = AuthFlow(authenticator, authorizer, self._connection_log, self._execute)
         self._scheduler = WorkScheduler(clock)
@@ -308,6 +308,11 @@ class ChatServer:
         return self._recovery.replays
 
     @property
+    def renewals(self) -> dict[str, int]:
+        """Results of authenticating connections again whose identity's time was over."""
+        return self._auth_flow.renewals
+
+    @property
     def pending_resumes(self) -> int:
         """Number of clients that have seen newer events than this node and wait for it."""
         return len(self._resume_wait)
@@ -356,6 +361,8 @@ class ChatServer:
                     further = self._authenticate(client, action)
                 case actions.AcceptAuth():
                     further = self._accept_auth(client, action)
+                case actions.ScheduleRenewal():
+                    self._timers.schedule_renewal(client, action.seconds)
                 case actions.RemoveSubscription():
                     self._remove_subscription(client, action)
                 case actions.ListPresence():
@@ -370,7 +377,7 @@ class ChatServer:
     def _must_wait(self, client: Client, action: Action) -> bool:
         """Return whether an action follows the replies that wait for a search of the history."""
         if isinstance(action, actions.AcceptAuth):
-            self._timers.set_expiry(client, action.identity.expires_at)
+            self._timers.set_expiry(client, action.identity)
             self._recovery.narrow(client, [*map(group_channel, action.identity.groups or ())])
         elif isinstance(action, actions.ChangeGroups):
             self._recovery.narrow(client, [*map(group_channel, action.groups)])
@@ -384,6 +391,9 @@ class ChatServer:
         if client.waiting is not None and len(client.waiting) > MAX_WAITING:
             self._timers.pause_reading(client, MIN_PAUSE)
         return isinstance(action, _FOLLOWING_REPLIES)
+
+    def _renew(self, client: Client) -> None:
+        self._auth_flow.renew(client)
 
     def _resume(self, client: Client) -> None:
         """Execute the actions that waited for a search of the history."""
@@ -443,7 +453,7 @@ class ChatServer:
             if not identity.is_contact:
                 self.presence.local.enter(user_id)
         self._leave_groups(client, channels)
-        self._timers.set_expiry(client, action.identity.expires_at)
+        self._timers.set_expiry(client, identity)
         connection_id = self._connection_id(connection)
 
         def reply(position: str, replayed: int | None, lost: bool) -> bytes:

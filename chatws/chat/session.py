@@ -32,6 +32,7 @@ from chatws.chat.actions import (
     PauseReading,
     RecordActivity,
     RemoveSubscription,
+    ScheduleRenewal,
     SendReply,
 )
 from chatws.chat.interfaces import Identity
@@ -48,6 +49,8 @@ MAX_QUEUED_SIZE = 262_144
 #: Bytes of a connection's queued messages that are always accepted, also if all connections together exceed
 #: `queue_bytes`: the `subscribe`s of a page with 30 rows.
 RESERVED_QUEUE_SIZE = 8192
+#: Seconds after which an application that could not answer about an identity is asked again.
+RENEWAL_RETRY = 30.0
 #: Bytes that a queued message takes besides its texts, about: the decoded object and its slot in the queue.
 QUEUED_OVERHEAD = 200
 
@@ -156,10 +159,8 @@ class Session:
             self.identity = result
             self.state = State.AUTHENTICATED
             actions: list[Action] = [AcceptAuth(result, message.last_event_id, renewed)]
-            if renewed:  # The new credentials may cover fewer conversations.
-                not_covered = [conversation for conversation in self.conversations if not result.covers(conversation)]
-                for conversation_id in sort_ids(not_covered):
-                    actions += self._leave(conversation_id)
+            if renewed:
+                actions += self._leave_not_covered()
             return actions + self._process_queue()
         rejection = _rejection(result, message=message)
         if isinstance(result, AuthenticationFailed):
@@ -171,6 +172,27 @@ class Session:
         if self._auth_overdue and not renewed:
             return [rejection, *self.close(CloseCode.AUTH_TIMEOUT, "no auth in time")]
         return [rejection, *self._process_queue()]
+
+    def on_renewal(self, result: Identity | ClientError) -> list[Action]:
+        """Process the result of authenticating the connection's request again (`ScheduleRenewal`).
+
+        The client is told nothing, unless the identity covers fewer conversations or has other groups. Only a rejection
+        closes the connection. An authenticator that is unavailable is asked again.
+        """
+        identity = self.identity
+        if self.state is State.CLOSED or identity is None:
+            return []
+        if isinstance(result, Identity):
+            if not identity.is_same_user(result):
+                return self.close(CloseCode.RECONNECT, "the session belongs to another user", True)
+            # without groups those remain that a backend has set
+            self.identity = replace(result, groups=identity.groups)
+            actions = [] if result.groups is None else self.set_groups(result.groups)
+            actions += self._leave_not_covered()
+            return actions if result.renew_after is None else [*actions, ScheduleRenewal(result.renew_after)]
+        if isinstance(result, AuthenticationFailed | Forbidden):
+            return self.close(CloseCode.RECONNECT, "the session has ended", True)
+        return [ScheduleRenewal(RENEWAL_RETRY)]
 
     def on_auth_deadline(self) -> list[Action]:
         """Close the connection with 4408: it has sent no valid `auth` in time.
@@ -196,7 +218,7 @@ class Session:
         actions: list[Action]
         if isinstance(result, ClientError):
             actions = [_rejection(result, message=message)]
-        elif not result:
+        elif not result or not (self.identity and self.identity.covers(conversation_id)):
             actions = [_rejection(_forbidden(conversation_id), message=message)]
             if conversation_id in self.conversations:
                 actions += self._leave(conversation_id)
@@ -224,6 +246,11 @@ class Session:
         if conversation_id in self.conversations:
             actions += self._leave(conversation_id)
         return actions + self._process_queue()
+
+    def repeat_checks(self) -> list[Action]:
+        """Start the pending checks again: permissions may have changed since. Their earlier results have no effect."""
+        checks, self._checks = self._checks, None
+        return [self._start_check(check.message) for check in checks or ()]
 
     def set_groups(self, groups: tuple[str, ...]) -> list[Action]:
         """Replace the groups of the agent. Has no effect on contacts."""
@@ -404,6 +431,15 @@ class Session:
         actions = [] if agents_only is None else self._set_typing(conversation_id, False, agents_only)
         self.conversations.discard(conversation_id)
         return [*actions, RemoveSubscription(conversation_id)]
+
+    def _leave_not_covered(self) -> list[Action]:
+        """End the subscriptions that the identity does not cover any more."""
+        identity = self.identity
+        actions: list[Action] = []
+        if identity is not None and identity.conversations is not None:
+            for conversation_id in sort_ids(self.conversations - identity.conversations):
+                actions += self._leave(conversation_id)
+        return actions
 
     def _set_typing(self, conversation_id: Id, is_typing: bool, agents_only: bool) -> list[Action]:
         if is_typing:

@@ -119,6 +119,10 @@ class Config:
     auth_url: str = _set(
         "", "auth", "URL that authenticates a WebSocket client by its cookies", value="URL", zero_meaning="none"
     )
+    auth_ttl: float = _set(
+        3600.0, "auth", "time after which the server asks the URL again about an open connection, unless the response "
+        "has `expires_in`", unit="seconds", zero_meaning="never",
+    )  # fmt: skip
     auth_timeout: float = _set(
         5.0,
         "auth",

@@ -163,6 +163,8 @@ class Exporter(Collector):
                 for (method, result), count in authenticator.stats.counts.items()
             },
         )
+        help = "Repeated authentications of open connections (auth_ttl)."
+        yield _counters("chatws_renewals", help, ["result"], chat.renewals)
         names = stats.names
         yield _counters("chatws_events", "Events accepted.", ["event"], {name: names[name][0] for name in names})
         deliveries = {name: names[name][1] for name in names}

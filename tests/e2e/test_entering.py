@@ -19,7 +19,7 @@ import pytest
 
 from tests.e2e.conftest import Server
 from tests.e2e.process import free_port
-from tests.e2e.wire import Browser
+from tests.e2e.wire import Browser, until
 
 Start = Callable[..., Server]
 
@@ -240,6 +240,22 @@ def test_an_unmodified_page_authenticates_by_its_cookie(chatws_server: Start, ap
         assert bruno.expect("error")["data"]["code"] == "forbidden"
     assert "PHPSESSID" not in server.log
     assert "starting factory" not in server.log.lower()
+
+
+@pytest.mark.long
+def test_open_connection_is_asked_about_again_and_ends_with_its_session(
+    chatws_server: Start, application: Application
+) -> None:
+    server = chatws_server("--auth-url", application.url, "--auth-ttl", "0.5")
+    with server.browser(headers=cookie("ana")) as ana, server.browser(headers=cookie("bruno")) as bruno:
+        ana.auth(1)
+        bruno.auth(2)
+        until(lambda: len(application.asked) >= 6, "the application was not asked again")
+        application.sessions["bruno"] = (401, {})
+        assert bruno.expect_close()[0] == 4000
+        ana.send({"type": "ping"})
+        assert ana.expect("pong")
+    assert {asked["cookie"].rpartition("=")[2] for asked in application.asked} == {"ana", "bruno"}
 
 
 def test_a_page_that_names_another_than_its_session_s_user_is_refused(
