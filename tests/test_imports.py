@@ -110,7 +110,13 @@ MAY_IMPORT = {
         "chatws.runtime.turns",
         "chatws.server",
     ],
-    "chatws.runtime.measured_broker": [*BASE, *LEAVES, "chatws.brokers.interface", "chatws.runtime.measurements"],
+    "chatws.runtime.measured_broker": [
+        *BASE,
+        *LEAVES,
+        "chatws.brokers.interface",
+        "chatws.brokers.webhook_queue",
+        "chatws.runtime.measurements",
+    ],
     "chatws.runtime.parts": [*BASE, *LEAVES, "chatws.brokers", "chatws.config", "chatws.net"],
     "chatws.workers": [
         *BASE,

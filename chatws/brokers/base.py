@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, fail
 
 from chatws.errors import Unavailable
 
-__all__ = ["CLOSED", "BaseBroker", "requires_open"]
+__all__ = ["CLOSED", "NO_WEBHOOKS", "BaseBroker", "requires_open"]
 
 B = TypeVar("B", bound="BaseBroker")
 P = ParamSpec("P")
@@ -18,6 +18,8 @@ T = TypeVar("T")
 
 #: Error text of every call before `start` has fired and after `stop` was called.
 CLOSED = "the event history is closed"
+#: Error text of a call about webhooks to a broker that was opened without them.
+NO_WEBHOOKS = "webhooks are not configured"
 
 
 class BaseBroker:

@@ -30,6 +30,7 @@ def open_broker(
     timeout: float = 5.0,
     listen_url: str = "",
     poll: float = 0.0,
+    webhook_queue: int = 0,
 ) -> Broker:
     """Return the engine for `url`, not started. Nothing is opened or locked before `Broker.start`.
 
@@ -41,6 +42,7 @@ def open_broker(
     :param timeout: seconds within which a shared engine has to respond.
     :param listen_url: PostgreSQL: the URL to LISTEN at, "" for `url`.
     :param poll: PostgreSQL: seconds between two polls for new events, 0 to LISTEN.
+    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
     :raises ConfigError: the scheme is unknown, or the URL is invalid for its engine. The message shows only the scheme
         of the URL, because the rest may contain a password.
     """
@@ -53,20 +55,37 @@ def open_broker(
             raise ConfigError("broker: memory cannot be durable; use sqlite:///path")
         from chatws.brokers.memory import MemoryBroker
 
-        return MemoryBroker(retention, clock)
+        return MemoryBroker(retention, clock, webhook_queue=webhook_queue)
     if scheme == "sqlite":
         path = _sqlite_path(rest)
         from chatws.brokers.sqlite.broker import SqliteBroker
 
-        return SqliteBroker(path, retention, clock, sync_commits=sync_commits, reactor=reactor)
+        return SqliteBroker(
+            path, retention, clock, sync_commits=sync_commits, reactor=reactor, webhook_queue=webhook_queue
+        )
     if scheme in ("postgresql", "postgres"):
         if sync_commits:
             raise ConfigError("broker: the durability of PostgreSQL is set by its synchronous_commit")
         return _open_postgres(
-            url, retention, reactor=reactor, now=now, timeout=timeout, listen_url=listen_url, poll=poll
+            url,
+            retention,
+            reactor=reactor,
+            now=now,
+            timeout=timeout,
+            listen_url=listen_url,
+            poll=poll,
+            webhook_queue=webhook_queue,
         )
     if scheme in _REDIS:
-        return _open_redis(url, retention, sync_commits=sync_commits, reactor=reactor, now=now, timeout=timeout)
+        return _open_redis(
+            url,
+            retention,
+            sync_commits=sync_commits,
+            reactor=reactor,
+            now=now,
+            timeout=timeout,
+            webhook_queue=webhook_queue,
+        )
     known = "memory, sqlite:///path, postgresql://host, redis://host"
     if not rest:
         raise ConfigError(f"broker: no URL; one of {known}" if not url else f"broker: no such engine; one of {known}")
@@ -82,6 +101,7 @@ def _open_postgres(
     timeout: float,
     listen_url: str,
     poll: float,
+    webhook_queue: int,
 ) -> Broker:
     from chatws.brokers.postgres.broker import POOL, PostgresBroker
     from chatws.database.factory import open_postgres
@@ -89,7 +109,16 @@ def _open_postgres(
     database = open_postgres(url, pool=POOL, timeout=timeout, reactor=reactor)
     listen_database = open_postgres(listen_url, pool=0, timeout=timeout, reactor=reactor) if listen_url else database
     database.name, listen_database.name = "the event history's database", "the event history's database"
-    return PostgresBroker(database, listen_database, retention, reactor=reactor, now=now, timeout=timeout, poll=poll)
+    return PostgresBroker(
+        database,
+        listen_database,
+        retention,
+        reactor=reactor,
+        now=now,
+        timeout=timeout,
+        poll=poll,
+        webhook_queue=webhook_queue,
+    )
 
 
 def _open_redis(
@@ -100,6 +129,7 @@ def _open_redis(
     reactor: Reactor,
     now: Callable[[], float] | None,
     timeout: float,
+    webhook_queue: int,
 ) -> Broker:
     from chatws.brokers.redis.url import RedisUrl
 
@@ -113,7 +143,7 @@ def _open_redis(
         if error.name not in ("txredisapi", "hiredis"):
             raise
         raise ConfigError("broker: Redis needs two more packages: pip install chatws[redis]") from None
-    return RedisBroker(location, retention, reactor=reactor, now=now, timeout=timeout)
+    return RedisBroker(location, retention, reactor=reactor, now=now, timeout=timeout, webhook_queue=webhook_queue)
 
 
 def _sqlite_path(rest: str) -> str:

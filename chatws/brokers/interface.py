@@ -17,6 +17,7 @@ from typing import NamedTuple, Protocol
 import msgspec
 from twisted.internet.defer import Deferred
 
+from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.ids import Id
 
 __all__ = [
@@ -208,6 +209,8 @@ class Broker(Protocol):
     def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
         """Renew the lease of `node`, store its changes, and remove the users of nodes whose lease has expired.
 
+        If webhooks are configured, the changes are also appended to the queue of webhooks, in the same step.
+
         :param node: a name that no other process uses, of up to 64 of `[0-9A-Za-z_-]`.
         :param connection_counts: the users that came to this node or whose number of connections changed, with that
             number (0 within the grace after the last one), and None for users that left.
@@ -224,6 +227,21 @@ class Broker(Protocol):
         `RESTART_GRACE` from `start` on.
 
         :raises Unavailable: through the Deferred: the leases are unavailable.
+        """
+        ...
+
+    def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
+        """Append events to the queue of webhooks.
+
+        :param reset: the receiver is also to get the whole state (`presence_reset`).
+        :raises Unavailable: through the Deferred: the queue is unavailable.
+        """
+        ...
+
+    def exchange_webhooks(self, request: WebhookRequest) -> Deferred[WebhookReply]:
+        """Remove what the receiver has acknowledged, become or remain the sender, and return what comes next.
+
+        :raises Unavailable: through the Deferred: the queue is unavailable, or webhooks are not configured.
         """
         ...
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import secrets
+import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
-from chatws.brokers.base import BaseBroker, requires_open
+from chatws.brokers.base import NO_WEBHOOKS, BaseBroker, requires_open
 from chatws.brokers.event_buffer import EventBuffer
 from chatws.brokers.idempotency import IdempotencyCache, assign_offsets
 from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
 from chatws.brokers.leases import Leases
 from chatws.brokers.listener_queue import ListenerQueue
+from chatws.brokers.webhook_queue import (
+    NewWebhook,
+    SqlWebhookQueue,
+    WebhookReply,
+    WebhookRequest,
+    presence_webhooks,
+)
+from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.runtime.clock import steady_time
 
@@ -33,12 +42,19 @@ class MemoryBroker(BaseBroker):
 
     :param retention: limits of what `read` returns.
     :param now: seconds since 1970, for the events' times and the age of events and keys.
+    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
     """
 
     _log = Logger()
     shared = False
 
-    def __init__(self, retention: Retention | None = None, now: Callable[[], float] = steady_time) -> None:
+    def __init__(
+        self,
+        retention: Retention | None = None,
+        now: Callable[[], float] = steady_time,
+        *,
+        webhook_queue: int = 0,
+    ) -> None:
         super().__init__()
         self.epoch = secrets.token_urlsafe(8)
         self._now = now
@@ -46,6 +62,8 @@ class MemoryBroker(BaseBroker):
         self._keys = IdempotencyCache()
         self._listener_queue = ListenerQueue()
         self._leases = Leases()
+        self._webhook_limit = webhook_queue
+        self._webhooks: SqlWebhookQueue | None = None
 
     def start(self, listener: EventHandler) -> Deferred[None]:
         """See `Broker.start`. Never fails."""
@@ -55,6 +73,9 @@ class MemoryBroker(BaseBroker):
             epoch=self.epoch,
         )
         self._listener_queue.start(listener)
+        if self._webhook_limit:
+            database = sqlite3.connect(":memory:", isolation_level=None)
+            self._webhooks = SqlWebhookQueue(database, self._webhook_limit, self.epoch, self._now())
         self._open = True
         return succeed(None)
 
@@ -84,12 +105,33 @@ class MemoryBroker(BaseBroker):
     @requires_open
     def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
-        return succeed(self._leases.lease(node, connection_counts, seconds, self._now()))
+        now = self._now()
+        leased = self._leases.lease(node, connection_counts, seconds, now)
+        if self._webhooks is not None and leased.changed:
+            self._webhooks.add(presence_webhooks(leased.changed), now)
+        return succeed(leased)
 
     @requires_open
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
         return succeed(self._leases.online(self._now()))
+
+    @requires_open
+    def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
+        """See `Broker.add_webhooks`."""
+        if self._webhooks is None:
+            return fail(Unavailable(NO_WEBHOOKS))
+        self._webhooks.add(webhooks, self._now())
+        if reset:
+            self._webhooks.require_reset()
+        return succeed(None)
+
+    @requires_open
+    def exchange_webhooks(self, request: WebhookRequest) -> Deferred[WebhookReply]:
+        """See `Broker.exchange_webhooks`."""
+        if self._webhooks is None:
+            return fail(Unavailable(NO_WEBHOOKS))
+        return succeed(self._webhooks.exchange(request, self._now(), lasts=False))
 
     def stop(self) -> Deferred[None]:
         """See `Broker.stop`. Nothing can be read after it."""

@@ -16,6 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from chatws.brokers.interface import NODES, Audience, Broker, Event, EventHandler, LeaseResult, NewEvent
+from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Clock, TimerHandle
@@ -30,7 +31,7 @@ log = Logger()
 #: Seconds between two probes: the end of a failure is noticed soon, and a full engine has little to reject.
 PROBE_INTERVAL = 2.0
 #: Kinds of calls that are measured.
-KINDS = ("publish", "read", "offset_range", "lease", "online")
+KINDS = ("publish", "read", "offset_range", "lease", "online", "add_webhooks", "exchange_webhooks")
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 #: Bytes of a probe: several pages of any engine, so that a full one has no room for it. Random, against compression.
 PROBE_SIZE = 16 * 1024
@@ -109,6 +110,14 @@ class MeasuredBroker:
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
         return self._measured("online", self._broker.online())
+
+    def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
+        """See `Broker.add_webhooks`."""
+        return self._measured("add_webhooks", self._broker.add_webhooks(webhooks, reset=reset))
+
+    def exchange_webhooks(self, request: WebhookRequest) -> Deferred[WebhookReply]:
+        """See `Broker.exchange_webhooks`."""
+        return self._measured("exchange_webhooks", self._broker.exchange_webhooks(request))
 
     async def check(self) -> None:
         """Check that the broker responds, and that it stores events.

@@ -153,6 +153,12 @@ class BrokerServer:
             reply = leased.addCallback(lambda made: wire.LeaseReply(request.number, *made))
         elif type(request) is wire.OnlineRequest:
             reply = broker.online().addCallback(lambda users: wire.OnlineReply(request.number, users))
+        elif type(request) is wire.AddWebhooksRequest:
+            added = broker.add_webhooks(request.webhooks, reset=request.reset)
+            reply = added.addCallback(lambda _: wire.AddedReply(request.number))
+        elif type(request) is wire.ExchangeWebhooksRequest:
+            exchanged = broker.exchange_webhooks(request.request)
+            reply = exchanged.addCallback(lambda made: wire.ExchangeWebhooksReply(request.number, made))
         else:
             worker.subscribed = True
             if self._stuck_check is not None:  # the other workers are paused

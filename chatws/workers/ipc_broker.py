@@ -15,6 +15,7 @@ from twisted.logger import Logger
 from chatws.brokers.base import BaseBroker, requires_open
 from chatws.brokers.interface import Audience, Event, EventHandler, LeaseResult, NewEvent
 from chatws.brokers.listener_queue import ListenerQueue
+from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.errors import ConfigError, Unavailable
 from chatws.ids import Id
 from chatws.workers import ipc_messages as wire
@@ -95,6 +96,16 @@ class IpcBroker(BaseBroker):
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
         return self._ask(wire.OnlineRequest).addCallback(lambda reply: reply.users)
+
+    @requires_open
+    def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
+        """See `Broker.add_webhooks`."""
+        return self._ask(wire.AddWebhooksRequest, webhooks, reset).addCallback(lambda reply: None)
+
+    @requires_open
+    def exchange_webhooks(self, request: WebhookRequest) -> Deferred[WebhookReply]:
+        """See `Broker.exchange_webhooks`."""
+        return self._ask(wire.ExchangeWebhooksRequest, request).addCallback(lambda reply: reply.reply)
 
     def stop(self) -> Deferred[None]:
         """See `Broker.stop`. Fires when every request has its reply."""

@@ -12,13 +12,18 @@ from typing import TypeAlias
 import msgspec
 
 from chatws.brokers.interface import Event, NewEvent
+from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.ids import Id
 
 __all__ = [
+    "AddWebhooksRequest",
+    "AddedReply",
     "BrokerReply",
     "BrokerRequest",
     "ErrorReply",
     "EventsNotice",
+    "ExchangeWebhooksReply",
+    "ExchangeWebhooksRequest",
     "LeaseReply",
     "LeaseRequest",
     "OffsetRangeReply",
@@ -77,8 +82,28 @@ class OnlineRequest(_Numbered, tag=6):
     """The reply is `OnlineReply`."""
 
 
+class AddWebhooksRequest(_Numbered, tag=7):
+    """The reply is `AddedReply`."""
+
+    webhooks: Sequence[NewWebhook]
+    reset: bool
+
+
+class ExchangeWebhooksRequest(_Numbered, tag=8):
+    """The reply is `ExchangeWebhooksReply`."""
+
+    request: WebhookRequest
+
+
 BrokerRequest: TypeAlias = (
-    StartRequest | PublishRequest | ReadRequest | OffsetRangeRequest | LeaseRequest | OnlineRequest
+    StartRequest
+    | PublishRequest
+    | ReadRequest
+    | OffsetRangeRequest
+    | LeaseRequest
+    | OnlineRequest
+    | AddWebhooksRequest
+    | ExchangeWebhooksRequest
 )
 
 
@@ -134,8 +159,24 @@ class ResetNotice(msgspec.Struct, array_like=True, tag=9):
     epoch: str
 
 
+class AddedReply(_Numbered, tag=10):
+    """The events of webhooks are in the queue."""
+
+
+class ExchangeWebhooksReply(_Numbered, tag=11):
+    reply: WebhookReply
+
+
 BrokerReply: TypeAlias = (
-    StartReply | PublishReply | ReadReply | OffsetRangeReply | LeaseReply | OnlineReply | ErrorReply
+    StartReply
+    | PublishReply
+    | ReadReply
+    | OffsetRangeReply
+    | LeaseReply
+    | OnlineReply
+    | ErrorReply
+    | AddedReply
+    | ExchangeWebhooksReply
 )
 
 encode = msgspec.msgpack.Encoder().encode
@@ -148,6 +189,8 @@ reply_decoder = msgspec.msgpack.Decoder(
     | LeaseReply
     | OnlineReply
     | ErrorReply
+    | AddedReply
+    | ExchangeWebhooksReply
     | EventsNotice
     | ResetNotice
 )

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.internet.base import DelayedCall
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
-from chatws.brokers.base import BaseBroker, requires_open
+from chatws.brokers.base import NO_WEBHOOKS, BaseBroker, requires_open
 from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
 from chatws.brokers.postgres import messages, schema
 from chatws.brokers.postgres.notification_listener import NotificationListener
@@ -22,6 +22,7 @@ from chatws.brokers.postgres.queries import PAGE_BYTES, ErrorState, Queries
 from chatws.brokers.postgres.retention import RetentionTask
 from chatws.brokers.postgres.sequencer import Sequencer
 from chatws.brokers.publish_queue import PublishBatch, PublishQueue
+from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.database.interface import QueryFailed
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
@@ -58,6 +59,7 @@ class PostgresBroker(BaseBroker):
     :param now: the clock for events, keys and leases; None for the database's own.
     :param timeout: seconds within which PostgreSQL has to respond.
     :param poll: seconds between two polls, instead of LISTEN. 0 to LISTEN.
+    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
     """
 
     _log = Logger()
@@ -74,6 +76,7 @@ class PostgresBroker(BaseBroker):
         now: Callable[[], float] | None = None,
         timeout: float = 5.0,
         poll: float = 0.0,
+        webhook_queue: int = 0,
     ) -> None:
         super().__init__()
         self._database = database
@@ -90,7 +93,8 @@ class PostgresBroker(BaseBroker):
                 listen_database, self._notify, self._on_notification, interval=interval, reactor=reactor
             )
         self._errors = ErrorState()
-        self._queries = Queries(database, retention, self._errors, now)
+        self._queries = Queries(database, retention, self._errors, now, webhook_queue)
+        self._has_webhooks = webhook_queue > 0
         self._running = False
         # Publishing: batches that wait, whether an append is under way, the append that a poll has asked for (True: it
         # must wait for the lock), and batches that are stored and not delivered yet.
@@ -379,6 +383,20 @@ class PostgresBroker(BaseBroker):
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
         return Deferred.fromCoroutine(self._queries.online())
+
+    @requires_open
+    def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
+        """See `Broker.add_webhooks`."""
+        if not self._has_webhooks:
+            return fail(Unavailable(NO_WEBHOOKS))
+        return Deferred.fromCoroutine(self._queries.add_webhooks(webhooks, reset))
+
+    @requires_open
+    def exchange_webhooks(self, request: WebhookRequest) -> Deferred[WebhookReply]:
+        """See `Broker.exchange_webhooks`."""
+        if not self._has_webhooks:
+            return fail(Unavailable(NO_WEBHOOKS))
+        return Deferred.fromCoroutine(self._queries.exchange_webhooks(request, self.epoch))
 
     @requires_open
     def trim(self) -> Deferred[None]:

@@ -13,6 +13,7 @@ from functools import lru_cache
 import msgspec
 
 from chatws.brokers.interface import Audience, Event, NewEvent
+from chatws.brokers.webhook_queue import NewWebhook, WebhookItem, WebhookReply
 from chatws.ids import Id, parse_id
 
 __all__ = [
@@ -26,8 +27,10 @@ __all__ = [
     "decode_page",
     "decode_polled",
     "decode_users",
+    "decode_webhooks",
     "encode_connection_counts",
     "encode_new_event",
+    "encode_webhooks",
     "to_event",
 ]
 
@@ -45,6 +48,15 @@ OFFSET_RANGE = "SELECT first, last FROM chatws.offset_range()"
 HEAD = "SELECT epoch, seq, event_offset, append_id FROM chatws.head()"
 TRIM = f"{_LOCKING}SELECT chatws.trim(%(events)s, %(seconds)s, %(size)s, %(limit)s, %(now)s) AS deleted"
 LEASE = f"{_LOCKING}SELECT chatws.renew_leases(%(node)s, %(connections)s, %(seconds)s, %(now)s) AS reply"
+LEASE_WITH_WEBHOOKS = (
+    f"{_LOCKING}SELECT chatws.renew_leases_with_webhooks(%(node)s, %(connections)s, %(seconds)s, %(now)s, %(limit)s)"
+    " AS reply"
+)
+ADD_WEBHOOKS = f"{_LOCKING}SELECT chatws.add_webhooks(%(webhooks)s, %(reset)s, %(limit)s, %(now)s)"
+EXCHANGE_WEBHOOKS = (
+    f"{_LOCKING}SELECT chatws.exchange_webhooks(%(owner)s, %(seconds)s, %(name)s, %(acked)s, %(after)s, %(limit)s,"
+    " %(reset_done)s, %(numbers)s, %(epoch)s, %(now)s) AS reply"
+)
 ONLINE = "SELECT chatws.online(%(now)s) AS reply"
 EXTEND_POLL_HINT = "SELECT chatws.extend_poll_hint(%(seconds)s)"
 NOTIFY = "SELECT pg_notify('chatws', %(payload)s)"
@@ -128,10 +140,32 @@ class LeaseRow(msgspec.Struct):
     online: int
 
 
+class WebhookRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
+    """A queued event of webhooks. For an agent, `data` is the `user_key`, otherwise JSON."""
+
+    position: int
+    time_ms: int
+    kind: str
+    data: str
+
+
+class WebhookPage(msgspec.Struct):
+    """The reply of `chatws.exchange_webhooks`, with one more item than was asked for if there are more."""
+
+    name: str
+    first: int
+    queued: int
+    dropped: tuple[int, int, int]
+    last: int
+    reset: int
+    items: list[WebhookRow]
+
+
 decode_appended = msgspec.json.Decoder(Appended).decode
 decode_polled = msgspec.json.Decoder(Polled).decode
 decode_page = msgspec.json.Decoder(EventPage).decode
 _decode_leased = msgspec.json.Decoder(LeaseRow).decode
+_decode_webhooks = msgspec.json.Decoder(WebhookPage).decode
 _decode_keys = msgspec.json.Decoder(list[str]).decode
 _decode_channels = msgspec.json.Decoder(tuple[str, ...]).decode
 _decode_id: msgspec.json.Decoder[Id] = msgspec.json.Decoder(int | str)
@@ -205,3 +239,28 @@ def decode_users(reply: str) -> list[Id]:
 def _to_ids(keys: Sequence[str]) -> list[Id]:
     # keys were canonical when they were stored: digits are an integer
     return [parse_id(_unescape(key), "user_id") for key in keys]
+
+
+def encode_webhooks(webhooks: Sequence[NewWebhook]) -> str:
+    """Encode an argument of `chatws.add_webhooks`."""
+    return _encode([(kind, data.decode()) for kind, data in webhooks]).decode()
+
+
+def decode_webhooks(reply: str | None, limit: int) -> WebhookReply:
+    """Decode the reply of `chatws.exchange_webhooks`.
+
+    :param limit: number of events that were asked for.
+    """
+    if reply is None:
+        return WebhookReply()
+    page = _decode_webhooks(reply)
+    items = [
+        WebhookItem(row.position, row.time_ms, row.kind, _webhook_data(row.kind, row.data))
+        for row in page.items[:limit]
+    ]
+    more = len(page.items) > limit
+    return WebhookReply(True, page.name, items, more, page.first, page.reset, 0.0, page.queued, page.dropped, page.last)
+
+
+def _webhook_data(kind: str, data: str) -> bytes:
+    return _encode(_to_ids([data])[0]) if kind in ("agent_online", "agent_offline") else data.encode()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from twisted.logger import Logger
 
 from chatws.brokers.interface import Event, LeaseResult, Retention
 from chatws.brokers.postgres import messages
+from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.database.interface import QueryFailed, Values
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
@@ -51,15 +52,22 @@ class Queries:
 
     :param retention: limits of what is kept.
     :param now: the clock for keys and leases; None for the database's own.
+    :param webhook_limit: most events in the queue of webhooks; 0 without webhooks.
     """
 
     def __init__(
-        self, database: PostgresDatabase, retention: Retention, errors: ErrorState, now: Callable[[], float] | None
+        self,
+        database: PostgresDatabase,
+        retention: Retention,
+        errors: ErrorState,
+        now: Callable[[], float] | None,
+        webhook_limit: int = 0,
     ) -> None:
         self._database = database
         self._retention = retention
         self._errors = errors
         self._now = now
+        self._webhook_limit = webhook_limit
 
     async def read(self, after: int, limit: int) -> list[Event]:
         """See `Broker.read`."""
@@ -88,14 +96,32 @@ class Queries:
             "connections": messages.encode_connection_counts(connection_counts),
             "seconds": seconds,
             "now": self._now and self._now(),
+            "limit": self._webhook_limit,
         }
-        rows = await self._query(messages.LEASE, values, writes=True)
+        sql = messages.LEASE_WITH_WEBHOOKS if self._webhook_limit else messages.LEASE
+        rows = await self._query(sql, values, writes=True)
         return LeaseResult(*messages.decode_leased(rows[0]["reply"]))
 
     async def online(self) -> list[Id]:
         """See `Broker.online`."""
         rows = await self._query(messages.ONLINE, {"now": self._now and self._now()})
         return messages.decode_users(rows[0]["reply"])
+
+    async def add_webhooks(self, webhooks: Sequence[NewWebhook], reset: bool) -> None:
+        """See `Broker.add_webhooks`."""
+        values = {"webhooks": messages.encode_webhooks(webhooks), "reset": reset, "limit": self._webhook_limit}
+        await self._query(messages.ADD_WEBHOOKS, {**values, "now": self._now and self._now()}, writes=True)
+
+    async def exchange_webhooks(self, request: WebhookRequest, epoch: str) -> WebhookReply:
+        """See `Broker.exchange_webhooks`.
+
+        :param epoch: of the history.
+        """
+        fields = ("owner", "seconds", "name", "acked", "after", "limit", "reset_done", "numbers")
+        values = {field: getattr(request, field) for field in fields}
+        now = self._now and self._now()
+        rows = await self._query(messages.EXCHANGE_WEBHOOKS, {**values, "epoch": epoch, "now": now}, writes=True)
+        return messages.decode_webhooks(rows[0]["reply"], request.limit)
 
     async def trim(self, limit: int) -> int:
         """Delete up to `limit` rows past their retention, and return how many were deleted."""

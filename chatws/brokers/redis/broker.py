@@ -10,17 +10,28 @@ import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
-from chatws.brokers.base import CLOSED, BaseBroker, requires_open
+from chatws.brokers.base import CLOSED, NO_WEBHOOKS, BaseBroker, requires_open
 from chatws.brokers.interface import KEY_SECONDS, Event, EventHandler, LeaseResult, NewEvent, Retention
 from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.publish_queue import PublishBatch, PublishQueue
 from chatws.brokers.redis.batch_consumer import BatchConsumer, PendingBatch
 from chatws.brokers.redis.batches import AppendReply, StoredEvent, decode_reply, decode_stored, encode_new_events
 from chatws.brokers.redis.connection import CommandError, ConnectionLost, one_line
-from chatws.brokers.redis.scripts import APPEND, LEASE, OFFSET_RANGE, ONLINE, READ, KeyNames
+from chatws.brokers.redis.scripts import (
+    ADD_WEBHOOKS,
+    APPEND,
+    EXCHANGE_WEBHOOKS,
+    LEASE,
+    OFFSET_RANGE,
+    ONLINE,
+    READ,
+    KeyNames,
+)
 from chatws.brokers.redis.session import RedisSession
 from chatws.brokers.redis.session_manager import SessionManager
 from chatws.brokers.redis.url import RedisUrl
+from chatws.brokers.redis.webhooks import decode_webhooks
+from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Reactor
@@ -52,6 +63,7 @@ class RedisBroker(BaseBroker):
     :param reactor: a real one.
     :param now: returns seconds since 1970. By default the clock of Redis.
     :param timeout: seconds within which Redis has to answer.
+    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
     """
 
     _log = Logger()
@@ -65,6 +77,7 @@ class RedisBroker(BaseBroker):
         reactor: Reactor,
         now: Callable[[], float] | None = None,
         timeout: float = 5.0,
+        webhook_queue: int = 0,
     ) -> None:
         super().__init__()
         self.epoch = ""
@@ -72,6 +85,7 @@ class RedisBroker(BaseBroker):
         self._retention = (repr(retention.events), repr(retention.seconds), repr(retention.size))
         self._now = now
         self._timeout = timeout
+        self._webhook_limit = webhook_queue
         self._keys = KeyNames(location.prefix)
         self._listener_queue = ListenerQueue()
         self._consumer = BatchConsumer(self._deliver, self._read_page, self._drop)
@@ -320,7 +334,7 @@ class RedisBroker(BaseBroker):
         for user_id, count in connection_counts.items():
             changes += (_encode_id(user_id), b"" if count is None else count)
         held, online, *news = await session.run(
-            LEASE, self._keys.leases, self._time(), node, repr(float(seconds)), *changes
+            LEASE, self._keys.leases, self._time(), node, repr(float(seconds)), self._webhook_limit, *changes
         )
         changed = [(_decode_id(news[n]), news[n + 1] == b"1") for n in range(0, len(news), 2)]
         return LeaseResult(changed, held, online)
@@ -332,6 +346,41 @@ class RedisBroker(BaseBroker):
 
     async def _online(self, session: RedisSession) -> list[Id]:
         return [_decode_id(user_id) for user_id in await session.run(ONLINE, self._keys.leases, self._time())]
+
+    # Webhooks
+
+    @requires_open
+    def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
+        """See `Broker.add_webhooks`."""
+        return self._ask(self._add_webhooks, webhooks, reset) if self._webhook_limit else fail(Unavailable(NO_WEBHOOKS))
+
+    async def _add_webhooks(self, session: RedisSession, webhooks: Sequence[NewWebhook], reset: bool) -> None:
+        parts = [part for webhook in webhooks for part in webhook]
+        keys = (self._keys.webhooks,)
+        await session.run(ADD_WEBHOOKS, keys, self._time(), self._webhook_limit, int(reset), *parts)
+
+    @requires_open
+    def exchange_webhooks(self, request: WebhookRequest) -> Deferred[WebhookReply]:
+        """See `Broker.exchange_webhooks`."""
+        return self._ask(self._exchange_webhooks, request) if self._webhook_limit else fail(Unavailable(NO_WEBHOOKS))
+
+    async def _exchange_webhooks(self, session: RedisSession, request: WebhookRequest) -> WebhookReply:
+        reply = await session.run(
+            EXCHANGE_WEBHOOKS,
+            (self._keys.webhooks,),
+            self._time(),
+            secrets.token_urlsafe(6),
+            self.epoch,
+            request.owner,
+            repr(float(request.seconds)),
+            request.name,
+            request.acked,
+            request.after,
+            request.limit,
+            request.reset_done,
+            request.numbers,
+        )
+        return decode_webhooks(reply, request.limit)
 
     # Common parts
 

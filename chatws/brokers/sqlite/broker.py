@@ -27,7 +27,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from chatws.brokers.base import CLOSED, BaseBroker, requires_open
+from chatws.brokers.base import CLOSED, NO_WEBHOOKS, BaseBroker, requires_open
 from chatws.brokers.idempotency import AssignedBatch
 from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
 from chatws.brokers.leases import Leases
@@ -35,6 +35,7 @@ from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.publish_queue import PublishBatch, PublishQueue
 from chatws.brokers.sqlite.format import BOOT_ID, FORMAT, boot_id
 from chatws.brokers.sqlite.store import SqliteStore
+from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Reactor
@@ -60,6 +61,7 @@ class SqliteBroker(BaseBroker):
     :param sync_commits: see the module.
     :param reactor: the reactor to which the thread of `sync_commits` reports.
     :param boot: names the machine's present boot; None if that cannot be read.
+    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
     """
 
     _log = Logger()
@@ -75,6 +77,7 @@ class SqliteBroker(BaseBroker):
         sync_commits: bool = False,
         reactor: Reactor | None = None,
         boot: Callable[[], str | None] = boot_id,
+        webhook_queue: int = 0,
     ) -> None:
         super().__init__()
         self._now = now
@@ -84,6 +87,9 @@ class SqliteBroker(BaseBroker):
         self._sync_commits = sync_commits or self._forced
         self._reactor = reactor
         self._store = SqliteStore(path, retention, sync_commits=self._sync_commits, boot=boot_name)
+        self._has_webhooks = webhook_queue > 0
+        self._store.webhook_limit = webhook_queue
+        self._lost_webhooks = False
         self._listener_queue = ListenerQueue()
         self._leases = Leases()
         self._failing = False
@@ -215,16 +221,42 @@ class SqliteBroker(BaseBroker):
     @requires_open
     def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
         """See `Broker.lease`. The file holds leases for the next process only, so a failed write is no error."""
-        leased = self._leases.lease(node, connection_counts, seconds, self._now())
+        now = self._now()
+        leased = self._leases.lease(node, connection_counts, seconds, now)
         if leased.changed:
-            noted = Deferred.fromCoroutine(self._query(lambda: self._store.note_presence(leased.changed)))
-            noted.addErrback(lambda failure: None)  # logged already, and not essential
+            noted = Deferred.fromCoroutine(self._query(lambda: self._store.note_presence(leased.changed, now)))
+            noted.addErrback(self._presence_not_noted)
         return succeed(leased)
+
+    def _presence_not_noted(self, failure: Failure) -> None:
+        """Make up for a failed write, which is logged already: webhooks report the whole state later."""
+        self._lost_webhooks = self._has_webhooks
 
     @requires_open
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
         return succeed(self._leases.online(self._now()))
+
+    @requires_open
+    def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
+        """See `Broker.add_webhooks`."""
+        if not self._has_webhooks:
+            return fail(Unavailable(NO_WEBHOOKS))
+        now = self._now()
+        return Deferred.fromCoroutine(self._query(lambda: self._store.add_webhooks(webhooks, now, reset=reset)))
+
+    @requires_open
+    def exchange_webhooks(self, request: WebhookRequest) -> Deferred[WebhookReply]:
+        """See `Broker.exchange_webhooks`."""
+        if not self._has_webhooks:
+            return fail(Unavailable(NO_WEBHOOKS))
+        return Deferred.fromCoroutine(self._query(lambda: self._exchange_webhooks(request)))
+
+    def _exchange_webhooks(self, request: WebhookRequest) -> WebhookReply:
+        if self._lost_webhooks:
+            self._store.add_webhooks([], self._now(), reset=True)
+            self._lost_webhooks = False
+        return self._store.exchange_webhooks(request, self._now())
 
     async def _query(self, operation: Callable[[], T]) -> T:
         """Query the store, once the thread does not use it."""

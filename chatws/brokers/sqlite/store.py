@@ -19,6 +19,13 @@ from chatws.brokers.sqlite.file import connect, is_empty, to_config_error
 from chatws.brokers.sqlite.format import FORMAT, create_tables, lock_and_identify, migrate
 from chatws.brokers.sqlite.rows import event_rows, read_events, read_online, write_online
 from chatws.brokers.sqlite.space import DiskSpace, is_full
+from chatws.brokers.webhook_queue import (
+    NewWebhook,
+    SqlWebhookQueue,
+    WebhookReply,
+    WebhookRequest,
+    presence_webhooks,
+)
 from chatws.errors import ConfigError
 from chatws.ids import Id
 
@@ -50,6 +57,7 @@ class SqliteStore:
     :ivar is_new: the file was empty or absent.
     :ivar migrated_from: the format that the file had before `open`, 0 if it had the present one.
     :ivar discarded: why `open` discarded the stored events; empty if it kept them.
+    :ivar webhook_limit: most events in the queue of webhooks, 0 without webhooks. Set before `open`.
     """
 
     epoch: str
@@ -60,6 +68,7 @@ class SqliteStore:
     shortened = 0
     dropped = 0
     discarded = ""
+    webhook_limit = 0
 
     def __init__(self, path: str, retention: Retention, *, sync_commits: bool, boot: str | None) -> None:
         if boot is None and not sync_commits:
@@ -76,6 +85,7 @@ class SqliteStore:
         self._size = 0
         # The oldest stored events, from _first on, read ahead for trimming.
         self._oldest: deque[_Stored] = deque()
+        self._webhooks: SqlWebhookQueue | None = None
 
     def open(self, now: float) -> None:
         """Open or create the file, and lock it until `close` or the end of this process.
@@ -87,7 +97,12 @@ class SqliteStore:
         """
         with self._connected(create=True):
             self._set_up(now, lock_and_identify(self._db, self._path))
+            if self.webhook_limit:
+                self._transact(lambda: self._open_webhooks(now))
         self._closed = False
+
+    def _open_webhooks(self, now: float) -> None:
+        self._webhooks = SqlWebhookQueue(self._db, self.webhook_limit, self.epoch, now)
 
     def check(self) -> None:
         """Check whether `open` would succeed, without a change to the file. It may be absent or empty.
@@ -358,12 +373,44 @@ class SqliteStore:
         """Return the smallest offset stored (`last + 1` if there is none) and the largest assigned."""
         return self._first, self.last
 
-    def note_presence(self, changes: Sequence[tuple[Id, bool]]) -> None:
-        """Store users that came online (True) or went offline, for the process that starts after this one.
+    def note_presence(self, changes: Sequence[tuple[Id, bool]], now: float) -> None:
+        """Store users that came online (True) or went offline: for the next process, and for webhooks.
 
         :raises sqlite3.Error: for example, the disk is full. Nothing of `changes` is stored then.
         """
-        self._transact(lambda: write_online(self._db, changes))
+
+        def note() -> None:
+            write_online(self._db, changes)
+            if self._webhooks is not None:
+                self._webhooks.add(presence_webhooks(changes), now)
+
+        self._transact(note)
+
+    def add_webhooks(self, webhooks: Sequence[NewWebhook], now: float, *, reset: bool) -> None:
+        """See `Broker.add_webhooks`.
+
+        :raises sqlite3.Error: for example, the disk is full. Nothing is stored then.
+        """
+        queue = self._webhooks
+        assert queue is not None
+
+        def add() -> None:
+            queue.add(webhooks, now)
+            if reset:
+                queue.require_reset()
+
+        self._transact(add)
+
+    def exchange_webhooks(self, request: WebhookRequest, now: float) -> WebhookReply:
+        """See `Broker.exchange_webhooks`.
+
+        :raises sqlite3.Error: for example, the disk is full.
+        """
+        queue = self._webhooks
+        assert queue is not None
+        replies: list[WebhookReply] = []
+        self._transact(lambda: replies.append(queue.exchange(request, now, lasts=True)))
+        return replies[-1]
 
     def _mark_synced(self) -> None:
         self._db.execute("UPDATE history SET unsynced_boot = NULL")
