@@ -81,7 +81,7 @@ class SharedBroker:
         if stored:
             log.window.extend(stored, log.now())
         for key, event in (batch.keys or {}).items():
-            log.keys.remember(key, event.offset, log.now())
+            log.keys.remember(key, event.offset, log.now(), batch.extra.get(key, 0.0))
         copies = [
             [Event(one.offset, one.name, one.audience, one.data, one.time) for one in batch.fresh] for _ in log.nodes
         ]

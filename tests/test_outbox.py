@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock, deferLater
 from twisted.logger import formatEvent, globalLogPublisher
 
-from chatws.brokers.interface import Event, NewEvent
+from chatws.brokers.interface import KEY_SECONDS, Event, NewEvent
 from chatws.chat.audience import AudienceTable
 from chatws.errors import ConfigError, Unavailable
 from chatws.outbox.dialects import dialect_of
@@ -200,6 +200,9 @@ async def test_commit_is_sent_once_in_order_and_deleted_and_rollback_is_not(
     keys = [event.key for event in node.target.events]
     assert len({*keys}) == 4
     assert all(key.startswith("outbox:") for key in keys)
+    # a row that is still sent must still be known
+    assert {event.key_seconds for event in node.target.events} == {3600.0}
+    assert OutboxSettings("", 60.0, 1).key_seconds == KEY_SECONDS
 
 
 @pytest_twisted.ensureDeferred

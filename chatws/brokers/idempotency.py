@@ -22,16 +22,22 @@ _name_of, _audience_of, _data_of = attrgetter("name"), attrgetter("audience"), a
 
 
 class _Known(NamedTuple):
+    """The first use of a key. `time` is later if the key is remembered for longer than `KEY_SECONDS`."""
+
     offset: int
     time: float
 
 
 class IdempotencyCache:
-    """The keys of the last `KEY_SECONDS`, each with the offset and time of the event it was first given with."""
+    """The keys of the last `KEY_SECONDS`, each with the offset and time of the event it was first given with.
+
+    A key that is remembered for longer is kept with a time that lies so much later.
+    """
 
     def __init__(self) -> None:
         self._known: dict[str, _Known] = {}
-        self._order: deque[tuple[str, _Known]] = deque()
+        # by what is added to their times: each in the order in which they are forgotten
+        self._orders: dict[float, deque[tuple[str, _Known]]] = {}
 
     def __len__(self) -> int:
         return len(self._known)
@@ -41,22 +47,28 @@ class IdempotencyCache:
         known = self._known.get(key)
         return known if known is not None and now - known.time < KEY_SECONDS else None
 
-    def remember(self, key: str, offset: int, time: float) -> list[str]:
+    def restore(self, key: str, offset: int, time: float) -> None:
+        """Keep a key from a file. Call it in the order of their times, before any `remember`."""
+        self._known[key] = known = _Known(offset, time)
+        self._orders.setdefault(0.0, deque()).append((key, known))
+
+    def remember(self, key: str, offset: int, time: float, extra: float = 0.0) -> list[str]:
         """Keep `key`, which must not be findable at `time`.
 
+        :param extra: seconds beyond `KEY_SECONDS`.
         :return: a few keys that were forgotten meanwhile, for their age.
         """
-        known = _Known(offset, time)
+        known = _Known(offset, time + extra)
         forgotten: list[str] = []
-        order = self._order
-        while order and len(forgotten) < _STEP and time - order[0][1].time >= KEY_SECONDS:
-            old_key, old = order.popleft()
-            if self._known.get(old_key) is old:  # else the key has been used again since
-                del self._known[old_key]
-                if old_key != key:
-                    forgotten.append(old_key)
+        for order in self._orders.values():
+            while order and len(forgotten) < _STEP and time - order[0][1].time >= KEY_SECONDS:
+                old_key, old = order.popleft()
+                if self._known.get(old_key) is old:  # else the key has been used again since
+                    del self._known[old_key]
+                    if old_key != key:
+                        forgotten.append(old_key)
         self._known[key] = known
-        order.append((key, known))
+        self._orders.setdefault(extra, deque()).append((key, known))
         return forgotten
 
 
@@ -67,12 +79,14 @@ class AssignedBatch(msgspec.Struct, gc=False):
     :ivar fresh: those that have to be delivered.
     :ivar last: last offset of the history after them.
     :ivar keys: the keys that are new with them.
+    :ivar extra: the seconds beyond `KEY_SECONDS` for which some of these are remembered.
     """
 
     receipts: list[Event]
     fresh: list[Event]
     last: int
     keys: dict[str, Event] | None = None
+    extra: dict[str, float] = {}
 
 
 def assign_offsets(new_events: Sequence[NewEvent], last: int, keys: IdempotencyCache, now: float) -> AssignedBatch:
@@ -85,6 +99,7 @@ def assign_offsets(new_events: Sequence[NewEvent], last: int, keys: IdempotencyC
     receipts = []
     fresh = receipts
     new_keys: dict[str, Event] | None = None
+    extra: dict[str, float] = {}
     for new_event in new_events:
         key = new_event.key
         if key is not None:
@@ -110,4 +125,6 @@ def assign_offsets(new_events: Sequence[NewEvent], last: int, keys: IdempotencyC
             if new_keys is None:
                 new_keys = {}
             new_keys[key] = event
-    return AssignedBatch(receipts, fresh, last, new_keys)
+            if new_event.key_seconds > KEY_SECONDS:
+                extra[key] = new_event.key_seconds - KEY_SECONDS
+    return AssignedBatch(receipts, fresh, last, new_keys, extra)

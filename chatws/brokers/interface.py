@@ -42,6 +42,8 @@ CONTACTS = "#contacts"
 EXCLUDE = "!"
 #: The channel of commands between nodes (chatws.chat.cluster_commands). No client receives it.
 NODES = "#nodes"
+#: Seconds for which an idempotency key is remembered (docs/protocol.md §3).
+KEY_SECONDS = 600.0
 
 
 class Audience(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -59,8 +61,9 @@ class NewEvent(msgspec.Struct, frozen=True, gc=False, array_like=True, omit_defa
     """An event to be published.
 
     :ivar data: the JSON object, UTF-8, as it will be delivered.
-    :ivar key: idempotency key: within `KEY_SECONDS` a second event with the same key is not published.
+    :ivar key: idempotency key: within `key_seconds` a second event with the same key is not published.
     :ivar transient: not kept for recovery, and without an offset.
+    :ivar key_seconds: at least `KEY_SECONDS`.
     """
 
     name: str
@@ -68,6 +71,7 @@ class NewEvent(msgspec.Struct, frozen=True, gc=False, array_like=True, omit_defa
     data: bytes
     key: str | None = None
     transient: bool = False
+    key_seconds: float = KEY_SECONDS
 
 
 class Event(msgspec.Struct, gc=False, array_like=True, omit_defaults=True):
@@ -89,8 +93,6 @@ class Event(msgspec.Struct, gc=False, array_like=True, omit_defaults=True):
     delivered: int = 0
 
 
-#: Seconds for which an idempotency key is remembered (docs/protocol.md §3).
-KEY_SECONDS = 600.0
 #: Seconds for which agents count as online after a restart, because their browsers reconnect one after the other.
 RESTART_GRACE = 10.0
 

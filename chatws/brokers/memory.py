@@ -89,7 +89,7 @@ class MemoryBroker(BaseBroker):
             window.extend([*filter(_offset_of, batch.fresh)], now)
         if batch.keys is not None:
             for key, event in batch.keys.items():
-                self._keys.remember(key, event.offset, now)
+                self._keys.remember(key, event.offset, now, batch.extra.get(key, 0.0))
         return self._listener_queue.notify(batch.fresh, batch.receipts)
 
     @requires_open

@@ -17,11 +17,12 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
+import msgspec
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
-from chatws.brokers.interface import Event, NewEvent
+from chatws.brokers.interface import KEY_SECONDS, Event, NewEvent
 from chatws.database.interface import QueryFailed, Row
 from chatws.database.pool import QueryAborted, one_line
 from chatws.errors import ClientError, ErrorCode, Unavailable
@@ -55,6 +56,8 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.5, 5.0
 MAX_UNFINISHED = 1000
 #: Seconds that a stop waits for the present batch.
 STOP_TIMEOUT = 2.0
+#: Seconds for which the broker knows rows if they are sent whatever their age is.
+LONGEST_KEY = 86_400.0
 #: Characters of the column `error`.
 _ERROR_LENGTH = 400
 
@@ -90,6 +93,11 @@ class OutboxSettings(NamedTuple):
     prefix: str
     max_age: float
     max_size: int
+
+    @property
+    def key_seconds(self) -> float:
+        """Seconds for which the broker knows a row that it has stored: as long as the row is sent at all."""
+        return max(KEY_SECONDS, self.max_age or LONGEST_KEY)
 
 
 class OutboxStats:
@@ -327,7 +335,8 @@ class OutboxReader:
                         max_size=self._settings.max_size,
                     )
                     if isinstance(request, PublishLine):
-                        batch.append((row, self._handler.to_new_event(request)))
+                        event = self._handler.to_new_event(request)
+                        batch.append((row, msgspec.structs.replace(event, key_seconds=self._settings.key_seconds)))
                         continue
                 except ClientError as error:
                     await self._reject(session, row, error)

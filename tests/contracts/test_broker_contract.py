@@ -187,9 +187,13 @@ async def lasting_world(request: pytest.FixtureRequest, tmp_path: Path) -> Async
 
 
 def new_event(
-    name: str = "new_message", data: bytes = b"{}", key: str | None = None, transient: bool = False
+    name: str = "new_message",
+    data: bytes = b"{}",
+    key: str | None = None,
+    transient: bool = False,
+    key_seconds: float = KEY_SECONDS,
 ) -> NewEvent:
-    return NewEvent(name, Audience(("conversation:1",)), data, key, transient)
+    return NewEvent(name, Audience(("conversation:1",)), data, key, transient, key_seconds)
 
 
 async def read_all(broker: Broker) -> list[Event]:
@@ -389,6 +393,23 @@ async def test_an_expired_key_can_be_used_again(world: World) -> None:
     world.clock.advance(KEY_SECONDS - 1)
     [receipt] = await broker.publish([new_event(key="k")])
     assert (receipt.offset, receipt.duplicate) == (2, True)
+
+
+@pytest_twisted.ensureDeferred
+async def test_key_of_an_event_that_asks_for_more_time_counts_for_longer(world: World) -> None:
+    broker, _ = await world.open()
+    events = [
+        new_event(key="short"),
+        new_event(key="long", key_seconds=3600.5),
+        new_event(key="both", key_seconds=3600.5, transient=True),
+    ]
+    await broker.publish(events)
+    world.clock.advance(KEY_SECONDS + 1)
+    assert [receipt.duplicate for receipt in await broker.publish(events)] == [False, True, True]
+    world.clock.advance(3600 - KEY_SECONDS - 2)
+    assert [receipt.duplicate for receipt in await broker.publish(events)] == [False, True, True]
+    world.clock.advance(3)
+    assert [receipt.duplicate for receipt in await broker.publish(events)] == [True, False, False]
 
 
 @pytest_twisted.ensureDeferred
@@ -630,13 +651,17 @@ async def test_smaller_retention_applies_at_the_first_publish_at_the_latest(last
 @pytest_twisted.ensureDeferred
 async def test_keys_expire_across_a_restart(lasting_world: World) -> None:
     broker, _ = await lasting_world.open()
-    await broker.publish([new_event(key="old")])
+    await broker.publish([new_event(key="old"), new_event(key="long", key_seconds=3600)])
     lasting_world.clock.advance(KEY_SECONDS - 10)
     await broker.publish([new_event(key="young")])
     lasting_world.clock.advance(20)
     broker, _ = await lasting_world.reopen()
-    receipts = await broker.publish([new_event(key="old"), new_event(key="young")])
-    assert [(event.offset, event.duplicate) for event in receipts] == [(3, False), (2, True)]
+    receipts = await broker.publish([new_event(key="old"), new_event(key="young"), new_event(key="long")])
+    assert [(event.offset, event.duplicate) for event in receipts] == [
+        (4, False),
+        (3, True),
+        (2, True),
+    ]
 
 
 # The end

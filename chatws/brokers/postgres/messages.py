@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import msgspec
 
-from chatws.brokers.interface import Audience, Event, NewEvent
+from chatws.brokers.interface import KEY_SECONDS, Audience, Event, NewEvent
 from chatws.brokers.webhook_queue import NewWebhook, WebhookItem, WebhookReply
 from chatws.ids import Id, parse_id
 
@@ -70,6 +70,7 @@ class _NewEventRow(msgspec.Struct, omit_defaults=True, gc=False):
     x: str | None = None
     k: str | None = None
     t: bool = False
+    s: float = 0.0
 
 
 class Row(msgspec.Struct, array_like=True, frozen=True, gc=False):
@@ -202,8 +203,9 @@ def encode_new_event(new_event: NewEvent) -> bytes:
     """
     channels, except_user_id = _audience_as_json(new_event.audience)
     key = None if new_event.key is None else _escape(new_event.key)
+    extra = new_event.key_seconds - KEY_SECONDS
     return _encode(
-        _NewEventRow(new_event.name, channels, new_event.data.decode(), except_user_id, key, new_event.transient)
+        _NewEventRow(new_event.name, channels, new_event.data.decode(), except_user_id, key, new_event.transient, extra)
     )
 
 

@@ -5,7 +5,8 @@
 --       5 the time, or "" for Redis' own; 6 events, 7 seconds and 8 bytes to keep (0: no limit);
 --       9 the channel; 10 seconds for which a key counts; 11 bytes up to which a batch travels whole;
 --       12 "1" if the caller will WAIT for replicas;
---       13 "KIND:BYTES …", one for each draft (kind: 1 if transient, plus 2 if it has a key); then their bodies
+--       13 "KIND:BYTES …", one for each draft (kind: 1 if transient, plus 2 if it has a key), or "KIND:BYTES:SECONDS" if
+--       its key counts for so many seconds longer; then their bodies
 --
 -- Returns JSON: null when this is not the history that the caller knows, else
 -- [sequence number, last offset before, time, whether there is more to trim, [index, offset, time of each duplicate …]]
@@ -25,7 +26,7 @@ if last < known or (last == known and ARGV[3] ~= '' and last_batch_id ~= ARGV[3]
 local before = last
 local offsets, lengths, bodies, kinds, duplicates = {}, {}, {}, {}, {}
 local index, key, bytes, stored = 0, 2, 0, 0
-for kind, data_size in string.gmatch(ARGV[HEADER], '(%d):(%d+)') do
+for kind, data_size, extra in string.gmatch(ARGV[HEADER], '(%d):(%d+):?(%d*)') do
   index = index + 1
   local transient = kind == '1' or kind == '3'
   local duplicate = false
@@ -42,7 +43,13 @@ for kind, data_size in string.gmatch(ARGV[HEADER], '(%d):(%d+)') do
     end
     if not duplicate then
       local offset = transient and '0' or text(last + 1)
-      redis.call('SET', KEYS[key], offset .. ' ' .. time .. ' ' .. epoch, 'EX', ARGV[10])
+      local key_time, key_seconds = time, ARGV[10]
+      if extra ~= '' then
+        -- a key that counts for longer has a later time
+        key_time = string.format('%.6f', now + tonumber(extra))
+        key_seconds = text(tonumber(key_seconds) + tonumber(extra))
+      end
+      redis.call('SET', KEYS[key], offset .. ' ' .. key_time .. ' ' .. epoch, 'EX', key_seconds)
     end
   end
   if not duplicate then

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import msgspec
 
-from chatws.brokers.interface import Audience, Event, NewEvent
+from chatws.brokers.interface import KEY_SECONDS, Audience, Event, NewEvent
 from chatws.ids import Id
 
 __all__ = [
@@ -35,9 +36,7 @@ _decode = msgspec.msgpack.Decoder(_EventBody).decode
 
 def encode_new_events(new_events: Sequence[NewEvent]) -> tuple[bytes, list[bytes]]:
     """Return the arguments of append.lua for the new_events: their kinds and sizes, and their bodies."""
-    kinds = " ".join(
-        f"{new_event.transient + 2 * (new_event.key is not None)}:{len(new_event.data)}" for new_event in new_events
-    )
+    kinds = " ".join(map(_kind, new_events))
     bodies = [
         _encode(
             _EventBody(new_event.name, new_event.audience.channels, new_event.audience.except_user_id, new_event.data)
@@ -45,6 +44,12 @@ def encode_new_events(new_events: Sequence[NewEvent]) -> tuple[bytes, list[bytes
         for new_event in new_events
     ]
     return kinds.encode(), bodies
+
+
+def _kind(new_event: NewEvent) -> str:
+    kind = f"{new_event.transient + 2 * (new_event.key is not None)}:{len(new_event.data)}"
+    extra = math.ceil(new_event.key_seconds - KEY_SECONDS)
+    return f"{kind}:{extra}" if extra > 0 else kind
 
 
 def open_body(body: bytes | memoryview, offset: int, time: float) -> Event:

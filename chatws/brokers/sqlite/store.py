@@ -172,7 +172,7 @@ class SqliteStore:
             raise ConfigError(f"broker: {self._path} is damaged: it has no epoch; move it away to start a new history")
         self.epoch, self.last, unsynced_boot = row
         for key, offset, time in db.execute('SELECT key, "offset", time FROM keys ORDER BY time'):
-            self._keys.remember(key, offset, time)
+            self._keys.restore(key, offset, time)
         count, self._size, first, last = db.execute(
             'SELECT count(*), coalesce(sum(length(data)), 0), min("offset"), max("offset") FROM events'
         ).fetchone()
@@ -235,7 +235,7 @@ class SqliteStore:
         if batch.keys is not None:
             self._forgotten = []
             for key, event in batch.keys.items():
-                self._forgotten += self._keys.remember(key, event.offset, now)
+                self._forgotten += self._keys.remember(key, event.offset, now, batch.extra.get(key, 0.0))
         return batch
 
     def _insert_on_full_disk(self, batch: AssignedBatch, now: float, error: sqlite3.Error) -> None:
@@ -326,7 +326,8 @@ class SqliteStore:
             self._trim(now, batch.last, AGE_STEP)
             db.execute("UPDATE history SET last_offset = ?", (batch.last,))
         if batch.keys is not None:
-            key_rows = [(key, event.offset, now) for key, event in batch.keys.items()]
+            extra = batch.extra
+            key_rows = [(key, event.offset, now + extra.get(key, 0.0)) for key, event in batch.keys.items()]
             db.executemany("INSERT OR REPLACE INTO keys VALUES (?, ?, ?)", key_rows)
             if self._forgotten:
                 expired = now - KEY_SECONDS
