@@ -139,7 +139,7 @@ class AuthTests(ChatTestCase):
         self.assertEqual(connection.take()[0]["event"], "authenticated")
 
     def test_connection_above_the_users_limit_is_closed_with_4909(self) -> None:
-        self.chat.max_connections_per_user = 2
+        self.chat.subscriptions.max_connections_per_user = 2
         first, second, third = self.connect(1), self.connect("1"), self.connect(1)
         self.assertEqual((third.closed or (0, ""))[0], 4909)
         self.leave(third)

@@ -18,7 +18,7 @@ from chatws.errors import AuthenticationFailed, ClientError
 from chatws.ids import Id
 from chatws.push.handler import CommandHandler, PushStats
 from chatws.push.protocol import PublishLine, parse_line
-from chatws.runtime.service import make_contact_filter
+from chatws.runtime.parts import make_contact_filter
 from tests.fakes import FakeConnection, PendingChecks, send_all
 from tests.fakes_brokers import SharedBroker, SharedLog
 

@@ -117,7 +117,15 @@ MAY_IMPORT = {
         "chatws.brokers.webhook_queue",
         "chatws.runtime.measurements",
     ],
-    "chatws.runtime.parts": [*BASE, *LEAVES, "chatws.brokers", "chatws.config", "chatws.net"],
+    "chatws.runtime.parts": [
+        *BASE,
+        *LEAVES,
+        "chatws.brokers",
+        "chatws.chat",
+        "chatws.config",
+        "chatws.net",
+        "chatws.server.admission",
+    ],
     "chatws.workers": [
         *BASE,
         *LEAVES,

@@ -13,19 +13,12 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.brokers.interface import AGENTS, CONTACTS, Broker, Event, NewEvent, Retention
+from chatws.brokers.interface import Broker, Event, NewEvent, Retention
 from chatws.brokers.memory import MemoryBroker
 from chatws.chat import actions, messages
 from chatws.chat.actions import Action
 from chatws.chat.admin import ConnectionAdmin
-from chatws.chat.audience import (
-    AudienceTable,
-    contact_channel,
-    conversation_channel,
-    conversation_contacts_channel,
-    group_channel,
-    user_channel,
-)
+from chatws.chat.audience import AudienceTable, group_channel
 from chatws.chat.auth_flow import AuthFlow
 from chatws.chat.chat_stats import ChatStats
 from chatws.chat.client import MAX_WAITING, Client
@@ -42,6 +35,7 @@ from chatws.chat.rate_limits import MIN_PAUSE
 from chatws.chat.recovery import Recovery
 from chatws.chat.resume_wait import ResumeWaitQueue
 from chatws.chat.session import Session, SessionLimits
+from chatws.chat.subscriptions import Subscriptions
 from chatws.chat.timers import ConnectionTimers
 from chatws.chat.work_scheduler import WorkScheduler
 from chatws.errors import CloseCode, ErrorCode
@@ -92,6 +86,7 @@ class ChatServer:
     :param wall_clock: seconds since 1970, with which token expiry is compared.
     :param schedule: schedules timeouts; by default the reactor's `callLater`.
     :ivar connections: the open connections, authenticated or not.
+    :ivar subscriptions: has the limits on connections of one user, which a reload changes.
     :ivar presence_listeners: called with changes of presence, once per cluster (chatws.chat.presence.changes).
     """
 
@@ -123,9 +118,7 @@ class ChatServer:
         self.audiences = audiences or AudienceTable()
         self.limits = limits or SessionLimits()
         self.auth_deadline = auth_deadline
-        self.max_connections_per_user = max_connections_per_user
         self._activity = activity
-        self.max_connections_per_contact = max_connections_per_contact
         self.hub: Hub[Connection] = Hub(self._connection_id)
         self.contacts: ContactDelivery | None = None
         if contact_filter is not None:
@@ -152,6 +145,15 @@ class ChatServer:
             self._scheduler,
             self._resume,
             self._history_lost,
+        )
+        self.subscriptions = Subscriptions(
+            self.hub,
+            self._recovery,
+            self.presence.local,
+            self._timers,
+            self._connection_id,
+            max_connections_per_user=max_connections_per_user,
+            max_connections_per_contact=max_connections_per_contact,
         )
         self._resume_wait = ResumeWaitQueue(self.history, self._execute, schedule_call)
         self._admin = ConnectionAdmin(
@@ -350,21 +352,21 @@ class ChatServer:
                 case actions.CheckPermission():
                     further = self._check_permission(client, action)
                 case actions.AddSubscription():
-                    self._add_subscription(client, action)
+                    self.subscriptions.add(client, action)
                 case actions.RecordActivity():
                     self._record_activity(client, action)
                 case actions.BroadcastTyping():
                     self._internal_events.publish_typing(action)
                 case actions.ChangeGroups():
-                    self._change_groups(client, action)
+                    self.subscriptions.change_groups(client, action)
                 case actions.Authenticate():
                     further = self._authenticate(client, action)
                 case actions.AcceptAuth():
-                    further = self._accept_auth(client, action)
+                    further = self.subscriptions.accept_auth(client, action)
                 case actions.ScheduleRenewal():
                     self._timers.schedule_renewal(client, action.seconds)
                 case actions.RemoveSubscription():
-                    self._remove_subscription(client, action)
+                    self.subscriptions.remove(client, action)
                 case actions.ListPresence():
                     self._send(client.connection, messages.presence(self.presence.online()))
                 case actions.PauseReading():
@@ -433,65 +435,6 @@ class ChatServer:
         if not isinstance(action.message, messages.Subscribe):
             return self._auth_flow.check(client, action)
         return self._resume_wait.run(client, action.message, lambda: self._auth_flow.check(client, action))
-
-    def _accept_auth(self, client: Client, action: actions.AcceptAuth) -> list[Action] | None:
-        connection, identity = client.connection, action.identity
-        user_id = identity.user_id
-        if identity.is_contact:
-            channels: tuple[str, ...] = (contact_channel(user_id), CONTACTS)
-            limit = self.max_connections_per_contact
-        else:
-            channels = (user_channel(user_id), AGENTS, *map(group_channel, identity.groups or ()))
-            limit = self.max_connections_per_user
-        if not action.renewed:
-            entering = len(self._recovery.entering(user_id, identity.is_contact))
-            if limit and self._recovery.hub_of(client).count(channels[0]) + entering >= limit:
-                client.session.identity = None
-                return client.session.close(
-                    CloseCode.TOO_MANY_CONNECTIONS, f"more than {limit} connections of one user"
-                )
-            if not identity.is_contact:
-                self.presence.local.enter(user_id)
-        self._leave_groups(client, channels)
-        self._timers.set_expiry(client, identity)
-        connection_id = self._connection_id(connection)
-
-        def reply(position: str, replayed: int | None, lost: bool) -> bytes:
-            return messages.authenticated(identity, connection_id, position, replayed, lost)
-
-        self._recovery.enter(client, channels, action.last_event_id, reply)
-        return None
-
-    def _change_groups(self, client: Client, action: actions.ChangeGroups) -> None:
-        channels = tuple(map(group_channel, action.groups))
-        self._leave_groups(client, channels)
-        for channel in channels:
-            self.hub.add(channel, client.connection)
-        self._send(client.connection, messages.groups(action.groups))
-
-    def _leave_groups(self, client: Client, channels: Sequence[str]) -> None:
-        """Remove the connection from the channels of all groups that are not among `channels`."""
-        for channel in self.hub.channels_of(client.connection):
-            if channel.startswith("group:") and channel not in channels:
-                self._recovery.leave(client, channel)
-
-    def _add_subscription(self, client: Client, action: actions.AddSubscription) -> None:
-        conversation_id = action.conversation_id
-
-        def reply(position: str, replayed: int | None, lost: bool) -> bytes:
-            return messages.subscribed(conversation_id, position, replayed, lost)
-
-        channels: tuple[str, ...] = (conversation_channel(conversation_id),)
-        if client.is_contact:
-            channels = (*channels, conversation_contacts_channel(conversation_id))
-        conversations = client.session.conversations
-        self._recovery.enter(client, channels, action.last_event_id, reply, lambda: conversation_id in conversations)
-
-    def _remove_subscription(self, client: Client, action: actions.RemoveSubscription) -> None:
-        self._recovery.leave(client, conversation_channel(action.conversation_id))
-        if client.is_contact:
-            self._recovery.leave(client, conversation_contacts_channel(action.conversation_id))
-        self._send(client.connection, messages.unsubscribed(action.conversation_id))
 
     def _record_activity(self, client: Client, action: actions.RecordActivity) -> None:
         if self._activity is None:

@@ -7,11 +7,22 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Iterable
 from typing import Any
 
 from twisted.internet import tcp
 
-__all__ = ["plain_socket", "read_now", "replace_unsent", "shown_address", "shown_path", "unsent_bytes"]
+from chatws.interfaces import Bound
+
+__all__ = [
+    "plain_socket",
+    "read_now",
+    "replace_unsent",
+    "shown_address",
+    "shown_addresses",
+    "shown_path",
+    "unsent_bytes",
+]
 
 
 def shown_address(address: Any) -> str:
@@ -20,6 +31,11 @@ def shown_address(address: Any) -> str:
         host = f"[{address.host}]" if ":" in address.host else address.host
         return f"{host}:{address.port}"
     return f"unix:{shown_path(getattr(address, 'name', None) or b'?')}"
+
+
+def shown_addresses(ports: Iterable[Bound]) -> str:
+    """Show the addresses of listeners, for people."""
+    return ", ".join(shown_address(port.getHost()) for port in ports)
 
 
 def shown_path(path: str | bytes) -> str:

@@ -11,23 +11,16 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Sequence
-from dataclasses import fields
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.endpoints import TCP4ClientEndpoint, UNIXClientEndpoint
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
-from zope.interface import implementer
 
 from chatws.auth.factory import build_activity, build_authenticator, build_authorizer
 from chatws.auth.secrets import load_secrets
 from chatws.auth.token import TokenMethod
 from chatws.brokers.interface import Broker
-from chatws.chat.audience import AudienceTable, Kind
-from chatws.chat.contacts import ContactFilter
 from chatws.chat.history import History
 from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
@@ -35,9 +28,9 @@ from chatws.config import validate
 from chatws.config.reload import diff_config, push_secret, read_renewals, use_renewals
 from chatws.config.schema import Config
 from chatws.database.factory import open_database
-from chatws.errors import CloseCode, ConfigError
-from chatws.interfaces import Bound, Reactor, zope_clock
-from chatws.net.sockets import shown_address
+from chatws.errors import CloseCode
+from chatws.interfaces import Reactor, zope_clock
+from chatws.net.sockets import shown_addresses
 from chatws.outbox.dialects import dialect_of
 from chatws.outbox.online import OnlineTable
 from chatws.outbox.reader import LEASE, OutboxReader, OutboxSettings
@@ -49,18 +42,28 @@ from chatws.runtime.health import ReadinessCheck
 from chatws.runtime.measured_broker import MeasuredBroker
 from chatws.runtime.measurements import Lag, MeasuredDatabase
 from chatws.runtime.metrics import Exporter, make_site
-from chatws.runtime.parts import Listeners, configured_listeners, history_retention, open_configured_broker
+from chatws.runtime.parts import (
+    Listeners,
+    admission_settings,
+    api_limits,
+    configured_listeners,
+    history_retention,
+    make_admission,
+    make_audiences,
+    make_contact_filter,
+    open_configured_broker,
+    session_limits,
+)
 from chatws.runtime.root_service import RootService
 from chatws.runtime.shutdown import exit_with_error
 from chatws.runtime.turns import Turns
-from chatws.server.admission import Admission
 from chatws.server.fanout import FanOut
 from chatws.server.http_server import HttpServer
 from chatws.server.io_server import IoServer, raise_file_limit
 from chatws.server.timer_wheel import TimerWheel
 from chatws.server.ws_server import WsServer
 
-__all__ = ["ChatwsService", "build", "listed", "make_admission", "make_audiences"]
+__all__ = ["ChatwsService", "build"]
 
 log = Logger()
 
@@ -124,7 +127,7 @@ class ChatwsService(RootService):
             activity=self.activity,
             history=History(bounds),
             audiences=make_audiences(config),
-            limits=SessionLimits(**_session_limits(config)),
+            limits=SessionLimits(**session_limits(config)),
             auth_deadline=config.auth_deadline,
             max_connections_per_user=config.max_connections_per_user,
             max_connections_per_contact=config.max_connections_per_contact,
@@ -180,7 +183,7 @@ class ChatwsService(RootService):
             max_head=config.max_head_size,
             budget=self.budget,
             reactor=reactor,
-            **_api_limits(config),
+            **api_limits(config),
         )
         self.api = IoServer(self.http_push, listeners.api, reactor) if listeners.api else None  # type: ignore[arg-type]
         self._secret = push_secret(config)
@@ -240,15 +243,15 @@ class ChatwsService(RootService):
         if self.config.metrics_port:
             self.lag.start()
         if self.monitors:
-            log.info("metrics are on {where}", where=listed(self.monitors.ports))
+            log.info("metrics are on {where}", where=shown_addresses(self.monitors.ports))
         if self.api:
-            log.info("the HTTP API is on {where}", where=listed(self.api.ports))
+            log.info("the HTTP API is on {where}", where=shown_addresses(self.api.ports))
         _tune_garbage_collector()
         self.turns.start()
         log.info(
             "listening for browsers on {browsers}, for backends on {backends}; up to {files} open files, {reactor}",
-            browsers=listed(self.browsers.ports),
-            backends=listed(self.backends.ports),
+            browsers=shown_addresses(self.browsers.ports),
+            backends=shown_addresses(self.backends.ports),
             files=min(raise_file_limit(), selectable_files(self.reactor)),
             reactor=type(self.reactor).__name__,
         )
@@ -287,19 +290,19 @@ class ChatwsService(RootService):
         config = change.config
         audiences = make_audiences(config)
         make_admission(config)  # raises before anything is changed
-        self.http.admission.reconfigure(**_admission_settings(config))
+        self.http.admission.reconfigure(**admission_settings(config))
         self.http.max_head_size = config.max_head_size
         self.http.handshake_timeout = config.handshake_timeout
         self.chat.audiences = audiences
-        for name, value in _session_limits(config).items():
+        for name, value in session_limits(config).items():
             setattr(self.chat.limits, name, value)
         self.chat.auth_deadline = config.auth_deadline
-        self.chat.max_connections_per_user = config.max_connections_per_user
-        self.chat.max_connections_per_contact = config.max_connections_per_contact
+        self.chat.subscriptions.max_connections_per_user = config.max_connections_per_user
+        self.chat.subscriptions.max_connections_per_contact = config.max_connections_per_contact
         if self.chat.contacts is not None:
             self.chat.contacts.filter = make_contact_filter(config)
         self.push.max_line_size = config.max_line_size
-        self.http_push.reconfigure(max_head=config.max_head_size, **_api_limits(config))
+        self.http_push.reconfigure(max_head=config.max_head_size, **api_limits(config))
         self._secret = change.push_secret
         self._token_secrets = change.token_secrets
         for method in self.authenticator.methods:
@@ -358,29 +361,12 @@ class ChatwsService(RootService):
 
     def _demo(self) -> Any:
         from chatws.clients.twisted import PushClient
+        from chatws.demo.push_endpoint import OwnPushEndpoint
         from chatws.demo.service import DemoService
 
-        endpoint: Any = _OwnPushEndpoint(self)
+        endpoint: Any = OwnPushEndpoint(lambda: self.backends.ports, self.reactor)
         client = PushClient(endpoint, reactor=self.reactor, secret=push_secret(self.config))
         return DemoService(client, self.config.demo_database, reactor=self.reactor)
-
-
-@implementer(IStreamClientEndpoint)
-class _OwnPushEndpoint:
-    """The push API of this process. Its address is known only after the port is bound."""
-
-    def __init__(self, service: ChatwsService) -> None:
-        self._service = service
-
-    def connect(self, factory: Any) -> Deferred[Any]:
-        """See `IStreamClientEndpoint`."""
-        reactor = self._service.reactor
-        host = self._service.backends.ports[0].getHost()
-        if hasattr(host, "port"):
-            return TCP4ClientEndpoint(reactor, "127.0.0.1", host.port).connect(factory)
-        endpoint: Any = UNIXClientEndpoint(reactor, host.name)  # type: ignore[no-untyped-call]
-        connecting: Deferred[Any] = endpoint.connect(factory)
-        return connecting
 
 
 def _tune_garbage_collector() -> None:
@@ -394,52 +380,3 @@ def _tune_garbage_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(5000, 5, 80)
-
-
-def make_audiences(config: Config) -> AudienceTable:
-    """Build the table of audiences.
-
-    :raises ConfigError: `[audience]` has an unknown audience.
-    """
-    pairs = (assignment.partition("=") for assignment in config.audience)
-    try:
-        return AudienceTable({name: Kind(kind) for name, _, kind in pairs}, contacts=config.contacts)
-    except ValueError as error:
-        raise ConfigError(f"[audience]: {error}; one of {', '.join(Kind)}") from None
-
-
-def make_contact_filter(config: Config) -> ContactFilter:
-    """Build the filter of what contacts may get."""
-    return ContactFilter(config.contact_events, config.contact_hidden_keys)
-
-
-def _admission_settings(config: Config) -> dict[str, Any]:
-    return {
-        "allowed_origins": config.allowed_origins,
-        "trusted_proxies": config.trusted_proxies,
-        "max_connections": config.max_connections,
-        "max_connections_per_ip": config.max_connections_per_ip,
-    }
-
-
-def _session_limits(config: Config) -> dict[str, Any]:
-    return {limit.name: getattr(config, limit.name) for limit in fields(SessionLimits) if limit.init}
-
-
-def _api_limits(config: Config) -> dict[str, Any]:
-    return {
-        "max_body": config.api_max_body,
-        "max_item": config.max_line_size,
-        "request_timeout": config.api_timeout,
-        "idle_timeout": config.api_idle_timeout,
-    }
-
-
-def make_admission(config: Config, budget: FileBudget | None = None) -> Admission:
-    """Who may come in. Raises what it raises for settings that it cannot take."""
-    return Admission(**_admission_settings(config), budget=budget)
-
-
-def listed(ports: Sequence[Bound]) -> str:
-    """Return the addresses of `ports` as text for people."""
-    return ", ".join(shown_address(port.getHost()) for port in ports)

@@ -19,10 +19,10 @@ from chatws.config.reload import diff_config, push_secret, read_renewals, use_re
 from chatws.config.schema import Config
 from chatws.interfaces import Reactor
 from chatws.net.listeners import make_listener
+from chatws.net.sockets import shown_addresses
 from chatws.runtime.file_budget import FileBudget
-from chatws.runtime.parts import open_configured_broker
+from chatws.runtime.parts import make_admission, make_audiences, open_configured_broker
 from chatws.runtime.root_service import RootService
-from chatws.runtime.service import listed, make_admission, make_audiences
 from chatws.runtime.shutdown import exit_with_error
 from chatws.server.io_server import IoServer, raise_file_limit
 from chatws.workers import metrics_collector
@@ -131,11 +131,11 @@ class Supervisor(RootService):
             log.info(
                 "{count} workers listen for browsers on {browsers}, for backends on {backends}",
                 count=len(self.workers),
-                browsers=listed([listener for listener in self._listeners if listener.name == "browsers"]),
-                backends=listed([listener for listener in self._listeners if listener.name == "backends"]),
+                browsers=shown_addresses([listener for listener in self._listeners if listener.name == "browsers"]),
+                backends=shown_addresses([listener for listener in self._listeners if listener.name == "backends"]),
             )
             if self._monitors:
-                log.info("metrics are on {where}", where=listed(self._monitors.ports))
+                log.info("metrics are on {where}", where=shown_addresses(self._monitors.ports))
             self._started()
 
     def failed(self, worker: WorkerProcess, reason: str) -> None:

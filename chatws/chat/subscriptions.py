@@ -1,0 +1,117 @@
+"""The channels of a connection: it enters and leaves them with `auth`, subscriptions and changes of its groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from chatws.brokers.interface import AGENTS, CONTACTS
+from chatws.chat import actions, messages
+from chatws.chat.actions import Action
+from chatws.chat.audience import (
+    contact_channel,
+    conversation_channel,
+    conversation_contacts_channel,
+    group_channel,
+    user_channel,
+)
+from chatws.chat.client import Client
+from chatws.chat.hub import Hub
+from chatws.chat.presence.local import LocalPresence
+from chatws.chat.recovery import Recovery
+from chatws.chat.timers import ConnectionTimers
+from chatws.errors import CloseCode
+from chatws.server.component import Connection
+from chatws.server.frames import text_frame
+
+__all__ = ["Subscriptions"]
+
+
+class Subscriptions:
+    """Executes the actions that change the channels of a connection.
+
+    :param max_connections_per_user: connections of an agent on this node; 0 for no limit.
+    :param max_connections_per_contact: connections of a contact on this node; 0 for no limit.
+    :param connection_id: returns the id of a connection for its client.
+    """
+
+    def __init__(
+        self,
+        hub: Hub[Connection],
+        recovery: Recovery,
+        presence: LocalPresence,
+        timers: ConnectionTimers,
+        connection_id: Callable[[Connection], str],
+        *,
+        max_connections_per_user: int,
+        max_connections_per_contact: int,
+    ) -> None:
+        self.max_connections_per_user = max_connections_per_user
+        self.max_connections_per_contact = max_connections_per_contact
+        self._hub = hub
+        self._recovery = recovery
+        self._presence = presence
+        self._timers = timers
+        self._connection_id = connection_id
+
+    def accept_auth(self, client: Client, action: actions.AcceptAuth) -> list[Action] | None:
+        """Enter the channels of the user. Return the actions that close the connection if it is one too many."""
+        connection, identity = client.connection, action.identity
+        user_id = identity.user_id
+        if identity.is_contact:
+            channels: tuple[str, ...] = (contact_channel(user_id), CONTACTS)
+            limit = self.max_connections_per_contact
+        else:
+            channels = (user_channel(user_id), AGENTS, *map(group_channel, identity.groups or ()))
+            limit = self.max_connections_per_user
+        if not action.renewed:
+            entering = len(self._recovery.entering(user_id, identity.is_contact))
+            if limit and self._recovery.hub_of(client).count(channels[0]) + entering >= limit:
+                client.session.identity = None
+                return client.session.close(
+                    CloseCode.TOO_MANY_CONNECTIONS, f"more than {limit} connections of one user"
+                )
+            if not identity.is_contact:
+                self._presence.enter(user_id)
+        self._leave_groups(client, channels)
+        self._timers.set_expiry(client, identity)
+        connection_id = self._connection_id(connection)
+
+        def reply(position: str, replayed: int | None, lost: bool) -> bytes:
+            return messages.authenticated(identity, connection_id, position, replayed, lost)
+
+        self._recovery.enter(client, channels, action.last_event_id, reply)
+        return None
+
+    def change_groups(self, client: Client, action: actions.ChangeGroups) -> None:
+        """Replace the channels of the agent's groups."""
+        channels = tuple(map(group_channel, action.groups))
+        self._leave_groups(client, channels)
+        for channel in channels:
+            self._hub.add(channel, client.connection)
+        client.connection.send_frames(text_frame(messages.groups(action.groups)))
+
+    def _leave_groups(self, client: Client, channels: Sequence[str]) -> None:
+        """Remove the connection from the channels of all groups that are not among `channels`."""
+        for channel in self._hub.channels_of(client.connection):
+            if channel.startswith("group:") and channel not in channels:
+                self._recovery.leave(client, channel)
+
+    def add(self, client: Client, action: actions.AddSubscription) -> None:
+        """Enter the channels of a conversation, and send what the client has missed of it."""
+        conversation_id = action.conversation_id
+
+        def reply(position: str, replayed: int | None, lost: bool) -> bytes:
+            return messages.subscribed(conversation_id, position, replayed, lost)
+
+        channels: tuple[str, ...] = (conversation_channel(conversation_id),)
+        if client.is_contact:
+            channels = (*channels, conversation_contacts_channel(conversation_id))
+        conversations = client.session.conversations
+        self._recovery.enter(client, channels, action.last_event_id, reply, lambda: conversation_id in conversations)
+
+    def remove(self, client: Client, action: actions.RemoveSubscription) -> None:
+        """Leave the channels of a conversation."""
+        self._recovery.leave(client, conversation_channel(action.conversation_id))
+        if client.is_contact:
+            self._recovery.leave(client, conversation_contacts_channel(action.conversation_id))
+        client.connection.send_frames(text_frame(messages.unsubscribed(action.conversation_id)))
