@@ -20,6 +20,7 @@ from twisted.logger import LogEvent, LogLevel, formatEvent, globalLogPublisher
 from chatws.auth.exists_query import ExistsQuery
 from chatws.database.factory import open_database
 from chatws.database.interface import QueryFailed, ValueRefused
+from chatws.database.mysql_connection import MysqlDriver
 from chatws.database.mysql_errors import REFUSED_PAUSE, translate_connect_error
 from chatws.database.mysql_options import mysql_options
 from chatws.database.mysql_pool import MysqlDatabase
@@ -415,6 +416,66 @@ async def test_fewer_connections_than_the_pool_still_serve(
     await until(lambda: len(log) > 0)
     assert database.healthy
     assert {formatEvent(event).split(":")[0] for event in log} == {"cannot open another connection to the database"}
+
+
+@pytest_twisted.ensureDeferred
+async def test_full_server_is_used_when_it_has_room_again(mysql: Mysql, opened: Any, log: list[LogEvent]) -> None:  # noqa: F811
+    mysql.admin("SET GLOBAL max_connections = 10")
+    others: list[Any] = []
+    with suppress(pymysql.OperationalError):
+        while True:
+            others.append(mysql.connect())
+    try:
+        database = opened(mysql.url, timeout=TIMEOUT)
+        with pytest.raises(Unavailable):
+            await ask(database)
+        assert "Too many connections (1040)" in formatEvent(log[0])
+    finally:
+        for other in others:
+            other.close()
+    database.timeout = PATIENCE
+    assert await ask(database) == ONE
+
+
+@pytest.mark.parametrize(
+    ("version", "limit", "collation"),
+    [
+        ("10.11.6-MariaDB-0+deb12u1", "max_statement_time = 4.000", "utf8mb4_nopad_bin"),
+        ("5.5.5-10.6.16-MariaDB", "max_statement_time = 4.000", "utf8mb4_nopad_bin"),
+        ("8.0.36", "max_execution_time = 4000", "utf8mb4_0900_bin"),
+        ("8.4.3-log", "max_execution_time = 4000", "utf8mb4_0900_bin"),
+        ("8.0.16", "max_execution_time = 4000", "utf8mb4_bin"),
+    ],
+)
+def test_session_has_the_time_limit_and_the_collation_of_the_server(version: str, limit: str, collation: str) -> None:
+    statements: list[str] = []
+
+    class Driver(MysqlDriver):
+        def __init__(self) -> None:
+            """Connect to nothing."""
+
+        def __del__(self) -> None:
+            """Close nothing."""
+
+        def get_server_info(self) -> str:
+            return version
+
+        def query(self, sql: str) -> None:
+            statements.append(sql)
+            if unknown and unknown in sql:
+                raise pymysql.OperationalError(1193, "Unknown system variable")
+
+    unknown = ""
+    driver = Driver()
+    driver.settle(5.0, "")
+    assert statements[1:] == [f"SET SESSION {limit}"]
+    assert driver.exact_collation == collation
+    # a proxy that names another product
+    unknown = limit.split()[0]
+    driver.settle(5.0, "")
+    assert len(statements) == 5
+    assert limit not in statements[-1]
+    assert "max_" in statements[-1]
 
 
 @pytest_twisted.ensureDeferred

@@ -154,6 +154,20 @@ def test_view_of_the_agents_online_is_right_after_a_kill(chatws_server: Start, s
     until(lambda: names() == [], "the lease to expire", 60)
 
 
+@pytest.mark.long
+def test_another_node_sends_within_seconds_of_a_kill(chatws_server: Start, shop: Mysql) -> None:
+    first = start(chatws_server, shop)
+    until(lambda: "this node holds the outbox" in first.log, "the first node to hold the outbox")
+    second = start(chatws_server, shop)
+    with second.agent(5, 456) as ana, closing(shop.connect()) as connection:
+        os.kill(first.pid, signal.SIGKILL)
+        connection.query("""INSERT INTO chatws_outbox (event, data) VALUES
+            ('new_message', '{"conversation_id":456,"number":1}')""")
+        connection.commit()
+        ana.expect("new_message", 30, number=1)
+    assert "this node holds the outbox" in second.log
+
+
 def test_check_reports_the_outbox_with_the_privileges_of_the_guide(shop: Mysql) -> None:
     query = "SELECT id AS user_id FROM users WHERE id = %(user_id)s"
     done = chatws("check", CHATWS_DATABASE=url(shop), CHATWS_OUTBOX="true", CHATWS_USER_QUERY=query)
