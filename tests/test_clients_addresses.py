@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,13 @@ from twisted.internet.protocol import Factory, Protocol
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.clients import blocking
+from chatws.clients import blocking, protocol
 from chatws.clients.addresses import Address, parse_addresses
 from chatws.clients.blocking import BlockingPushClient, PushRejected, PushResult, PushUnavailable
 from chatws.clients.twisted import PushClient
 from chatws.clients.twisted_connection import make_endpoints
 from chatws.errors import Unavailable
+from chatws.runtime.backoff import backoff
 from tests.certificates import self_signed
 from tests.push_wire import PushServer, in_thread, reactor, until
 from tests.test_clients_blocking import Hasty
@@ -235,7 +236,7 @@ class InMemoryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.lines: list[tuple[str, Line]] = []
-        self.patch(random, "uniform", lambda low, high: high)
+        self.patch(protocol, "backoff", partial(backoff, jitter=lambda: 1.0))
 
     def tearDown(self) -> None:
         assert self.clock.getDelayedCalls() == []

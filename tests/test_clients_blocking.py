@@ -360,7 +360,7 @@ async def test_unix_sockets_and_tls(started: Any, client: Any, tmp_path: Path, m
     assert (await in_thread(push.publish, "new_message", DATA)).ok
     assert server.factory.stats.connections == 1
     # no try that what is left of the deadline is too short for
-    monkeypatch.setattr(protocol, "backoff", lambda attempt: math.inf)
+    monkeypatch.setattr(protocol, "retry_pause", lambda attempt: math.inf)
     with pytest.raises(PushUnavailable, match="certificate"):
         await in_thread(client(server, tls=ssl.create_default_context()).ping)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import Iterator
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from twisted.logger import LogEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from chatws.clients import protocol
 from chatws.clients.twisted import PushClient, PushRejected, PushResult, PushUnavailable
+from chatws.runtime.backoff import backoff
 from tests.push_wire import PushServer, reactor, until
 
 DATA = {"conversation_id": 1}
@@ -63,7 +65,7 @@ class InMemoryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.lines: list[Line] = []
-        self.patch(random, "uniform", lambda low, high: high)
+        self.patch(protocol, "backoff", partial(backoff, jitter=lambda: 1.0))
         self.events: list[LogEvent] = []
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)

@@ -40,8 +40,8 @@ from chatws.clients.protocol import (
     is_retryable,
     new_key,
     op_line,
-    pause_before,
     publish_line,
+    retry_delay,
 )
 from chatws.ids import Id
 
@@ -210,7 +210,7 @@ class AsyncPushClient:
         error: Exception | None = None
         while pending := [index for index, result in enumerate(results) if result is None or is_retryable(result)]:
             if attempt:
-                await asyncio.sleep(pause_before(attempt, len(self._addresses), isinstance(error, OSError)))
+                await asyncio.sleep(retry_delay(attempt, len(self._addresses), isinstance(error, OSError)))
             attempt += 1
             address, error = self._addresses[self._current], None
             try:

@@ -43,8 +43,8 @@ from chatws.clients.protocol import (
     new_key,
     op_line,
     parse_result,
-    pause_before,
     publish_line,
+    retry_delay,
 )
 from chatws.ids import Id
 
@@ -230,7 +230,7 @@ class BlockingPushClient:
                 if not pending:
                     break
                 if attempt:
-                    pause = pause_before(attempt, len(self._addresses), isinstance(last_error, OSError))
+                    pause = retry_delay(attempt, len(self._addresses), isinstance(last_error, OSError))
                     if time.monotonic() + pause >= until:
                         break
                     time.sleep(pause)

@@ -13,7 +13,6 @@ sent twice (within 10 minutes).
 
 from __future__ import annotations
 
-import random
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, TypeAlias
 import msgspec
 
 from chatws.ids import Id
+from chatws.runtime.backoff import backoff
 
 __all__ = [
     "AUTH_ID",
@@ -34,14 +34,14 @@ __all__ = [
     "Request",
     "To",
     "auth_line",
-    "backoff",
     "group_requests",
     "is_retryable",
     "new_key",
     "op_line",
     "parse_result",
-    "pause_before",
     "publish_line",
+    "retry_delay",
+    "retry_pause",
 ]
 
 #: An event's data: a mapping, or the bytes of a JSON object, which reach the browser unchanged.
@@ -182,15 +182,15 @@ def new_key() -> str:
     return uuid.uuid4().hex
 
 
-def backoff(attempt: int) -> float:
-    """Return the seconds before a retry: full jitter up to a limit that doubles.
+def retry_pause(attempt: int) -> float:
+    """Return the seconds before a retry of one address.
 
     :param attempt: the number of earlier retries.
     """
-    return random.uniform(0, min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** min(attempt, 10)))
+    return backoff(attempt, FIRST_PAUSE, LONGEST_PAUSE)
 
 
-def pause_before(attempt: int, addresses: int, is_connection_error: bool) -> float:
+def retry_delay(attempt: int, addresses: int, is_connection_error: bool) -> float:
     """Return the seconds before a retry.
 
     There is no pause before another address, nor before the first retry after a connection error: the server may have
@@ -200,7 +200,7 @@ def pause_before(attempt: int, addresses: int, is_connection_error: bool) -> flo
     :param addresses: the number of addresses, which are tried in turn.
     """
     rounds, others = divmod(attempt, addresses)
-    return 0.0 if others or (rounds == 1 and is_connection_error) else backoff(rounds - 1)
+    return 0.0 if others or (rounds == 1 and is_connection_error) else retry_pause(rounds - 1)
 
 
 def group_requests(publishes: Iterable[Mapping[str, Any]]) -> Iterator[list[Request]]:

@@ -23,11 +23,11 @@ from chatws.clients.protocol import (
     PushUnavailable,
     To,
     auth_line,
-    backoff,
     is_retryable,
     new_key,
     op_line,
     publish_line,
+    retry_pause,
 )
 from chatws.clients.twisted_connection import PushProtocol, make_endpoints
 from chatws.ids import Id
@@ -261,7 +261,7 @@ class PushClient:
             self._abort(result.error())
         elif is_retryable(result):
             self._last_error = result.error()
-            request.retry = self._reactor.callLater(backoff(request.attempts), self._send_soon, request)
+            request.retry = self._reactor.callLater(retry_pause(request.attempts), self._send_soon, request)
             request.attempts += 1
         else:
             self._fail(request, result.error())
@@ -341,7 +341,7 @@ class PushClient:
             rounds, others = divmod(self._attempts, len(self._endpoints))
             self._current = (self._current + 1) % len(self._endpoints)
             # No pause before another endpoint, nor after a connection that has worked: the server may have restarted.
-            self._connect_soon(0 if others or rounds == 0 else backoff(rounds - 1))
+            self._connect_soon(0 if others or rounds == 0 else retry_pause(rounds - 1))
 
     def set_blocked(self, is_blocked: bool) -> None:
         """See `ConnectionEvents`."""
