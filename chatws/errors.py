@@ -3,7 +3,8 @@
 The tree::
 
     ChatwsError
-    ├── ConfigError        a wrong option, a port in use, a missing file: one line, exit status 1
+    ├── ConfigError        a wrong option, a missing file: one line, exit status 78
+    │   └── StartError     a port in use, a broker that is unavailable: one line, exit status 1
     └── ClientError          the other side's fault (or its bad luck): answered with a code, nobody else notices
         ├── AuthenticationFailed   `auth_failed`: who it says it is could not be proved
         ├── Forbidden              `forbidden`: it is known, and may not
@@ -27,6 +28,7 @@ __all__ = [
     "ConfigError",
     "ErrorCode",
     "Forbidden",
+    "StartError",
     "Unavailable",
 ]
 
@@ -78,7 +80,21 @@ class ChatwsError(Exception):
 
 
 class ConfigError(ChatwsError):
-    """The operator must change something. `str()` is one line that says what."""
+    """The operator must change something. `str()` is one line that says what.
+
+    :cvar exit_status: of a server that cannot start. 78 is EX_CONFIG (sysexits.h): the next start fails, too.
+    """
+
+    exit_status = 78
+
+
+class StartError(ConfigError):
+    """The server cannot start now: a port is in use, the broker is unavailable, a disk is full.
+
+    The configuration may be right, and a later start may succeed.
+    """
+
+    exit_status = 1
 
 
 class ClientError(ChatwsError):

@@ -440,12 +440,28 @@ def test_settings_that_exclude_each_other_are_an_error(
             Config(broker_poll=1.0),
             ["--broker-poll replaces broker_listen in FILE"],
         ),
+        # the same setting with another value: a broker in the file that a flag hides
+        (
+            {"broker": ["redis://a"]},
+            {},
+            'broker = "redis://b"\nmessage_burst = 5',
+            Config(broker="redis://a", message_burst=5),
+            ["--broker replaces broker in FILE"],
+        ),
+        (
+            {"workers": ["2"]},
+            {"CHATWS_WORKERS": "3"},
+            "workers = 2",
+            Config(workers=2),
+            ["CHATWS_WORKERS replaces workers in FILE", "--workers replaces CHATWS_WORKERS"],
+        ),
+        ({"workers": ["2"]}, {}, "workers = 2", Config(workers=2), []),
         # what is empty replaces nothing, and parts of one way are taken from both places
         ({"listen": [""]}, {}, "port = 3", Config(port=3), []),
         ({"port": ["1"]}, {}, 'interface = "::1"', Config(port=1, interface="::1"), []),
     ],
 )
-def test_a_higher_place_replaces_another_way_to_say_the_same(
+def test_what_a_higher_place_replaces_is_listed(
     flags: dict[str, list[str]],
     environment: dict[str, str],
     file: str,

@@ -22,7 +22,7 @@ class Server(ChatwsService):
     :ivar serves: the start is complete.
     """
 
-    failures: list[str]
+    failures: list[tuple[str, int]]
     serves = False
 
     async def _listen(self) -> None:
@@ -31,8 +31,8 @@ class Server(ChatwsService):
     def _started(self) -> None:
         self.serves = True
 
-    def _abort_start(self, reason: str) -> None:
-        self.failures.append(reason)
+    def _abort_start(self, reason: str, status: int) -> None:
+        self.failures.append((reason, status))
 
 
 @pytest.fixture
@@ -105,5 +105,5 @@ def test_a_step_that_fails_by_itself_ends_the_start(
     waiting = held(server, step, monkeypatch)
     server.startService()
     waiting.errback(Unavailable("no database"))
-    assert server.failures == ["unavailable: no database"]
+    assert server.failures == [("unavailable: no database", 1)]
     assert [event["log_format"] for event in errors] == ["chatws cannot start"]

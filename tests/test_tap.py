@@ -7,8 +7,11 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_twisted
@@ -43,13 +46,18 @@ def parsed(*words: str) -> Config:
     return options.loaded.config
 
 
+def ended(start: Callable[[], object]) -> tuple[str, Any]:
+    """The one line that a start prints before it ends, and its exit status."""
+    with pytest.raises(SystemExit) as left, redirect_stderr(StringIO()) as printed:
+        start()
+    (line,) = printed.getvalue().splitlines()
+    return line, left.value.code
+
+
 def complaint(*words: str) -> str:
-    """What is said before it leaves with status 1: Python prints a text given to `sys.exit` on stderr."""
-    with pytest.raises(SystemExit) as left:
-        parsed(*words)
-    line = left.value.code
-    assert isinstance(line, str)
-    assert "\n" not in line
+    """The line about a configuration error."""
+    line, status = ended(lambda: parsed(*words))
+    assert status == 78
     return line
 
 
@@ -290,15 +298,14 @@ async def test_make_service_in_a_running_reactor_schedules_nothing(more: tuple[s
 @pytest.mark.parametrize("option", ["--port", "--push-port"])
 def test_a_port_in_use_is_one_line_before_anything_is_started(option: str, taken: int) -> None:
     options = options_for("--port", "0", "--push-port", "0", option, str(taken))
-    with pytest.raises(SystemExit) as left:
-        makeService(options)
-    assert left.value.code == (
+    assert ended(lambda: makeService(options)) == (
         f"twistd chatws: {option}: cannot listen on 127.0.0.1 port {taken}: Address already in use: "
-        "stop the other server, or choose another port"
+        "stop the other server, or choose another port",
+        1,
     )
 
 
 def test_settings_that_do_not_go_together_are_one_line() -> None:
-    with pytest.raises(SystemExit) as left:
-        makeService(options_for("--sqlite-synchronous", "full"))
-    assert str(left.value.code).startswith("twistd chatws: --sqlite-synchronous needs --broker")
+    line, status = ended(lambda: makeService(options_for("--sqlite-synchronous", "full")))
+    assert line.startswith("twistd chatws: --sqlite-synchronous needs --broker")
+    assert status == 78

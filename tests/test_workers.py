@@ -99,8 +99,10 @@ class FakeReactor(Clock):
 class SupervisorTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.reactor = FakeReactor()
-        self.failures: list[str] = []
-        self.patch(supervisor, "exit_with_error", lambda reactor, reason: self.failures.append(reason))
+        self.failures: list[tuple[str, int]] = []
+        self.patch(
+            supervisor, "exit_with_error", lambda reactor, reason, status: self.failures.append((reason, status))
+        )
         self.lines: list[str] = []
         globalLogPublisher.addObserver(self.observe)
         self.addCleanup(globalLogPublisher.removeObserver, self.observe)
@@ -160,14 +162,14 @@ class StartTests(SupervisorTestCase):
         self.assertTrue([line for line in self.lines if line.startswith("2 workers listen for browsers on 127.0.0.1")])
 
     def test_start_with_a_failing_worker_ends_with_its_reason(self) -> None:
-        self.first.say(control_messages.Failed("the key cannot be read"))
+        self.first.say(control_messages.Failed("the key cannot be read", 78))
         self.first.end(ProcessTerminated(1))
-        self.second.say(control_messages.Failed("the key cannot be read"))
-        self.assertEqual(self.failures, ["the key cannot be read"])
+        self.second.say(control_messages.Failed("the key cannot be read", 78))
+        self.assertEqual(self.failures, [("the key cannot be read", 78)])
 
     def test_start_with_a_worker_that_exits_silently_fails(self) -> None:
         self.die(self.second)
-        self.assertEqual(self.failures, ["worker 1 was ended by SIGKILL before it could serve: see the log"])
+        self.assertEqual(self.failures, [("worker 1 was ended by SIGKILL before it could serve: see the log", 1)])
 
     def test_a_stop_while_the_broker_opens_starts_no_worker(self) -> None:
         reactor = FakeReactor()
@@ -232,7 +234,7 @@ class DeathTests(SupervisorTestCase):
         self.first.protocol.processEnded(Failure(ProcessTerminated(1)))
         self.reactor.advance(0)
         self.assertEqual(len(self.reactor.processes), 2)
-        self.first.say(control_messages.Failed("the certificate has gone"))
+        self.first.say(control_messages.Failed("the certificate has gone", 78))
         self.first.channel.connectionLost()
         self.reactor.advance(0)
         self.assertEqual(len(self.reactor.processes), 3)

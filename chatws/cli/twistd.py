@@ -1,7 +1,7 @@
 """`twistd chatws`: the command line, and the service that it describes.
 
 Twisted would print the whole help for a bad option and a traceback for a bad port. This module prints one line on
-stderr and exits with status 1.
+stderr and exits with status 78 (EX_CONFIG), or with 1 if a later start may succeed (`chatws.errors.StartError`).
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ class Options(usage.Options):
         try:
             super().parseOptions(words)  # type: ignore[no-untyped-call]
         except usage.UsageError as error:
-            _exit_with_error(_explain_usage_error(str(error), words))
+            _exit_with_error(_explain_usage_error(str(error), words), ConfigError.exit_status)
 
     def postOptions(self) -> None:
         try:
@@ -135,7 +135,7 @@ class Options(usage.Options):
                 warnings += queries.warnings
                 _show(describe(self.loaded, warnings, queries.steps))
         except ConfigError as error:
-            _exit_with_error(str(error))
+            _exit_with_error(str(error), error.exit_status)
 
     def getUsage(self, width: int | None = None) -> str:
         return "\n" + help_page(width or shutil.get_terminal_size().columns)
@@ -216,7 +216,7 @@ def makeService(options: Options) -> Service:
         # --logger is an observer of the operator's own
         log = None if twistd.get("logger") else open_log(twistd, config.log_format)
     except ConfigError as error:
-        _exit_with_error(str(error))
+        _exit_with_error(str(error), error.exit_status)
     root.clock_watch = ClockWatch(reactor)
     if log is not None:
         log.writer.run_in(reactor)
@@ -237,8 +237,9 @@ def _show(text: str) -> NoReturn:
     sys.exit(0)
 
 
-def _exit_with_error(message: str) -> NoReturn:
-    sys.exit(f"twistd chatws: {message}")
+def _exit_with_error(message: str, status: int) -> NoReturn:
+    print(f"twistd chatws: {message}", file=sys.stderr)
+    sys.exit(status)
 
 
 def _explain_usage_error(message: str, words: Sequence[str]) -> str:

@@ -76,8 +76,8 @@ class LoadedConfig:
 
     :ivar sources: by setting, in the order of the schema.
     :ivar warnings: sentences for the log.
-    :ivar replaced: sentences about settings that a higher source has replaced with the other way to describe the same
-        thing: "--listen replaces port in chatws.toml".
+    :ivar replaced: sentences about values that a higher source has replaced, with another value or with the other way
+        to describe the same thing: "--listen replaces port in chatws.toml".
     """
 
     config: Config
@@ -124,6 +124,8 @@ def load(flags: Mapping[str, Sequence[str]], environment: Mapping[str, str], fil
                 replaced.append(f"{by} replaces {sources[name]}")
             values[name], sources[name] = _TABLE[name][1], ValueSource("default")
         for name, (value, source) in given.items():
+            if sources[name].kind != "default" and values[name] != value:
+                replaced.append(f"{source} replaces {sources[name]}")
             values[name], sources[name] = value, source
     return LoadedConfig(Config(**values), sources, _exposed_passwords(file, values, sources), replaced)
 

@@ -25,7 +25,7 @@ from chatws.config.names import suggestion
 from chatws.config.schema import Config
 from chatws.config.text_files import decode_text
 from chatws.database.factory import require_pymysql
-from chatws.errors import CloseCode, ConfigError
+from chatws.errors import CloseCode, ConfigError, StartError
 from chatws.interfaces import Reactor
 from chatws.net.endpoints import parse_endpoint, tcp_endpoint
 from chatws.net.listeners import make_listener, try_to_listen
@@ -389,7 +389,7 @@ def _try_sqlite(path: str, source: str, timeout: float) -> None:
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", 0) & 0xFF
         if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            raise ConfigError(f"{source}: {path} is in use by another process, which has locked it") from None
+            raise StartError(f"{source}: {path} is in use by another process, which has locked it") from None
         if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
             raise ConfigError(f"{source}: {path} is damaged ({error}); restore it from a backup") from None
         raise ConfigError(f"{source}: cannot read {path}: {error}") from None

@@ -14,7 +14,7 @@ import psycopg2
 from chatws.database.factory import require_pymysql
 from chatws.database.pool import ConnectFailed, one_line
 from chatws.database.postgres_connection import connection_parameters
-from chatws.errors import ConfigError, Unavailable
+from chatws.errors import ConfigError, StartError, Unavailable
 
 if TYPE_CHECKING:
     from chatws.database.mysql_connection import MysqlDriver
@@ -73,6 +73,6 @@ def blocking_connection(url: str, timeout: float) -> Iterator[Run]:
     except (ConfigError, GeneratorExit):
         raise
     except Unavailable as error:
-        raise ConfigError(f"cannot connect to the database: {error.message}") from None
+        raise StartError(f"cannot connect to the database: {error.message}") from None
     except Exception as error:
         raise ConfigError(f"the database rejected a statement: {one_line(error)}") from None

@@ -21,11 +21,11 @@ from twisted.internet.interfaces import IStreamServerEndpoint
 from twisted.python.systemd import ListenFDs
 from zope.interface import implementer
 
-from chatws.errors import ConfigError
+from chatws.errors import ConfigError, StartError
 from chatws.interfaces import Reactor
 from chatws.net.endpoints import INTERNET, Endpoint, check_endpoint
 from chatws.net.proxy_protocol import ProxyFactory
-from chatws.net.sockets import shown_path
+from chatws.net.sockets import TEMPORARY_BIND_ERRORS, shown_path
 
 __all__ = [
     "Listener",
@@ -287,17 +287,23 @@ def try_to_listen(descriptions: Iterable[tuple[str, str]]) -> None:
                 elif endpoint.kind == "systemd":
                     systemd_socket(description, source).close()
             except OSError as error:
-                raise ConfigError(f"{source}: {cannot_listen(endpoint, error)}") from None
+                raise cannot_listen(endpoint, source, error) from None
 
 
-def cannot_listen(endpoint: Endpoint, error: OSError) -> str:
-    """Return the error text for an address that cannot be opened: what failed, why, and what to do."""
+def cannot_listen(endpoint: Endpoint, source: str, error: OSError) -> ConfigError:
+    """Return the error for an address that cannot be opened: what failed, why, and what to do.
+
+    :param source: the setting that holds the endpoint string.
+    """
     arguments = endpoint.arguments
     if endpoint.kind == "unix":
         path = shown_path(arguments["address"])
-        return f"cannot listen on unix:{path}: {_unix_reason(path, error)}"
-    interface, port = arguments.get("interface", ""), int(arguments["port"])
-    return f"cannot listen on {interface or '*'} port {port}: {_tcp_reason(interface, port, error)}"
+        text = f"cannot listen on unix:{path}: {_unix_reason(path, error)}"
+    else:
+        interface, port = arguments.get("interface", ""), int(arguments["port"])
+        text = f"cannot listen on {interface or '*'} port {port}: {_tcp_reason(interface, port, error)}"
+    is_temporary = error.errno in TEMPORARY_BIND_ERRORS or isinstance(error, socket.gaierror)
+    return (StartError if is_temporary else ConfigError)(f"{source}: {text}")
 
 
 def _tcp_reason(interface: str, port: int, error: OSError) -> str:

@@ -5,6 +5,7 @@ Uses Twisted's private `FileDescriptor._tempDataBuffer` and `_tempDataLen`: no p
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Iterable
@@ -15,6 +16,7 @@ from twisted.internet import tcp
 from chatws.interfaces import Bound
 
 __all__ = [
+    "TEMPORARY_BIND_ERRORS",
     "plain_socket",
     "read_now",
     "replace_unsent",
@@ -23,6 +25,10 @@ __all__ = [
     "shown_path",
     "unsent_bytes",
 ]
+
+#: Errors of bind(2) that may end without a change of the configuration: another server stops, a cluster manager adds
+#: the address.
+TEMPORARY_BIND_ERRORS = frozenset({errno.EADDRINUSE, errno.EADDRNOTAVAIL})
 
 
 def shown_address(address: Any) -> str:

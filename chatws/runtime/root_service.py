@@ -96,22 +96,24 @@ class RootService(Service):
         if self._stopping:  # the parts that the start waits for have been stopped
             log.info("stopped before the start was complete: {reason}", reason=str(failure.value))
             return
-        if not isinstance(failure.value, ConfigError):
+        if isinstance(failure.value, ConfigError):
+            self._fail(str(failure.value), failure.value.exit_status)
+        else:
             log.failure("chatws cannot start", failure)
-        self._fail(str(failure.value))
+            self._fail(str(failure.value), 1)
 
-    def _fail(self, reason: str) -> None:
+    def _fail(self, reason: str, status: int) -> None:
         if not self._failing:
             self._failing = True
             if self.start_report is not None:
-                self.start_report.failed(reason)
-            self._abort_start(reason)
+                self.start_report.failed(reason, status)
+            self._abort_start(reason, status)
 
     def _started(self) -> None:
         """Report that the server serves."""
         if self.start_report is not None:
             self.start_report.started()
 
-    def _abort_start(self, reason: str) -> None:
-        """End the process, with `reason` as the error. Called once."""
+    def _abort_start(self, reason: str, status: int) -> None:
+        """End the process with `status`, and `reason` as the error. Called once."""
         raise NotImplementedError

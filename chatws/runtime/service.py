@@ -260,8 +260,8 @@ class ChatwsService(RootService):
             log.info("the demo: open http://localhost:{port}/ in two windows", port=getattr(host, "port", "?"))
         self._started()
 
-    def _abort_start(self, reason: str) -> None:
-        exit_with_error(self.reactor, reason)
+    def _abort_start(self, reason: str, status: int) -> None:
+        exit_with_error(self.reactor, reason, status)
 
     def _push_secret(self) -> bytes | None:
         return self._secret

@@ -20,8 +20,8 @@ __all__ = ["exit_with_error", "install_sigterm_handler"]
 log = Logger()
 
 
-def exit_with_error(reactor: Reactor, message: str) -> None:
-    """Stop a running server that cannot do its work: one line on stderr, exit status 1.
+def exit_with_error(reactor: Reactor, message: str, status: int) -> None:
+    """Stop a running server that cannot do its work: one line on stderr, and an exit status.
 
     A daemon has lost its terminal by then, and the line is in the log only.
     """
@@ -31,7 +31,7 @@ def exit_with_error(reactor: Reactor, message: str) -> None:
     terminal.finish()
 
     def leave() -> None:
-        os._exit(1)  # the log is written by now
+        os._exit(status)  # the log is written by now
 
     # twistd has no way to choose its exit status. Its pidfile is removed and its log closed before atexit
     atexit.register(leave)

@@ -1,4 +1,4 @@
-"""Makes `twistd chatws`, started as a daemon, wait until the server serves, and end with status 1 when it cannot.
+"""Makes `twistd chatws`, started as a daemon, wait until the server serves, and end with its status when it cannot.
 
 twistd forks before it starts the services. Its first process waits for a pipe, into which the daemon writes as soon as
 `startService` has returned. The event history (Redis, PostgreSQL, SQLite) has not answered by then, so that a server
@@ -20,7 +20,6 @@ from chatws.runtime.signals import process_signals
 __all__ = ["StartReport"]
 
 _STARTED = b"0"
-_FAILED = b"1 "
 
 
 class StartReport:
@@ -49,12 +48,13 @@ class StartReport:
         """Report that the server serves."""
         self._set(_STARTED)
 
-    def failed(self, reason: str) -> None:
+    def failed(self, reason: str, status: int) -> None:
         """Report that it cannot start.
 
         :param reason: one line that says what to do.
+        :param status: the exit status.
         """
-        self._set(_FAILED + reason.encode("utf-8", "replace"))
+        self._set(b"%d %s" % (status, reason.encode("utf-8", "replace")))
 
     def _set(self, outcome: bytes) -> None:
         if self._outcome is None:
@@ -109,10 +109,10 @@ def _wait(pipe: int) -> int:
         outcome += part
     if outcome == _STARTED:
         return 0
-    # twistd itself reports an exception of Python in the same form
-    reason = outcome.removeprefix(_FAILED).decode("utf-8", "replace")
+    # twistd itself reports an exception of Python in the same form, with the status 1
+    status, _, reason = outcome.decode("utf-8", "replace").partition(" ")
     reason = " ".join(reason.split()) or "the daemon ended while it started: its log says why"
     if sys.__stderr__ is not None:
         sys.__stderr__.write(f"twistd chatws: {reason}\n")
         sys.__stderr__.flush()
-    return 1
+    return int(status) if status.isdecimal() else 1

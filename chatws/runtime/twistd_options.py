@@ -15,7 +15,7 @@ from typing import Any
 
 from twisted.python.reflect import namedAny
 
-from chatws.errors import ConfigError
+from chatws.errors import ConfigError, StartError
 
 __all__ = ["check_pidfile", "check_twistd_options", "log_path"]
 
@@ -101,7 +101,7 @@ def check_pidfile(options: Mapping[str, Any]) -> None:
         # otherwise the process is another user's
     except (ValueError, OverflowError):
         raise ConfigError(f"--pidfile: {path} does not hold a process id: delete it, or name another file") from None
-    raise ConfigError(
+    raise StartError(
         f"--pidfile: process {pid}, which {path} names, is running: stop it first, or give this server a --pidfile of "
         "its own; if that process is another program, delete the file"
     )

@@ -24,9 +24,9 @@ from twisted.logger import (
 )
 from twisted.python.failure import Failure
 
-from chatws.errors import ConfigError
+from chatws.errors import ConfigError, StartError
 from chatws.interfaces import ListeningPort, Reactor, default_reactor
-from chatws.net.sockets import shown_address, shown_path
+from chatws.net.sockets import TEMPORARY_BIND_ERRORS, shown_address, shown_path
 from chatws.runtime.file_budget import selectable_files
 from chatws.runtime.log_writer import LogWriter, StreamOutput
 from chatws.server.accept_log import AcceptLog
@@ -158,7 +158,8 @@ class IoServer(Service):
             except Exception as error:
                 await self.stop_listening()
                 if isinstance(error, CannotListenError):
-                    raise ConfigError(describe_bind_error(error)) from None
+                    is_temporary = getattr(error.socketError, "errno", None) in TEMPORARY_BIND_ERRORS
+                    raise (StartError if is_temporary else ConfigError)(describe_bind_error(error)) from None
                 raise
 
     def stop_listening(self) -> Deferred[None]:

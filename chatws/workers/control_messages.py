@@ -104,9 +104,11 @@ class Failed(msgspec.Struct, array_like=True, tag=2):
     """Report that the worker cannot start, and ends.
 
     :ivar reason: one line for the operator.
+    :ivar status: the exit status.
     """
 
     reason: str
+    status: int
 
 
 class Family(msgspec.Struct, array_like=True):

@@ -16,7 +16,7 @@ from chatws.brokers.base import BaseBroker, requires_open
 from chatws.brokers.interface import Audience, Event, EventHandler, LeaseResult, NewEvent
 from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
-from chatws.errors import ConfigError, Unavailable
+from chatws.errors import StartError, Unavailable
 from chatws.ids import Id
 from chatws.workers import ipc_messages as wire
 from chatws.workers.ipc import IpcConnection
@@ -64,7 +64,7 @@ class IpcBroker(BaseBroker):
         try:
             reply = await self._ask(wire.StartRequest)
         except Unavailable as error:
-            raise ConfigError(f"broker: {error.message}") from None
+            raise StartError(f"broker: {error.message}") from None
         self.epoch = reply.epoch
         self._open = True
 

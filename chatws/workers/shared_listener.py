@@ -18,7 +18,6 @@ from typing import Any
 
 from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
 
-from chatws.errors import ConfigError
 from chatws.interfaces import Reactor
 from chatws.net.endpoints import INTERNET, check_endpoint
 from chatws.net.listeners import (
@@ -113,7 +112,7 @@ def bind_listener(name: str, description: str, source: str, workers: int) -> Sha
     except OSError as error:
         for listening in sockets:
             listening.close()
-        raise ConfigError(f"{source}: {cannot_listen(endpoint, error)}") from None
+        raise cannot_listen(endpoint, source, error) from None
     return SharedListener(name, description, source, sockets, tls)
 
 

@@ -114,8 +114,8 @@ class Supervisor(RootService):
             self._monitors = IoServer(site, endpoints, self._reactor)
             await self._monitors.listen()
 
-    def _abort_start(self, reason: str) -> None:
-        exit_with_error(self._reactor, reason)
+    def _abort_start(self, reason: str, status: int) -> None:
+        exit_with_error(self._reactor, reason, status)
 
     # Reports of the workers
 
@@ -138,10 +138,10 @@ class Supervisor(RootService):
                 log.info("metrics are on {where}", where=shown_addresses(self._monitors.ports))
             self._started()
 
-    def failed(self, worker: WorkerProcess, reason: str) -> None:
+    def failed(self, worker: WorkerProcess, reason: str, status: int) -> None:
         """See `WorkerEvents`."""
         if self._state == "starting":
-            self._fail(reason)
+            self._fail(reason, status)
         else:
             log.error("worker {worker} cannot start: {reason}", worker=worker.number, reason=reason)
 
@@ -150,7 +150,7 @@ class Supervisor(RootService):
         if self._all_ended is not None:
             self._check_all_ended()
         elif self._state == "starting":
-            self._fail(f"worker {worker.number} {outcome} before it could serve: see the log")
+            self._fail(f"worker {worker.number} {outcome} before it could serve: see the log", 1)
         else:
             pause = worker.start_later()
             log.error(

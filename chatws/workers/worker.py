@@ -63,8 +63,8 @@ class _WorkerServer(ChatwsService):
     def _started(self) -> None:
         self._worker.send(control_messages.Running())
 
-    def _abort_start(self, reason: str) -> None:
-        self._worker.fail(reason)
+    def _abort_start(self, reason: str, status: int) -> None:
+        self._worker.fail(reason, status)
 
 
 class Worker:
@@ -92,10 +92,10 @@ class Worker:
         """Send the supervisor one of the messages of `chatws.workers.control_messages`."""
         self._channel.send(control_messages.encode(message))
 
-    def fail(self, reason: str) -> None:
-        """Report to the supervisor that this worker cannot start, and end the process."""
-        self.status = 1
-        self.send(control_messages.Failed(reason))
+    def fail(self, reason: str, status: int) -> None:
+        """Report to the supervisor that this worker cannot start, and end the process with `status`."""
+        self.status = status
+        self.send(control_messages.Failed(reason, status))
         self._channel.close()  # sends the message first; `_on_channel_lost` then stops the reactor
 
     def _on_channel_lost(self) -> None:
@@ -131,10 +131,12 @@ class Worker:
     def _serve(self, setup: control_messages.Setup) -> None:
         try:
             server = _WorkerServer(self, setup, self._reactor)
+        except ConfigError as error:
+            self.fail(str(error), error.exit_status)
+            return
         except Exception as error:
-            if not isinstance(error, ConfigError):
-                log.failure("this worker cannot start")
-            self.fail(str(error))
+            log.failure("this worker cannot start")
+            self.fail(str(error), 1)
             return
         self._server = server
         self._reactor.addSystemEventTrigger("before", "shutdown", lambda: Deferred.fromCoroutine(self._stop(server)))

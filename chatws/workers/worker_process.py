@@ -59,8 +59,11 @@ class WorkerEvents(Protocol):
         """Note that the worker serves."""
         ...
 
-    def failed(self, worker: WorkerProcess, reason: str) -> None:
-        """Note that the worker cannot start, and ends."""
+    def failed(self, worker: WorkerProcess, reason: str, status: int) -> None:
+        """Note that the worker cannot start, and ends.
+
+        :param status: the exit status that the reason has for a server without workers.
+        """
         ...
 
     def on_exit(self, worker: WorkerProcess, outcome: str) -> None:
@@ -323,7 +326,7 @@ class WorkerProcess(ProcessProtocol):
         elif isinstance(message, control_messages.ReportAlive):
             self._unanswered = 0
         elif isinstance(message, control_messages.Failed):
-            self._owner.failed(self, message.reason)
+            self._owner.failed(self, message.reason, message.status)
         elif message.number in self._pending:  # else the request was cancelled
             response = message.families if isinstance(message, control_messages.Metrics) else message.problems
             self._pending.pop(message.number).callback(response)

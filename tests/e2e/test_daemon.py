@@ -84,10 +84,10 @@ BAD = [
 
 
 @pytest.mark.parametrize("mode", others_long([["-n"], []]), ids=["foreground", "daemon"])
-def test_operator_errors_are_one_line_and_status_1(mode: list[str], run: Run) -> None:
+def test_operator_errors_are_one_line_and_status_78(mode: list[str], run: Run) -> None:
     for words, line in BAD if mode else (BAD[0], BAD[-1]):
         done = run(*mode, "chatws", *words)
-        assert done.returncode == 1
+        assert done.returncode == 78
         assert done.stdout == ""
         (said,) = done.stderr.splitlines()
         assert said.startswith("twistd chatws: ")
@@ -130,7 +130,7 @@ STORES = [
 @pytest.mark.parametrize("mode", others_long([["-n"], []]), ids=["foreground", "daemon"])
 @pytest.mark.parametrize(("make", "option", "value", "named"), STORES, ids=[store[1] for store in STORES])
 @pytest.mark.parametrize("fault", ["in use by another process", "damaged"])
-def test_an_sqlite_file_that_cannot_be_used_is_one_line_and_status_1(
+def test_an_sqlite_file_that_cannot_be_used_is_one_line_and_its_status(
     mode: list[str], make: Callable[[Path], None], option: str, value: str, named: str, fault: str, run: Run
 ) -> None:
     path = run.directory / "one.db"
@@ -145,7 +145,7 @@ def test_an_sqlite_file_that_cannot_be_used_is_one_line_and_status_1(
             db.execute("BEGIN EXCLUSIVE")
         demo = ["--demo"] if option == "--demo-database" else []
         done = run(*mode, "chatws", "--port", "0", "--push-port", "0", "--auth-timeout", "0.5", *demo, option, value)
-    assert done.returncode == 1
+    assert done.returncode == (78 if fault == "damaged" else 1)
     assert done.stdout == ""
     said = [line for line in done.stderr.splitlines() if "--auth " not in line]
     assert len(said) == 1

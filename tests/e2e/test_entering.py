@@ -352,7 +352,7 @@ def refused(chatws_server: Start, *arguments: str, **environment: str) -> str:
     done = subprocess.run(
         server.command(), cwd=server.directory, env=server.environment, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 1
+    assert done.returncode == 78
     (line,) = done.stderr.strip().splitlines()
     return line
 

@@ -127,7 +127,7 @@ def test_a_missing_schema_is_one_line_and_the_upgraded_one_starts(
     done = subprocess.run(
         server.command(), cwd=server.directory, env=server.environment, capture_output=True, text=True, timeout=60
     )
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert "run `chatws db upgrade --broker URL`" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
 
@@ -175,6 +175,6 @@ def test_a_database_that_is_not_in_utf8_is_refused_before_anything_is_created(
     ended = subprocess.run(
         server.command(), cwd=server.directory, env=server.environment, capture_output=True, text=True, timeout=60
     )
-    assert ended.returncode == 1
+    assert ended.returncode == 78
     assert f"twistd chatws: {sentence}" in ended.stderr
     assert "Traceback" not in ended.stdout + ended.stderr

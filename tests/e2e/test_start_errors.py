@@ -1,4 +1,4 @@
-"""What the operator got wrong in twistd's own options, and what a daemon learns late: one line, and exit status 1."""
+"""What the operator got wrong in twistd's own options, and what a daemon learns late: one line and its exit status."""
 
 from __future__ import annotations
 
@@ -30,10 +30,14 @@ FOREGROUND_AND_DAEMON = pytest.mark.parametrize("mode", others_long([["-n"], []]
 NO_USER = 2**32 - 2
 
 
-def refused(run: Run, *words: str) -> str:
+#: The exit status of a configuration error (EX_CONFIG), and of a start that may succeed later.
+CONFIG_ERROR, START_ERROR = 78, 1
+
+
+def refused(run: Run, *words: str, status: int = CONFIG_ERROR) -> str:
     """The one line of a start that fails."""
     done = run(*words)
-    assert (done.returncode, done.stdout) == (1, ""), done.stderr
+    assert (done.returncode, done.stdout) == (status, ""), done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("twistd chatws: ")
     return line.removeprefix("twistd chatws: ")
@@ -69,7 +73,7 @@ def test_a_daemon_cannot_log_to_standard_output(run: Run) -> None:
 def test_a_pidfile_of_a_running_process_is_one_line(mode: list[str], run: Run) -> None:
     pidfile = run.directory / "pid"
     pidfile.write_text(str(os.getpid()))
-    line = refused(run, *mode, "--pidfile=pid", "chatws")
+    line = refused(run, *mode, "--pidfile=pid", "chatws", status=START_ERROR)
     assert line.startswith(
         f"--pidfile: process {os.getpid()}, which {pidfile} names, is running: stop it first, or give "
     )
@@ -196,9 +200,10 @@ def test_a_redis_that_does_not_answer_is_status_1(workers: str, mode: list[str],
 
 
 @FOREGROUND_AND_DAEMON
-def test_a_sqlite_file_that_is_damaged_is_status_1(mode: list[str], run: Run) -> None:
+def test_a_sqlite_file_that_is_damaged_is_status_78(mode: list[str], run: Run) -> None:
     damage(run.directory / "log.db")
-    line = refused_late(run, *mode, "chatws", "--port", "0", "--push-port", "0", "--broker", "sqlite:///log.db")
+    words = ["chatws", "--port", "0", "--push-port", "0", "--broker", "sqlite:///log.db"]
+    line = refused_late(run, *mode, *words, status=CONFIG_ERROR)
     assert "log.db" in line or "SQLite" in line
 
 
@@ -210,14 +215,25 @@ def test_a_sqlite_file_in_use_is_status_1(mode: list[str], run: Run, chatws_serv
     assert f"{path} is in use by another process" in line
 
 
-def refused_late(run: Run, *words: str) -> str:
+def refused_late(run: Run, *words: str, status: int = START_ERROR) -> str:
     """The line on standard error. In the foreground the log is on standard output."""
     done = run(*words)
-    assert done.returncode == 1, done.stderr
+    assert done.returncode == status, done.stderr
     (line,) = done.stderr.splitlines()
     assert line.startswith("twistd chatws: ")
     assert run.pid is None
     return line
+
+
+def test_the_first_process_of_a_daemon_ends_with_its_status(capfd: pytest.CaptureFixture[str]) -> None:
+    reading, writing = os.pipe()
+    report = StartReport({"nodaemon": True, "statusPipe": writing})
+    report.take_over()
+    report.failed("no schema", CONFIG_ERROR)
+    os.close(writing)
+    assert _wait(reading) == CONFIG_ERROR
+    os.close(reading)
+    assert capfd.readouterr().err == "twistd chatws: no schema\n"
 
 
 def test_a_daemon_that_ends_without_a_word_is_status_1(capfd: pytest.CaptureFixture[str]) -> None:
@@ -232,7 +248,7 @@ def test_the_first_outcome_of_a_start_is_the_one_that_is_reported() -> None:
     reading, writing = os.pipe()
     options = {"nodaemon": True, "statusPipe": writing}
     report = StartReport(options)
-    report.failed("no port")
+    report.failed("no port", START_ERROR)
     report.started()
     report.take_over()
     assert options == {"nodaemon": True}, "twistd reports nothing by itself"

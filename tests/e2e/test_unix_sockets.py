@@ -94,13 +94,13 @@ def test_a_socket_of_a_living_server_is_one_line_and_status_1(
         ("x" * 200, "AF_UNIX path too long: the longest path of a Unix socket has 107 bytes"),
     ],
 )
-def test_a_path_that_cannot_be_opened_is_one_line_and_status_1(
+def test_a_path_that_cannot_be_opened_is_one_line_and_status_78(
     tmp_path: Path, mode: list[str], path: str, reason: str
 ) -> None:
     (tmp_path / "file").write_text("kept")
     done = run(tmp_path, *mode, "chatws", "--push-listen", f"unix:{path}", *free_ports("--push-listen"))
     line = f"--push-listen: cannot listen on unix:{path}: {reason}"
-    assert (done.returncode, done.stdout + done.stderr) == (1, f"twistd chatws: {line}\n")
+    assert (done.returncode, done.stdout + done.stderr) == (78, f"twistd chatws: {line}\n")
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -108,7 +108,7 @@ def test_a_path_that_cannot_be_opened_is_one_line_and_status_1(
     ("path", "more"),
     others_long([("push.sock", []), ("none/push.sock", []), ("push.sock", ["--workers", "2"])]),
 )
-def test_a_path_that_cannot_be_opened_once_it_is_a_daemon_is_one_line_and_status_1(
+def test_a_path_that_cannot_be_opened_once_it_is_a_daemon_is_one_line_and_status_78(
     tmp_path: Path, path: str, more: list[str]
 ) -> None:
     """The path is free where the command runs, and not in the directory that the daemon changes to."""
@@ -117,7 +117,7 @@ def test_a_path_that_cannot_be_opened_once_it_is_a_daemon_is_one_line_and_status
     (tmp_path / "run" / "push.sock").write_text("kept")
     words = ["chatws", "--port", "0", "--push-listen", f"unix:{path}", *more]
     done = run(tmp_path, "--rundir", "run", "--logfile", str(tmp_path / "log"), *words)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (78, "")
     (line,) = done.stderr.splitlines()
     assert line.startswith("twistd chatws: ")
     assert path in line

@@ -340,7 +340,7 @@ def test_a_worker_s_start_error_is_one_line(tmp_path: Path) -> None:
             [*twistd_command(), "-n", "--pidfile=", "chatws", "--workers", "2", *words],
             cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60,
         )  # fmt: skip
-        assert done.returncode == 1
+        assert done.returncode == 78
         (line,) = done.stderr.splitlines()
         return line
 

@@ -12,7 +12,7 @@ from importlib.resources import files
 from chatws.database.interface import QueryFailed
 from chatws.database.migrations import Migration, require_utf8
 from chatws.database.postgres_pool import PostgresDatabase
-from chatws.errors import ConfigError, Unavailable
+from chatws.errors import ConfigError, StartError, Unavailable
 
 __all__ = ["check", "migrations"]
 
@@ -55,7 +55,7 @@ async def check(database: PostgresDatabase) -> None:
     except QueryFailed as error:
         raise ConfigError(f"broker: {error}") from None
     except Unavailable as error:
-        raise ConfigError(f"broker: PostgreSQL cannot be asked: {database.problem or error}") from None
+        raise StartError(f"broker: PostgreSQL cannot be asked: {database.problem or error}") from None
     if not rows:
         raise ConfigError(f"broker: the database has no schema chatws yet: {_UPGRADE}")
     if rows[0]["number"] < latest:

@@ -21,7 +21,7 @@ from chatws.brokers.redis.scripts import VERIFY, KeyNames
 from chatws.brokers.redis.sentinel import find_master
 from chatws.brokers.redis.session import RedisSession, open_session
 from chatws.brokers.redis.url import RedisUrl
-from chatws.errors import ConfigError
+from chatws.errors import ConfigError, StartError
 from chatws.interfaces import Reactor, zope_clock
 from chatws.runtime.backoff import backoff
 
@@ -85,7 +85,7 @@ class SessionManager:
 
     def _not_started(self, failure: Failure) -> None:
         if isinstance(failure.value, CancelledError):
-            raise ConfigError("--broker: stopped before Redis was reached")
+            raise StartError("--broker: stopped before Redis was reached")
         failure.raiseException()
 
     async def _start(self) -> None:
@@ -99,9 +99,8 @@ class SessionManager:
                 pause = backoff(attempt, FIRST_PAUSE, LONGEST_PAUSE)
                 is_final = isinstance(error, CommandError) and error.code in _FINAL
                 if is_final or self._reactor.seconds() + pause > deadline:
-                    raise ConfigError(
-                        f"--broker: Redis at {self._url.name} cannot be used: {one_line(error)}"
-                    ) from None
+                    error_type = ConfigError if is_final else StartError
+                    raise error_type(f"--broker: Redis at {self._url.name} cannot be used: {one_line(error)}") from None
             attempt += 1
             await deferLater(zope_clock(self._reactor), pause)
         self._running = Deferred.fromCoroutine(self._keep_going(session))

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 
 from chatws.brokers.sqlite.space import is_full
-from chatws.errors import ConfigError
+from chatws.errors import ConfigError, StartError
 
 __all__ = ["connect", "is_empty", "to_config_error"]
 
@@ -22,9 +23,10 @@ def connect(path: str, *, create: bool) -> sqlite3.Connection:
             _create_private(path)
         return sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     except OSError as error:
-        raise ConfigError(f"broker: cannot open {path}: {error.strerror}") from error
+        error_type = StartError if error.errno == errno.ENOSPC else ConfigError
+        raise error_type(f"broker: cannot open {path}: {error.strerror}") from error
     except sqlite3.Error as error:
-        raise ConfigError(f"broker: cannot open {path}: {error}") from error
+        raise to_config_error(path, error) from error
 
 
 def is_empty(path: str) -> bool:
@@ -50,12 +52,12 @@ def to_config_error(path: str, error: sqlite3.Error) -> ConfigError:
     """Return the error of a file that could not be opened, in the operator's words."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF  # without the extended code
     if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return ConfigError(f"broker: {path} is in use by another process")
+        return StartError(f"broker: {path} is in use by another process")
     if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
         return ConfigError(
             f"broker: {path} is damaged or no SQLite database ({error}); "
             "move it away to start a new history, after which browsers reload what they show"
         )
     if is_full(error):
-        return ConfigError(f"broker: cannot open {path}: the disk is full; free some space")
+        return StartError(f"broker: cannot open {path}: the disk is full; free some space")
     return ConfigError(f"broker: cannot open {path}: {error}")
