@@ -8,8 +8,8 @@ therefore noticed without any traffic.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -25,6 +25,7 @@ from chatws.runtime.measurements import Histogram
 __all__ = ["PROBE_INTERVAL", "MeasuredBroker", "make_probe"]
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
 log = Logger()
 
@@ -93,31 +94,31 @@ class MeasuredBroker:
 
     def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
         """See `Broker.publish`."""
-        return self._measured("publish", self._broker.publish(new_events))
+        return self._measured("publish", self._broker.publish, new_events)
 
     def read(self, after: int, limit: int) -> Deferred[list[Event]]:
         """See `Broker.read`."""
-        return self._measured("read", self._broker.read(after, limit))
+        return self._measured("read", self._broker.read, after, limit)
 
     def offset_range(self) -> Deferred[tuple[int, int]]:
         """See `Broker.offset_range`."""
-        return self._measured("offset_range", self._broker.offset_range())
+        return self._measured("offset_range", self._broker.offset_range)
 
     def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
-        return self._measured("lease", self._broker.lease(node, connection_counts, seconds))
+        return self._measured("lease", self._broker.lease, node, connection_counts, seconds)
 
     def online(self) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return self._measured("online", self._broker.online())
+        return self._measured("online", self._broker.online)
 
     def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
         """See `Broker.add_webhooks`."""
-        return self._measured("add_webhooks", self._broker.add_webhooks(webhooks, reset=reset))
+        return self._measured("add_webhooks", self._broker.add_webhooks, webhooks, reset=reset)
 
     def exchange_webhooks(self, request: WebhookRequest) -> Deferred[WebhookReply]:
         """See `Broker.exchange_webhooks`."""
-        return self._measured("exchange_webhooks", self._broker.exchange_webhooks(request))
+        return self._measured("exchange_webhooks", self._broker.exchange_webhooks, request)
 
     async def check(self) -> None:
         """Check that the broker responds, and that it stores events.
@@ -128,12 +129,12 @@ class MeasuredBroker:
             raise Unavailable(self.problem)
         await self.offset_range()
 
-    def _measured(self, kind: str, result: Deferred[T]) -> Deferred[T]:
-        return result.addCallbacks(
-            self._succeeded,
-            self._failed,
-            callbackArgs=(kind, self._clock.seconds()),
-            errbackArgs=(kind, self._clock.seconds()),
+    def _measured(
+        self, kind: str, call: Callable[P, Deferred[T]], *arguments: P.args, **named: P.kwargs
+    ) -> Deferred[T]:
+        started = self._clock.seconds()  # an engine in this process may respond before the call returns
+        return call(*arguments, **named).addCallbacks(
+            self._succeeded, self._failed, callbackArgs=(kind, started), errbackArgs=(kind, started)
         )
 
     def _succeeded(self, result: T, kind: str, started: float) -> T:
