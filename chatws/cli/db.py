@@ -7,21 +7,22 @@ import json
 import os
 from typing import Any
 
-from chatws.brokers.postgres.schema import migrations
+from chatws.brokers.postgres.schema import describe_problem, migrations
 from chatws.cli.output import Output, count
 from chatws.config.loader import load
 from chatws.config.validate import database_url
 from chatws.database.migrations import applied, apply, transaction
 from chatws.errors import ConfigError
 from chatws.outbox.dialects import DIALECTS
-from chatws.outbox.migrations import VERSION, outbox_version, upgrade_outbox
+from chatws.outbox.migrations import LATER_VERSION, VERSION, outbox_version, upgrade_outbox
 
 HELP = "bring the schema of the PostgreSQL broker and the tables of the outbox up to date"
 DESCRIPTION = """\
 `upgrade` creates the schema `chatws` in the database of a postgresql:// broker, or brings it up to date, in one
 transaction. It changes nothing if the schema is up to date. With a configuration file it also stores [audience], for
 chatws.publish. Run it before you start the first node of a new version. Nodes of the previous version keep running.
-`status` lists the migrations. Its exit status is 1 if an upgrade is due.
+`status` lists the migrations. Its exit status is 1 if an upgrade is due, or if the schema is of a later version that
+this version of chatws cannot use.
 
 With --database, or with `outbox` in the configuration, `upgrade` also creates the tables of the outbox in the
 application's database (MySQL, MariaDB, PostgreSQL, SQLite).
@@ -74,6 +75,8 @@ def _outbox(action: str, url: str, prefix: str, output: Output) -> int:
     if action == "status":
         version = outbox_version(url, prefix)
         state = "up to date" if version == VERSION else "missing: chatws db upgrade"
+        if version > VERSION:
+            state = LATER_VERSION
         output.result({"outbox": version}, f"the tables of the outbox are {state}")
         return 0 if version == VERSION else 1
     changed = upgrade_outbox(url, prefix)
@@ -97,12 +100,17 @@ def _status(cursor: Any, output: Output) -> int:
     done = applied(cursor, SCHEMA)
     numbers = {migration.number for migration in done}
     missing = [migration for migration in migrations() if migration.number not in numbers]
+    problem = describe_problem(done[-1].number, done[-1].needs) if done else describe_problem(0, 0)
     lines = [f"{migration.number:04} {migration.name}  since {migration.at}" for migration in done]
     lines += [f"{migration.number:04} {migration.name}  missing" for migration in missing]
-    lines.append(f"{count(len(missing), 'migration')} to apply: chatws db upgrade" if missing else "up to date")
+    if missing:
+        lines.append(f"{count(len(missing), 'migration')} to apply: chatws db upgrade")
+    else:
+        lines.append(f"this version of chatws cannot use it: {problem}" if problem else "up to date")
     status = {
         "applied": [f"{migration.number:04} {migration.name}" for migration in done],
         "missing": [f"{migration.number:04} {migration.name}" for migration in missing],
+        "problem": problem,
     }
     output.result(status, "\n".join(lines))
-    return 1 if missing else 0
+    return 1 if missing or problem else 0

@@ -47,11 +47,13 @@ class Applied(NamedTuple):
     """A migration that has been applied.
 
     :ivar at: when, as PostgreSQL writes it.
+    :ivar needs: see `Migration`.
     """
 
     number: int
     name: str
     at: str
+    needs: int
 
 
 @contextmanager
@@ -95,7 +97,7 @@ def applied(cursor: Any, schema: str) -> list[Applied]:
     cursor.execute("SELECT to_regclass(%s) IS NOT NULL", (f"{schema}.migrations",))
     if not cursor.fetchone()[0]:
         return []
-    cursor.execute(f"SELECT number, name, applied_at::text FROM {schema}.migrations ORDER BY number")
+    cursor.execute(f"SELECT number, name, applied_at::text, needs FROM {schema}.migrations ORDER BY number")
     return [Applied(*row) for row in cursor.fetchall()]
 
 

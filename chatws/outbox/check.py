@@ -8,7 +8,7 @@ from contextlib import suppress
 from chatws.database.blocking import blocking_connection
 from chatws.errors import ConfigError
 from chatws.outbox.dialects import NOT_EXCLUSIVE, NOT_INNODB, SEVERAL_WRITERS, dialect_of
-from chatws.outbox.migrations import VERSION, outbox_version
+from chatws.outbox.migrations import LATER_VERSION, VERSION, outbox_version
 from chatws.outbox.session import is_single_writer
 
 __all__ = ["check_outbox"]
@@ -21,7 +21,10 @@ def check_outbox(url: str, prefix: str, timeout: float) -> None:
     :raises ConfigError: they cannot be used. The message has the remedy.
     """
     dialect = dialect_of(url)
-    if outbox_version(url, prefix) != VERSION:
+    version = outbox_version(url, prefix)
+    if version > VERSION:
+        raise ConfigError(f"--outbox: its tables are {LATER_VERSION}")
+    if version != VERSION:
         raise ConfigError("--outbox: its tables are missing or older: run chatws db upgrade --database URL")
     lock = dialect.lock.replace("%(name)s", f"'chatws:check:{secrets.token_hex(8)}'")
     with blocking_connection(url, timeout) as run, blocking_connection(url, timeout) as run_other:

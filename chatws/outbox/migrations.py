@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 
 from chatws.database.blocking import Run, blocking_connection
+from chatws.errors import ConfigError
 from chatws.outbox.dialects import check_prefix, dialect_of
 
-__all__ = ["VERSION", "outbox_version", "upgrade_outbox"]
+__all__ = ["LATER_VERSION", "VERSION", "outbox_version", "upgrade_outbox"]
 
 #: Of the tables. A later version adds statements, and raises it.
 VERSION = 1
+LATER_VERSION = "of a later version: install that version of chatws"
 #: Seconds for a statement.
 TIMEOUT = 60.0
 
@@ -18,12 +20,15 @@ TIMEOUT = 60.0
 def upgrade_outbox(url: str, prefix: str) -> bool:
     """Create the tables that are missing, and return whether anything was changed. Idempotent.
 
-    :raises ConfigError: the database is unreachable, or rejected a statement.
+    :raises ConfigError: the database is unreachable, or rejected a statement, or its tables are of a later version.
     """
     check_prefix(prefix)
     with blocking_connection(url, TIMEOUT) as run:
-        if _version(run, prefix) == VERSION:
+        version = _version(run, prefix)
+        if version == VERSION:
             return False
+        if version > VERSION:
+            raise ConfigError(f"the tables of the outbox are {LATER_VERSION}")
         for statement in dialect_of(url).tables:
             run(statement.format(p=prefix))
         if not run(f"SELECT version FROM {prefix}chatws_schema"):

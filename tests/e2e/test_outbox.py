@@ -168,6 +168,17 @@ def test_another_node_sends_within_seconds_of_a_kill(chatws_server: Start, shop:
     assert "this node holds the outbox" in second.log
 
 
+def test_tables_of_a_later_version_are_reported_and_left_alone(shop: Mysql) -> None:
+    shop.run("UPDATE chatws_schema SET version = 99")
+    later = "of a later version: install that version of chatws"
+    done = chatws("db", "status", "--database", shop.url)
+    assert (done.returncode, done.stdout) == (1, f"the tables of the outbox are {later}\n")
+    for words in (("db", "upgrade", "--database", shop.url), ("check",)):
+        done = chatws(*words, CHATWS_DATABASE=url(shop), CHATWS_OUTBOX="true", CHATWS_USER_QUERY="SELECT 5 AS user_id")
+        assert done.returncode == 1
+        assert done.stderr.endswith(f"{later}\n")
+
+
 def test_check_reports_the_outbox_with_the_privileges_of_the_guide(shop: Mysql) -> None:
     query = "SELECT id AS user_id FROM users WHERE id = %(user_id)s"
     done = chatws("check", CHATWS_DATABASE=url(shop), CHATWS_OUTBOX="true", CHATWS_USER_QUERY=query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import Any
 import psycopg2
 import pytest
 
+from chatws.brokers.postgres.schema import migrations
 from tests.e2e.conftest import Server
 from tests.e2e.test_command import chatws
 from tests.e2e.test_readme import block
@@ -136,11 +138,14 @@ def test_a_missing_schema_is_one_line_and_the_upgraded_one_starts(
         return done.returncode, done.stdout
 
     assert db("status")[0] == 1
-    assert db("upgrade", "--json") == (
-        0,
-        '{"applied":["0001 log","0002 publishing","0003 presence","0004 names","0005 contacts"],"version":5}\n',
-    )
-    assert db("upgrade") == (0, "nothing to do: the schema is at 0005\n")
+    latest = migrations()[-1].number
+    status, output = db("upgrade", "--json")
+    assert status == 0
+    assert json.loads(output) == {
+        "applied": [f"{migration.number:04} {migration.name}" for migration in migrations()],
+        "version": latest,
+    }
+    assert db("upgrade") == (0, f"nothing to do: the schema is at {latest:04}\n")
     assert db("status")[0] == 0
     config = server.directory / "chatws.toml"
     config.write_text('[audience]\nnew_message = "everyone"\n"order.paid" = "user"\n')
@@ -153,6 +158,28 @@ def test_a_missing_schema_is_one_line_and_the_upgraded_one_starts(
     with server.agent(5) as ana:
         in_transaction(url, """SELECT chatws.publish('order.paid', '{"user_id":5}')""")
         ana.expect("order.paid")
+
+
+def test_status_reports_a_later_schema_that_the_node_refuses(chatws_server: Start, postgres_logs: PostgresLogs) -> None:
+    url = postgres_logs.server.new_log()
+
+    def status() -> tuple[int, str]:
+        done = chatws("db", "status", CHATWS_BROKER=url)
+        return done.returncode, done.stdout.splitlines()[-1]
+
+    assert status() == (0, "up to date")
+    later = "INSERT INTO chatws.migrations (number, name, needs) VALUES ({0}, 'later', {1})"
+    postgres_logs.server.run(later.format(98, 1), url)
+    assert status() == (0, "up to date"), "this version can use it"
+    postgres_logs.server.run(later.format(99, 99), url)
+    problem = "the schema chatws is of a later version: install that version of chatws"
+    assert status() == (1, f"this version of chatws cannot use it: {problem}")
+    server = start(chatws_server, url, start=False)
+    done = subprocess.run(
+        server.command(), cwd=server.directory, env=server.environment, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 78
+    assert done.stderr == f"twistd chatws: broker: {problem}\n"
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252"])

@@ -14,7 +14,7 @@ from chatws.database.migrations import Migration, require_utf8
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import ConfigError, StartError, Unavailable
 
-__all__ = ["check", "migrations"]
+__all__ = ["check", "describe_problem", "migrations"]
 
 _FILE = re.compile(r"(\d{4})_(\w+)\.sql")
 _KNOWS = re.compile(r"^-- Programs that know migration (\d+) or a later one can work with it\.$", re.MULTILINE)
@@ -34,12 +34,27 @@ def migrations() -> list[Migration]:
     return sorted(result)
 
 
+def describe_problem(number: int, needs: int) -> str:
+    """Return why this program cannot work with a schema, and what to do. Empty if it can.
+
+    :param number: the last migration that has been applied; 0 if there is none.
+    :param needs: the latest migration that a program must know to work with the schema.
+    """
+    latest = migrations()[-1].number
+    if not number:
+        return f"the database has no schema chatws yet: {_UPGRADE}"
+    if number < latest:
+        return f"the schema chatws is of an earlier version: {_UPGRADE}"
+    if needs > latest:
+        return "the schema chatws is of a later version: install that version of chatws"
+    return ""
+
+
 async def check(database: PostgresDatabase) -> None:
     """Check the schema of the database.
 
     :raises ConfigError: it cannot be reached, or its schema is not one that this program can use.
     """
-    latest = migrations()[-1].number
     try:
         [basics] = await database.query(
             "SELECT to_regclass('chatws.migrations') IS NOT NULL AS there, getdatabaseencoding() AS encoding, "
@@ -56,9 +71,6 @@ async def check(database: PostgresDatabase) -> None:
         raise ConfigError(f"broker: {error}") from None
     except Unavailable as error:
         raise StartError(f"broker: PostgreSQL cannot be asked: {database.problem or error}") from None
-    if not rows:
-        raise ConfigError(f"broker: the database has no schema chatws yet: {_UPGRADE}")
-    if rows[0]["number"] < latest:
-        raise ConfigError(f"broker: the schema chatws is of an earlier version: {_UPGRADE}")
-    if rows[0]["needs"] > latest:
-        raise ConfigError("broker: the schema chatws is of a later version: install that version of chatws")
+    problem = describe_problem(rows[0]["number"], rows[0]["needs"]) if rows else describe_problem(0, 0)
+    if problem:
+        raise ConfigError(f"broker: {problem}")
