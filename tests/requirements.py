@@ -21,6 +21,8 @@ from chatws.server.io_uring import Ring
 
 #: Debian package → the program that shows it is there. `.ci/test-deps` installs the same packages.
 PROGRAMS = {
+    "apache2": "apache2",
+    "caddy": "caddy",
     "chromium": "chromium",
     "composer": "composer",
     "faketime": "faketime",
@@ -34,6 +36,7 @@ PROGRAMS = {
     "nodejs": "node",
     "openssl": "openssl",
     "php-cli": "php",
+    "pgbouncer": "pgbouncer",
     "prometheus": "promtool",
     "postgresql": "pg_ctl",
     "redis-server": "redis-server",

@@ -29,6 +29,7 @@ from tests.e2e.process import Command, Program, clean_environment, free_port
 from tests.e2e.test_signals import BLOCKED, env_can_block
 from tests.e2e.wire import DEADLINE, Backend, Browser, until
 from tests.requirements import find_program, needs
+from tests.test_systemd import Manager
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVICE = ROOT / "deploy/systemd/chatws.service"
@@ -229,6 +230,8 @@ class Activated(Program):
         self._launch = [sys.executable, "-c", LAUNCHER, str(len(numbers)), *map(str, numbers)]
         configuration(directory)
         self.environment["CHATWS_DRAIN_TIMEOUT"] = "0.2"
+        self.manager = Manager(str(directory / "notify"))
+        self.environment["NOTIFY_SOCKET"] = str(directory / "notify")
 
     def command(self) -> list[str]:
         words = [word.replace("/etc/chatws", str(self.directory)) for word in exec_start()]
@@ -251,6 +254,7 @@ def activated(tmp_path: Path) -> Iterator[Activated]:
         one.stop()
     for each in one.sockets:
         each.close()
+    one.manager.close()
 
 
 def test_connections_before_the_service_starts_are_served(activated: Activated) -> None:
@@ -302,6 +306,8 @@ def shipped_configuration_path(name: str) -> str:
 
 def test_a_restart_under_systemd_sockets_refuses_no_connection(activated: Activated) -> None:
     activated.start()
+    assert unit(SERVICE)["Service"]["Type"] == ["notify"]
+    until(lambda: activated.manager.states == ["READY=1"], "systemd to hear that it serves")
     problems: list[BaseException] = []
     served: list[int] = []
     over = threading.Event()
@@ -326,6 +332,7 @@ def test_a_restart_under_systemd_sockets_refuses_no_connection(activated: Activa
             until(lambda: len(served) > 2, "the first answers")
             assert activated.stop() == 0
             assert before.expect_close()[0] == 4012
+            assert activated.manager.states == ["READY=1", "STOPPING=1"]
             assert os.stat(activated.push_path).st_mode & 0o777 == 0o660, "as the socket unit has it"
             # nobody runs: both doors are open all the same, and what is written waits
             with Backend(activated.push_path) as patient:

@@ -33,6 +33,7 @@ LEAVES = [
         "shutdown",
         "signals",
         "streams",
+        "systemd",
         "threads",
         "throttled_log",
     )

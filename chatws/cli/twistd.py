@@ -192,6 +192,7 @@ def makeService(options: Options) -> Service:
     from chatws.runtime.clock import ClockWatch, use_monotonic_clock
     from chatws.runtime.resolver import use_own_threads
     from chatws.runtime.root_service import RootService
+    from chatws.runtime.systemd import SystemdNotifier
 
     use_monotonic_clock(reactor)
     use_own_threads(reactor)
@@ -218,6 +219,7 @@ def makeService(options: Options) -> Service:
     except ConfigError as error:
         _exit_with_error(str(error), error.exit_status)
     root.clock_watch = ClockWatch(reactor)
+    root.systemd = SystemdNotifier(os.environ, reactor)
     if log is not None:
         log.writer.run_in(reactor)
         root.log_observer = log

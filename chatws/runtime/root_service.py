@@ -13,6 +13,7 @@ from chatws.config.schema import Config
 from chatws.errors import ConfigError
 from chatws.runtime.clock import ClockWatch
 from chatws.runtime.start_report import StartReport
+from chatws.runtime.systemd import SystemdNotifier
 
 __all__ = ["RootService"]
 
@@ -24,12 +25,14 @@ class RootService(Service):
 
     :ivar start_report: tells the process that started a daemon whether it serves; None where twistd does not run this.
     :ivar log_observer: for the log of the twistd that runs this; None where something else runs it.
+    :ivar systemd: notifies systemd; None in workers and embedded servers.
     :ivar clock_watch: warns about a changed system clock while the service runs; None in workers and embedded servers.
     """
 
     config: Config
     log_observer: Any = None
     start_report: StartReport | None = None
+    systemd: SystemdNotifier | None = None
     clock_watch: ClockWatch | None = None
     _bound: Deferred[None] | None = None
     _failing = False
@@ -67,6 +70,8 @@ class RootService(Service):
     def stopService(self) -> Any:
         """See `IService`. A start that is under way ends without an error."""
         self._stopping = True
+        if self.systemd is not None:
+            self.systemd.stopping()
         if self.clock_watch is not None:
             self.clock_watch.stop()
         return super().stopService()  # type: ignore[no-untyped-call]
@@ -113,6 +118,8 @@ class RootService(Service):
         """Report that the server serves."""
         if self.start_report is not None:
             self.start_report.started()
+        if self.systemd is not None:
+            self.systemd.ready()
 
     def _abort_start(self, reason: str, status: int) -> None:
         """End the process with `status`, and `reason` as the error. Called once."""
