@@ -12,6 +12,7 @@ from chatws.errors import CloseCode
 from chatws.server.component import HttpRequest, MessageComponent
 from chatws.server.frame_writer import FrameWriter
 from chatws.server.frames import binary_frame, text_frame
+from chatws.server.idle_limits import IdleLimitWatch
 from chatws.server.server_stats import ServerStats
 from chatws.server.timer_wheel import TimerWheel
 
@@ -47,6 +48,7 @@ class ConnectionOwner(Protocol):
     connections: set[WsConnection]
     stats: ServerStats
     timer_wheel: TimerWheel
+    idle_limits: IdleLimitWatch
     max_fragments: int
     ping_interval: float
     ping_timeout: float

@@ -69,6 +69,7 @@ class WsProtocol(AutobahnBase):
     timer: Timer | None = None
     received_since_ping = False
 
+    _opened_at = 0.0
     _fragments = 0
     _control_frames = 0
     _unanswered_for = 0.0  # seconds from the first unanswered ping to the last
@@ -98,6 +99,7 @@ class WsProtocol(AutobahnBase):
         if self.state != self.STATE_CONNECTING:
             return  # the socket broke
         self.state = self.STATE_OPEN
+        self._opened_at = server.idle_limits.now()
         server.connections.add(connection)
         server.stats.connections += 1
         server.stats.connections_now += 1
@@ -334,6 +336,8 @@ class WsProtocol(AutobahnBase):
     def readConnectionLost(self) -> None:
         """Close: the peer has closed its side. Deferred in a disconnect burst."""
         if not self._is_deferred:
+            if self.state == self.STATE_OPEN:
+                self.server.idle_limits.ended(self._opened_at)
             self.state = self.STATE_CLOSED
             self.connection._set_socket(None)
         self.server.run_or_defer(self._on_peer_closed)
@@ -350,6 +354,7 @@ class WsProtocol(AutobahnBase):
         connection._detach()  # first: another connection may get the socket's number
         if self.state == self.STATE_OPEN and not connection.disconnect_reason:
             connection.disconnect_reason = "the connection broke"
+            server.idle_limits.ended(self._opened_at)
         self.state = self.STATE_CLOSED
         if self.timer is not None:
             self.timer.cancel()

@@ -18,6 +18,7 @@ from chatws.server.component import HttpRequest, MessageComponent
 from chatws.server.compression import Deflaters, accept_deflate, negotiate
 from chatws.server.connection import WsConnection
 from chatws.server.handshake import HttpRejection, accept_response, check_handshake
+from chatws.server.idle_limits import IdleLimitWatch
 from chatws.server.server_stats import ServerStats
 from chatws.server.timer_wheel import Timer, TimerWheel
 from chatws.server.ws_protocol import WsProtocol
@@ -81,6 +82,7 @@ class WsServer:
         self._close_waiters: list[Deferred[None]] = []
         self._abort_timers: list[Timer] = []
         self._reactor = reactor
+        self.idle_limits = IdleLimitWatch(reactor, ping_interval)
         self._deferred_calls: deque[Callable[[], object]] = deque()
         self._is_running = False
         self._burst_started = 0.0
