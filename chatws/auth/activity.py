@@ -86,6 +86,12 @@ class BatchedActivity:
         self._stopped = False
         self._error_log = RepeatedErrorLog(self._log, clock)
 
+    def connected(self, user_id: Id) -> None:
+        """See `ActivitySink.connected`. Nothing is written."""
+
+    def disconnected(self, user_id: Id) -> None:
+        """See `ActivitySink.disconnected`. Nothing is written."""
+
     def heartbeat(self, user_id: Id, last_activity: float | None) -> None:
         """See `ActivitySink.heartbeat`."""
         if self._heartbeats is not None:

@@ -13,16 +13,11 @@ from typing import Any
 import msgspec
 from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.endpoints import HostnameEndpoint, wrapClientTLS
-from twisted.internet.interfaces import IStreamClientEndpoint
 from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
-from twisted.python.failure import Failure
-from twisted.web.client import Agent, BrowserLikePolicyForHTTPS, HTTPConnectionPool, ResponseDone
+from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
 from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
-from twisted.web.iweb import IAgentEndpointFactory
-from zope.interface import implementer
 
 from chatws.auth.auth_url import check_auth_url
 from chatws.auth.cache import RepeatedErrorLog, SingleFlightCache
@@ -33,6 +28,7 @@ from chatws.chat.interfaces import Credentials, Identity
 from chatws.errors import AuthenticationFailed, ClientError, Unavailable
 from chatws.ids import Id, parse_groups, parse_id
 from chatws.interfaces import Reactor
+from chatws.net.web_client import QuietEndpoints, describe_error
 
 __all__ = ["FORWARDED", "MAX_PARALLEL", "MAX_RESPONSE_BYTES", "CallbackMethod", "parse_response"]
 
@@ -85,7 +81,7 @@ class CallbackMethod:
         self._pool = HTTPConnectionPool(reactor, persistent=True)  # type: ignore[no-untyped-call]
         self._pool.maxPersistentPerHost = MAX_PARALLEL
         self._pool.cachedConnectionTimeout = 30  # seconds; web servers close idle connections after 60 s or more
-        endpoints = _QuietEndpoints(reactor, timeout)
+        endpoints = QuietEndpoints(reactor, timeout, MAX_WIRE_BYTES)
         self._agent: Any = Agent.usingEndpointFactory(reactor, endpoints, self._pool)  # type: ignore[no-untyped-call]
         self._error_log = RepeatedErrorLog(self._log, reactor)
         # nothing is cached: a logout must take effect at once
@@ -133,7 +129,7 @@ class CallbackMethod:
         except _InvalidResponse as error:
             self._error_log.make(f"--auth-url: {error}")
         except Exception as error:
-            self._error_log.make(f"--auth-url: no response: {_describe(error)}")
+            self._error_log.make(f"--auth-url: no response: {describe_error(error)}")
         raise Unavailable("the application is unavailable")
 
     async def _request(self, headers: _Key) -> Identity | None:
@@ -150,65 +146,6 @@ class CallbackMethod:
             hint = "; redirects are not followed" if 300 <= response.code < 400 else ""
             raise _InvalidResponse(f"status {response.code} is neither 200 (accept) nor 401 or 403 (reject){hint}")
         return parse_response(await body.done)
-
-
-@implementer(IAgentEndpointFactory)
-class _QuietEndpoints:
-    """Twisted's default endpoints, without their log lines ("Starting factory …") and with limited responses.
-
-    :param timeout: seconds for a connection attempt.
-    """
-
-    def __init__(self, reactor: Reactor, timeout: float) -> None:
-        self._reactor = reactor
-        self._timeout = timeout
-        self._policy = BrowserLikePolicyForHTTPS()  # type: ignore[no-untyped-call]
-
-    def endpointForURI(self, uri: Any) -> Any:
-        """See `IAgentEndpointFactory`."""
-        endpoint: Any = HostnameEndpoint(self._reactor, uri.host, uri.port, self._timeout)
-        if uri.scheme == b"https":
-            endpoint = wrapClientTLS(self._policy.creatorForNetloc(uri.host, uri.port), endpoint)
-        return _QuietEndpoint(endpoint)
-
-
-@implementer(IStreamClientEndpoint)
-class _QuietEndpoint:
-    def __init__(self, endpoint: Any) -> None:
-        self._endpoint = endpoint
-
-    def connect(self, factory: Any) -> Any:
-        """See `IStreamClientEndpoint`."""
-        factory.noisy = False
-        connected: Deferred[Any] = self._endpoint.connect(factory)
-        return connected.addCallback(_limit_responses)
-
-
-def _limit_responses(protocol: Any) -> Any:
-    """Make an HTTP client protocol close its connection after `MAX_WIRE_BYTES` of one response."""
-    received = 0
-    request, receive, lose = protocol.request, protocol.dataReceived, protocol.connectionLost
-
-    def start_request(message: Any) -> Any:
-        nonlocal received
-        received = 0
-        return request(message)
-
-    def data_received(data: bytes) -> None:
-        nonlocal received
-        received += len(data)
-        if received <= MAX_WIRE_BYTES:
-            receive(data)
-        else:
-            protocol.transport.abortConnection()
-
-    def connection_lost(reason: Failure) -> None:
-        if received > MAX_WIRE_BYTES:
-            reason = Failure(_InvalidResponse(f"the response has more than {MAX_WIRE_BYTES} bytes"))  # type: ignore[no-untyped-call]
-        lose(reason)
-
-    protocol.request, protocol.dataReceived, protocol.connectionLost = start_request, data_received, connection_lost
-    return protocol
 
 
 def _headers(credentials: Credentials) -> _Key:
@@ -270,13 +207,6 @@ def _parse_expires_in(value: object) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
         raise _InvalidResponse("in the response, expires_in must be a number of seconds")
     return float(min(max(value, MIN_TTL), MAX_TTL))
-
-
-def _describe(error: Exception) -> str:
-    reasons = getattr(error, "reasons", None)  # twisted.web wraps the reasons of a failed connection
-    if reasons and isinstance(reasons[0], Failure):
-        return f"{type(error).__name__}: {reasons[0].getErrorMessage()}"
-    return str(error) or type(error).__name__
 
 
 class _BodyReader(Protocol):

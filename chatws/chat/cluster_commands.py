@@ -25,6 +25,8 @@ __all__ = [
     "DisconnectCommand",
     "DisconnectContactCommand",
     "GroupsCommand",
+    "HeartbeatRow",
+    "HeartbeatUpdate",
     "PresenceUpdate",
     "UnsubscribeCommand",
     "UnsubscribeContactCommand",
@@ -93,11 +95,25 @@ class PresenceUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
     offline: Sequence[Id] = ()
 
 
+#: An agent of a `HeartbeatUpdate`.
+HeartbeatRow: TypeAlias = tuple[Id, int, int, int]
+
+
+class HeartbeatUpdate(msgspec.Struct, frozen=True):
+    """What a node knows of its agents, for webhooks.
+
+    :ivar agents: of each agent the id, when it was last active, when that was told, and when it was last connected, in
+        milliseconds since 1970.
+    """
+
+    agents: Sequence[HeartbeatRow]
+
+
 #: A command that concerns the connections of one agent or contact.
 UserCommand: TypeAlias = (
     DisconnectCommand | UnsubscribeCommand | DisconnectContactCommand | UnsubscribeContactCommand | GroupsCommand
 )
-ClusterCommand: TypeAlias = UserCommand | PresenceUpdate
+ClusterCommand: TypeAlias = UserCommand | PresenceUpdate | HeartbeatUpdate
 
 _COMMAND_TYPES: dict[str, type[ClusterCommand]] = {
     "disconnect": DisconnectCommand,
@@ -106,6 +122,7 @@ _COMMAND_TYPES: dict[str, type[ClusterCommand]] = {
     "unsubscribe_contact": UnsubscribeContactCommand,
     "groups": GroupsCommand,
     "presence": PresenceUpdate,
+    "heartbeats": HeartbeatUpdate,
 }
 _NAMES = {command_type: name for name, command_type in _COMMAND_TYPES.items()}
 _DECODERS = {name: msgspec.json.Decoder(command_type) for name, command_type in _COMMAND_TYPES.items()}
@@ -114,7 +131,7 @@ _encode = msgspec.json.Encoder().encode
 
 def to_new_event(command: ClusterCommand) -> NewEvent:
     """Return the event that carries a command."""
-    transient = isinstance(command, PresenceUpdate)
+    transient = isinstance(command, PresenceUpdate | HeartbeatUpdate)
     return NewEvent(_NAMES[type(command)], _NODES_AUDIENCE, _encode(command), transient=transient)
 
 

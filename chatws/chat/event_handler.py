@@ -46,7 +46,10 @@ class BrokerEventHandler:
     :param connections: all open connections; read when a resync is forced.
     :param contacts: plans the deliveries to contacts; None if contacts are off.
     :param clock: measures how long announcements of presence take.
+    :ivar on_heartbeats: called with the agents of a `HeartbeatUpdate`, or None.
     """
+
+    on_heartbeats: Callable[[Sequence[cluster_commands.HeartbeatRow]], None] | None = None
 
     def __init__(
         self,
@@ -123,7 +126,10 @@ class BrokerEventHandler:
         if isinstance(command, cluster_commands.PresenceUpdate):
             self._presence.apply_remote_status(command.online, command.offline)
             return True
-        if command is not None:
+        if isinstance(command, cluster_commands.HeartbeatUpdate):
+            if self.on_heartbeats is not None:
+                self.on_heartbeats(command.agents)
+        elif command is not None:
             self._admin.apply_command(command)
         return False
 

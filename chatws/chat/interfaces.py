@@ -97,6 +97,14 @@ class Authorizer(Protocol):
 class ActivitySink(Protocol):
     """Receives heartbeats and activities. Its methods return at once and never raise."""
 
+    def connected(self, user_id: Id) -> None:
+        """Record that a connection of an agent is authenticated."""
+        ...
+
+    def disconnected(self, user_id: Id) -> None:
+        """Record the end of such a connection."""
+        ...
+
     def heartbeat(self, user_id: Id, last_activity: float | None) -> None:
         """Record a `ping`.
 

@@ -125,9 +125,12 @@ class Ping(_Message, tag="ping"):
     """Heartbeat.
 
     :ivar last_activity: when the user was last active, in milliseconds since 1970, or None.
+    :ivar idle_ms: milliseconds since then, or None. It does not depend on the page's clock, and precedes
+        `last_activity`.
     """
 
     last_activity: float | None = None
+    idle_ms: float | None = None
 
 
 class Activity(_Message, tag="activity"):

@@ -22,6 +22,7 @@ from chatws.chat.audience import AudienceTable, group_channel
 from chatws.chat.auth_flow import AuthFlow
 from chatws.chat.chat_stats import ChatStats
 from chatws.chat.client import MAX_WAITING, Client
+from chatws.chat.cluster_commands import HeartbeatRow
 from chatws.chat.connection_log import ConnectionLog
 from chatws.chat.contacts import ContactDelivery, ContactFilter
 from chatws.chat.event_handler import BrokerEventHandler, SendAll
@@ -245,6 +246,8 @@ class ChatServer:
             self._resume_wait.forget(client)
         if user_id is not None:
             self.presence.local.leave(user_id)
+            if self._activity is not None:
+                self._activity.disconnected(user_id)
         self._execute(client, last_actions)
 
     def on_error(self, connection: Connection, exception: Exception) -> None:
@@ -255,6 +258,15 @@ class ChatServer:
             connection_id=connection.resource_id,
         )
         connection.close(int(CloseCode.INTERNAL_ERROR), "internal error")
+
+    def use_webhooks(self, activity: ActivitySink, on_heartbeats: Callable[[Sequence[HeartbeatRow]], None]) -> None:
+        """Pass on what agents do, for webhooks.
+
+        :param activity: receives connections, heartbeats and activities instead of the present sink.
+        :param on_heartbeats: receives the updates of all nodes.
+        """
+        self._activity = activity
+        self._event_handler.on_heartbeats = on_heartbeats
 
     # Target of the push API
 
@@ -363,6 +375,7 @@ class ChatServer:
                     further = self._authenticate(client, action)
                 case actions.AcceptAuth():
                     further = self.subscriptions.accept_auth(client, action)
+                    self._record_auth(action, accepted=not further)
                 case actions.ScheduleRenewal():
                     self._timers.schedule_renewal(client, action.seconds)
                 case actions.RemoveSubscription():
@@ -436,12 +449,18 @@ class ChatServer:
             return self._auth_flow.check(client, action)
         return self._resume_wait.run(client, action.message, lambda: self._auth_flow.check(client, action))
 
+    def _record_auth(self, action: actions.AcceptAuth, *, accepted: bool) -> None:
+        if accepted and not action.renewed and not action.identity.is_contact and self._activity is not None:
+            self._activity.connected(action.identity.user_id)
+
     def _record_activity(self, client: Client, action: actions.RecordActivity) -> None:
         if self._activity is None:
             return
         message = action.message
         if isinstance(message, messages.Ping):
             last_activity = None if message.last_activity is None else message.last_activity / 1000.0
+            if message.idle_ms is not None:
+                last_activity = self._wall_clock() - message.idle_ms / 1000.0
             self._activity.heartbeat(action.user_id, last_activity)
         else:
             self._activity.activity(action.user_id, message.activity_type)

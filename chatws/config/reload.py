@@ -52,6 +52,8 @@ RELOADABLE = frozenset(
         "queue_bytes",
         "subscription_rate",
         "trusted_proxies",
+        "webhook_header_file",
+        "webhook_secret_file",
     }
 )
 _SECRETS = frozenset({"push_secret_file", "secret", "secret_files"})

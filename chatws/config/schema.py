@@ -22,6 +22,7 @@ SECTIONS = {
     "limits": "Limits",
     "chat": "Chat",
     "push": "Push API",
+    "webhooks": "Webhooks",
     "history": "Event history",
     "operations": "Operations",
     "demo": "Demo",
@@ -292,6 +293,38 @@ class Config:
     )  # fmt: skip
     api_idle_timeout: float = _set(
         60.0, "push", "a connection of the HTTP API without a request is closed after so long", unit="seconds"
+    )
+
+    # [webhooks]
+    webhook_url: str = _set(
+        "", "webhooks", "URL that gets webhooks. Redirects are not followed", value="URL", zero_meaning="no webhooks"
+    )
+    webhook_secret_file: str = _set(
+        "", "webhooks", "file with the secret that signs webhooks, or a secret a line during a rotation",
+        value="FILE", zero_meaning="webhooks are not signed", path=True,
+    )  # fmt: skip
+    webhook_header_file: str = _set(
+        "", "webhooks", "file with further headers of the requests, `Name: value` a line", value="FILE",
+        zero_meaning="none", path=True,
+    )  # fmt: skip
+    webhook_ca_file: str = _set(
+        "", "webhooks", "file with the certificates of authorities that are trusted instead of the system's",
+        value="FILE", zero_meaning="the system's", path=True,
+    )  # fmt: skip
+    webhook_events: tuple[str, ...] = _set(
+        ("agent_online", "agent_offline", "agent_status", "heartbeat", "presence_reset"), "webhooks",
+        "event to report. The others are activity, contact_online and contact_offline", flag="--webhook-event",
+        value="EVENT",
+    )  # fmt: skip
+    webhook_timeout: float = _set(10.0, "webhooks", "longest time for a request and its answer", unit="seconds")
+    webhook_max_body: int = _set(65536, "webhooks", "largest request body", unit="bytes")
+    webhook_heartbeat: float = _set(30.0, "webhooks", "time between two heartbeats of an agent", unit="seconds")
+    webhook_start_delay: float = _set(
+        40.0, "webhooks", "time after the start of a broker in memory in which nothing is sent: pages reconnect",
+        unit="seconds", zero_meaning="none",
+    )  # fmt: skip
+    webhook_queue: int = _set(
+        50_000, "webhooks", "most changes that wait for a receiver that does not answer", unit="events"
     )
 
     # [history]

@@ -31,6 +31,7 @@ from chatws.net.endpoints import parse_endpoint, tcp_endpoint
 from chatws.net.listeners import make_listener, try_to_listen
 from chatws.outbox.dialects import check_prefix
 from chatws.server.origins import FILE, NULL, parse_allowed_origin
+from chatws.webhooks.settings import check_webhooks
 
 if TYPE_CHECKING:
     from chatws.database.query_check import QueryReport
@@ -147,6 +148,7 @@ def check(config: Config, reactor: Reactor, *, running: bool = False) -> list[st
         make_listener(reactor, description, api_source(config))
     _check_auth(config, warnings)
     _check_push(config)
+    warnings += check_webhooks(config)
     _check_stores(config, look_inside=not running)
     _check_http(config, warnings)
     _check_workers(config)

@@ -32,6 +32,7 @@ from chatws.runtime.turns import Turns
 from chatws.server.http_resources import GetResource, NoKeepAliveSite, ReadinessReport, RootResource, is_local_host
 from chatws.server.io_server import IoServer
 from chatws.server.ws_server import WsServer
+from chatws.webhooks.service import Webhooks
 
 __all__ = ["Exporter", "MeasuredServer", "log_lines_dropped", "make_site"]
 
@@ -44,6 +45,7 @@ class MeasuredServer(Protocol):
     chat: ChatServer
     database: MeasuredDatabase | None
     outbox: OutboxReader | None
+    webhooks: Webhooks | None
     websockets: WsServer
     push: PushFactory
     http_push: HttpFactory
@@ -76,6 +78,7 @@ class Exporter(Collector):
         yield from self._broker()
         yield from self._database()
         yield from self._outbox()
+        yield from self._webhooks()
         yield log_lines_dropped()
         lag = HistogramMetricFamily(
             "chatws_event_loop_lag_seconds", f"Delay of the event loop, measured every {LAG_INTERVAL} s."
@@ -249,6 +252,32 @@ class Exporter(Collector):
         yield holder
         yield _counter("chatws_outbox_polls", "Polls of the outbox by this node.", polls)
         yield _counters("chatws_outbox_rows", "Rows of the outbox that this node processed.", ["result"], rows)
+
+    def _webhooks(self) -> Iterator[Metric]:
+        webhooks = self._server.webhooks
+        sender = _gauges("chatws_webhook_sender", "Whether this node sends webhooks.", [])
+        queue = _gauges("chatws_webhook_queue_events", "Events in the queue of webhooks.", [])
+        failing = _gauges("chatws_webhook_failing_since_seconds", "Time of the first of the failures in a row.", [])
+        requests: dict[str, int] = {}
+        dropped: dict[str, int] = {}
+        sent: Mapping[str, int] = {}
+        rejected: Mapping[str, int] = {}
+        if webhooks is not None:
+            stats, batches = webhooks.sender.stats, webhooks.sender.batches
+            sender.add_metric([], float(stats.is_sender))
+            failing.add_metric([], stats.failing_since)
+            requests = {str(status) if status else "none": count for status, count in stats.requests.items()}
+            sent, rejected = batches.sent, batches.rejected
+            if stats.is_sender:
+                queue.add_metric([], stats.queued)
+                dropped = dict(zip(("activity", "contact", "agent"), stats.dropped, strict=True))
+        yield from (sender, queue, failing)
+        help = "Webhook requests of this node. none: no complete answer."
+        yield _counters("chatws_webhook_requests", help, ["status"], requests)
+        yield _counters("chatws_webhook_events_sent", "Webhook events acknowledged.", ["event"], sent)
+        help = "Webhook events dropped because the receiver fails with them."
+        yield _counters("chatws_webhook_events_rejected", help, ["event"], rejected)
+        yield _counters("chatws_webhook_events_dropped", "Webhook events dropped by the queue.", ["kind"], dropped)
 
 
 def _gauges(name: str, help: str, labels: Sequence[str]) -> GaugeMetricFamily:

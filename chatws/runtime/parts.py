@@ -51,6 +51,7 @@ def open_configured_broker(config: Config, reactor: Reactor) -> Broker:
         timeout=config.broker_timeout,
         listen_url=config.broker_listen,
         poll=config.broker_poll,
+        webhook_queue=config.webhook_queue if config.webhook_url else 0,
     )
 
 

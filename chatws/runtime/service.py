@@ -62,6 +62,7 @@ from chatws.server.http_server import HttpServer
 from chatws.server.io_server import IoServer, raise_file_limit
 from chatws.server.timer_wheel import TimerWheel
 from chatws.server.ws_server import WsServer
+from chatws.webhooks.service import Webhooks
 
 __all__ = ["ChatwsService", "build"]
 
@@ -139,6 +140,9 @@ class ChatwsService(RootService):
             reactor=reactor,
             schedule=timer_wheel.schedule,
         )
+        self.webhooks: Webhooks | None = None
+        if config.webhook_url:
+            self.webhooks = Webhooks(config, self.chat, self.broker, self.activity, reactor)
         self.demo = self._demo() if config.demo else None
         self.websockets = WsServer(
             self.chat,
@@ -239,6 +243,8 @@ class ChatwsService(RootService):
                 port.startReading()
         if self.outbox:
             self.outbox.start()
+        if self.webhooks:
+            self.webhooks.start()
         self._state = ""
         if self.config.metrics_port:
             self.lag.start()
@@ -290,6 +296,9 @@ class ChatwsService(RootService):
         config = change.config
         audiences = make_audiences(config)
         make_admission(config)  # raises before anything is changed
+        lines = change.lines
+        if self.webhooks and self.webhooks.reload(config):
+            lines = (*lines, "the secrets or headers of webhooks have changed")
         self.http.admission.reconfigure(**admission_settings(config))
         self.http.max_head_size = config.max_head_size
         self.http.handshake_timeout = config.handshake_timeout
@@ -309,7 +318,7 @@ class ChatwsService(RootService):
             if isinstance(method, TokenMethod):
                 method.change_secrets(change.token_secrets)
         self.config = config
-        return change.lines
+        return lines
 
     # Stopping
 
@@ -332,6 +341,8 @@ class ChatwsService(RootService):
         self.chat.freeze_presence(self.config.drain_timeout)
         await self._drain_clients()
         await self.browsers.stopService()
+        if self.webhooks:
+            await self.webhooks.stop()
         await self.chat.stop()
         await self.activity.stop()
         await self.authenticator.stop()
