@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
+import psycopg2
 import pytest
 import pytest_twisted
 from hypothesis import given
@@ -12,11 +16,14 @@ from twisted.internet import reactor
 
 from chatws.auth.exists_query import ExistsQuery
 from chatws.config.schema import Config
+from chatws.database.factory import open_database
 from chatws.database.id_aliases import equivalent_id
+from chatws.errors import Unavailable
 from chatws.ids import Id, parse_id
 from tests.contracts.test_database_contract import Engine, engine  # noqa: F401
 from tests.mysql import mysql  # noqa: F401
-from tests.postgres import Postgres, postgres  # noqa: F401
+from tests.postgres import Postgres, postgres, server_of  # noqa: F401
+from tests.requirements import needs
 
 UUID = "a0eebc99-9c0b-4ef8-bb6d-6bb9bd380a11"
 #: What one engine or the other takes for the integer 1.
@@ -82,6 +89,88 @@ async def test_a_uuid_is_the_id_that_the_engine_writes(postgres: Postgres) -> No
             assert not await asks(opened, query, user_id=spelling), spelling
     finally:
         await opened.database.stop()
+
+
+#: Types of columns that take some texts for equal, and what they need. PostgreSQL can be without the last two.
+COLUMNS = {
+    "varchar(20)": "",
+    "char(8)": "",
+    "text COLLATE loose": "CREATE COLLATION loose (provider = icu, locale = 'und-u-ks-level1', deterministic = false)",
+    "citext": "CREATE EXTENSION citext",
+}
+
+
+@needs("postgresql")
+@pytest.mark.parametrize("column", COLUMNS)
+@pytest_twisted.ensureDeferred
+async def test_ids_that_a_column_takes_for_equal_are_other_ids_on_postgresql(
+    request: pytest.FixtureRequest, column: str
+) -> None:
+    server = server_of(request.config, oldest=True)  # Debian's has all of them
+    server.clear()
+    try:
+        server.run(COLUMNS[column] or "SELECT 1")
+    except psycopg2.errors.FeatureNotSupported as error:
+        pytest.skip(str(error))
+    server.run(f"CREATE TABLE people (name {column}); INSERT INTO people VALUES ('Ana'), ('7')")
+    opened = Engine(server.url, server.run)
+    await opened.database.start()
+    try:
+        for condition in (
+            "name = %(user_id)s",
+            "%(user_id)s = name",
+            "name IN (%(user_id)s) AND %(conversation_id)s > 0",
+        ):
+            sql = f"SELECT 1 FROM people WHERE {condition}"
+            query = ExistsQuery(opened.database, "query", sql, ["user_id", "conversation_id"], reactor)
+            for user_id in ("Ana", 7, "Ana"):
+                assert await query.run({"user_id": user_id, "conversation_id": 456}), (sql, user_id)
+            for user_id in ("ANA", "ana", "Ana ", "\u00c1na", " Ana", 8):
+                assert not await query.run({"user_id": user_id, "conversation_id": 456}), (sql, user_id)
+    finally:
+        await opened.database.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_an_integer_for_a_uuid_column_is_no_error(postgres: Postgres) -> None:  # noqa: F811
+    postgres.run(f"CREATE TABLE people (id uuid PRIMARY KEY); INSERT INTO people VALUES ('{UUID}')")
+    opened = Engine(postgres.url, postgres.run)
+    await opened.database.start()
+    try:
+        for sql in ("SELECT 1 FROM people WHERE id = %(user_id)s", "SELECT 1 FROM people WHERE %(user_id)s = id"):
+            ask = ExistsQuery(opened.database, "query", sql, ["user_id"], reactor)
+            for _ in range(2):
+                assert await ask.run({"user_id": 5}) is None
+                assert await ask.run({"user_id": UUID})
+        wrong = ExistsQuery(
+            opened.database, "query", "SELECT 1 FROM nowhere WHERE id = %(user_id)s", ["user_id"], reactor
+        )
+        with pytest.raises(Unavailable):
+            await wrong.run({"user_id": 5})
+    finally:
+        await opened.database.stop()
+
+
+@pytest_twisted.ensureDeferred
+async def test_ids_that_a_column_takes_for_equal_are_other_ids_on_sqlite(tmp_path: Path) -> None:
+    with closing(sqlite3.connect(tmp_path / "shop.db")) as connection:
+        connection.executescript("""
+            CREATE TABLE people (folded TEXT COLLATE NOCASE, fixed TEXT COLLATE RTRIM, plain VARCHAR(20));
+            INSERT INTO people VALUES ('Ana', 'Ana', 'Ana'), ('7', '7', '7');
+        """)
+    database = open_database(f"sqlite:///{tmp_path}/shop.db", pool=1, timeout=20.0, reactor=reactor)
+    await database.start()
+    try:
+        for column in ("folded", "fixed", "plain"):
+            ask = ExistsQuery(
+                database, "query", f"SELECT 1 FROM people WHERE {column} = %(user_id)s", ["user_id"], reactor
+            )
+            for user_id in ("Ana", 7):
+                assert await ask.run({"user_id": user_id}), (column, user_id)
+            for user_id in ("ANA", "ana", "Ana ", "\u00c1na", 8):
+                assert not await ask.run({"user_id": user_id}), (column, user_id)
+    finally:
+        await database.stop()
 
 
 @pytest.mark.parametrize("value", [1, "0", "5", "-5", str(2**60), "ana", "", UUID, "x-01", "1,0", "a0eebc99"])

@@ -19,7 +19,8 @@ from chatws.chat.audience import DEFAULT_RULES, AudienceTable
 from chatws.chat.cluster_commands import DisconnectCommand, GroupsCommand, UnsubscribeCommand, decode_command
 from chatws.chat.messages import RESERVED_EVENTS
 from chatws.database.migrations import apply, transaction
-from chatws.errors import ConfigError, Unavailable
+from chatws.errors import ClientError, ConfigError, Unavailable
+from chatws.push.protocol import PublishLine, parse_line
 from tests.postgres_nodes import Nodes, Told, new_event, nodes, reactor, until
 from tests.requirements import needs
 
@@ -256,6 +257,55 @@ def test_an_invalid_event_is_rejected_in_the_transaction(nodes: Nodes, arguments
     with pytest.raises(psycopg2.Error, match=complaint):
         nodes.run(f"SELECT chatws.publish({arguments})")
     assert nodes.run("SELECT count(*) FROM chatws.outbox") == [(0,)]
+
+
+def in_push_api(data: str) -> tuple[str, ...] | None:
+    """Return the channels of a `new_message`, or None if the push API rejects it."""
+    try:
+        line = parse_line(f'{{"event":"new_message","data":{data}}}'.encode())
+        assert isinstance(line, PublishLine)
+        return AudienceTable().new_event(line.event, line.data).audience.channels
+    except ClientError:
+        return None
+
+
+def test_publish_accepts_and_rejects_the_data_that_the_push_api_does(nodes: Nodes) -> None:
+    ids = ("456", "-0", "-1", "4.56e2", "456.0", "456E0", "1.5", "9007199254740991", "9007199254740992", '"456"')
+    ids = (*ids, '"4.56e2"', '""', "true", "null", '"\\u0034"', '"\\ud83d\\ude00"', '"\\ude00\\ud83d"', '"\\\\ud83d"')
+    data = [f'{{"conversation_id":{id}}}' for id in ids]
+    texts = (
+        "\\ud83d",
+        "\\uD83Dx",
+        "\\udE00",
+        "\\\\ud83d",
+        "\\\\\\ud83d",
+        "\\ud83d\\ude00",
+        "\\ud83d\\ud83d\\ude00\\ude00",
+    )
+    data += [f'{{"conversation_id":1,"a":"{text}"}}' for text in texts]
+    deep = ["[" * levels + "]" * levels for levels in (890, 1100, 3000)]
+    wide = f"[{','.join(['[]', '{}'] * 3000)}]"
+    quoted = f'["{"[" * 3000}","\\"{"[" * 3000}","\\\\"{",[" * 800}{"]" * 801}'
+    data += [
+        f'{{"conversation_id":1,"a":{value}}}' for value in (*deep, '{"a":' * 2000 + "1" + "}" * 2000, wide, quoted)
+    ]
+    shop = nodes.shop()
+    accepted = []
+    for value in data:
+        cursor = shop.cursor()
+        try:
+            publish(cursor, "new_message", value)
+        except psycopg2.Error:
+            result = None
+        else:
+            cursor.execute("SELECT channels FROM chatws.outbox")
+            result = tuple(json.loads(cursor.fetchall()[0][0]))
+        shop.rollback()
+        expected = in_push_api(value)
+        assert result == expected, value[:100]
+        accepted.append(expected is not None)
+    assert accepted.count(True) >= 10
+    assert accepted.count(False) >= 10
 
 
 def test_the_servers_own_events_are_refused(nodes: Nodes) -> None:

@@ -29,6 +29,7 @@ LEAVES = [
         "clock",
         "file_budget",
         "log_writer",
+        "regular_file",
         "resolver",
         "shutdown",
         "signals",

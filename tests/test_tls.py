@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,12 @@ def test_read_certificate_of_a_missing_file_names_it(files: Files, signed: Signe
 def test_read_certificate_of_a_directory_names_it(files: Files, signed: Signed, tmp_path: Path) -> None:
     arguments = {**files(privateKey=signed.key), "certKey": str(tmp_path)}
     assert refused(arguments) == f"cannot read the certificate {tmp_path}: Is a directory"
+
+
+def test_read_certificate_of_a_fifo_names_it_without_waiting(files: Files, signed: Signed, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(CertificateError, match=r"cannot read the private key \S+fifo: it is not a regular file"):
+        read_certificate({"privateKey": str(tmp_path / "fifo")})
 
 
 def test_read_certificate_with_a_key_of_another_certificate_is_refused(files: Files, authority: Authority) -> None:

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from chatws.config.text_files import describe_mark
 from chatws.errors import ConfigError
+from chatws.runtime.regular_file import read_regular_file
 
 __all__ = ["MAX_SECRETS", "MIN_SECRET_BYTES", "SecretSettings", "load_secrets", "read_secret_file"]
 
@@ -41,23 +42,19 @@ def read_secret_file(path: str, setting: str, *, allow_world_readable: bool = Fa
     :raises ConfigError: the file cannot be read, is empty, begins with a byte order mark, or every user of the
         machine can read it.
     """
+
+    def check(status: os.stat_result) -> None:
+        # Windows reports mode 666 for every file; access lists are not checked
+        others_can_read = sys.platform != "win32" and status.st_mode & stat.S_IROTH
+        if others_can_read and not allow_world_readable:
+            raise ConfigError(
+                f"{setting}: every user of this machine can read {path}; do chmod 640 {path}, and chgrp it to a "
+                "group of chatws and the application; in a container without other users set "
+                "allow_world_readable_secrets instead"
+            )
+
     try:
-        # without O_NONBLOCK, opening a FIFO blocks until a writer comes, also on a reload
-        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | getattr(os, "O_NONBLOCK", 0))) as file:
-            mode = os.fstat(file.fileno()).st_mode
-            if not stat.S_ISREG(mode):
-                raise ConfigError(f"{setting}: {path} is not a regular file")
-            # Windows reports mode 666 for every file; access lists are not checked
-            others_can_read = sys.platform != "win32" and mode & stat.S_IROTH
-            if others_can_read and not allow_world_readable:
-                raise ConfigError(
-                    f"{setting}: every user of this machine can read {path}; do chmod 640 {path}, and chgrp it to a "
-                    "group of chatws and the application; in a container without other users set "
-                    "allow_world_readable_secrets instead"
-                )
-            content = file.read(MAX_SECRET_FILE + 1)
-            if len(content) > MAX_SECRET_FILE:
-                raise ConfigError(f"{setting}: {path} has more than {MAX_SECRET_FILE} bytes")
+        content = read_regular_file(path, MAX_SECRET_FILE, check)
     except OSError as error:
         raise ConfigError(f"{setting}: cannot read {path}: {error.strerror}") from None
     # a byte order mark is an error: the application reads the same file and would use it as a part of the secret

@@ -14,7 +14,7 @@ from uuid import UUID
 from chatws.database.id_aliases import is_canonical_integer
 from chatws.database.interface import ExactText, Row, Values
 
-__all__ = ["is_exact_match"]
+__all__ = ["has_equal_texts", "is_exact_match"]
 
 _Query = Callable[[Values], Awaitable[Sequence[Row]]]
 
@@ -46,6 +46,11 @@ async def is_exact_match(query: _Query, rows: Sequence[Row], values: Values, nam
         if alias is not None and await query({**exact, name: ExactText(alias)}):
             return False
     return True
+
+
+def has_equal_texts(value: object) -> bool:
+    """Return whether the collation of a text column may take another text for equal to `value`."""
+    return isinstance(value, str) and not is_canonical_integer(value)
 
 
 def _alias(text: str) -> str | None:

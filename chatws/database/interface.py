@@ -36,7 +36,7 @@ Values: TypeAlias = Mapping[str, Any]
 
 
 class ExactText(str):
-    """A text that MySQL compares byte by byte."""
+    """A text that is compared byte by byte in a text column, whatever its collation."""
 
     __slots__ = ()
 

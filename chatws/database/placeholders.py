@@ -101,15 +101,18 @@ def check_sql(name: str, sql: str, allowed: Collection[str], engine: DatabaseEng
 
 
 @lru_cache(maxsize=64)
-def to_sqlite(sql: str) -> str:
+def to_sqlite(sql: str, exact: frozenset[str] = frozenset()) -> str:
     """Return `sql` with SQLite's placeholders (`:name`, see https://sqlite.org/lang_expr.html#varparam).
 
     :param sql: checked by `check_sql`.
+    :param exact: placeholders that are compared byte by byte, whatever the collation of a column
+        (https://sqlite.org/datatype3.html#collating_sequences).
     """
 
     def translate(token: re.Match[str]) -> str:
         if token["word"] is not None:
-            return f":{token['word']}"
+            placeholder = f":{token['word']}"
+            return f"({placeholder} COLLATE BINARY)" if token["word"] in exact else placeholder
         return token[0].replace("%%", "%")
 
     return _TOKENS[DatabaseEngine.SQLITE].sub(translate, sql)

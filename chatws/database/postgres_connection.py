@@ -16,7 +16,7 @@ from twisted.internet.defer import CancelledError, Deferred
 from twisted.python.failure import Failure
 from txpostgres import txpostgres
 
-from chatws.database.interface import QueryFailed, Row, ValueRefused, Values
+from chatws.database.interface import ExactText, QueryFailed, Row, ValueRefused, Values
 from chatws.database.pool import ConnectionDied, QueryAborted, one_line
 from chatws.errors import ConfigError, Unavailable
 
@@ -57,6 +57,23 @@ def connection_parameters(url: str, *, timeout: float) -> dict[str, Any]:
     if options != "" and "statement_timeout" not in (options or ""):
         parameters["options"] = f"{options or ''} -c statement_timeout={max(1, milliseconds * 8 // 10)}".strip()
     return {**defaults, **{key: value for key, value in parameters.items() if value != ""}}
+
+
+class _ExactLiteral:
+    """How psycopg writes an `ExactText`. Neither citext nor a collation of the column then decides."""
+
+    def __init__(self, value: ExactText) -> None:
+        self._quoted = psycopg2.extensions.QuotedString(str(value))
+
+    def prepare(self, connection: Any) -> None:
+        self._quoted.prepare(connection)
+
+    def getquoted(self) -> bytes:
+        quoted: bytes = self._quoted.getquoted()
+        return b"(" + quoted + b'::text COLLATE "C")'
+
+
+psycopg2.extensions.register_adapter(ExactText, _ExactLiteral)
 
 
 def _is_fatal(error: psycopg2.Error) -> bool:

@@ -18,7 +18,7 @@ from twisted.internet.defer import Deferred, DeferredList, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.database.interface import DatabaseEngine, QueryFailed, Row, ValueRefused, Values
+from chatws.database.interface import DatabaseEngine, ExactText, QueryFailed, Row, ValueRefused, Values
 from chatws.database.placeholders import to_sqlite
 from chatws.errors import Unavailable
 from chatws.interfaces import Reactor, TimerHandle
@@ -143,7 +143,8 @@ class SqliteDatabase:
         """See `Database.query`."""
 
         def work(connection: adbapi.Connection) -> list[Row]:
-            cursor = connection.execute(to_sqlite(sql), dict(values))
+            exact = frozenset(name for name, value in values.items() if isinstance(value, ExactText))
+            cursor = connection.execute(to_sqlite(sql, exact), dict(values))
             names = [column[0] for column in cursor.description or ()]
             return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
 

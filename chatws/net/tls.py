@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from cryptography import x509
@@ -29,8 +28,12 @@ from twisted.python.failure import Failure
 from twisted.python.filepath import FilePath
 from zope.interface import alsoProvides, implementer
 
+from chatws.runtime.regular_file import read_regular_file
+
 __all__ = ["CertificateError", "ServerTls", "TlsFactory", "describe_certificate", "read_certificate"]
 
+#: Bytes of a file: a chain of certificates with comments has some 20 KiB.
+MAX_FILE = 1_048_576
 _BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]+)-----.+?-----END \1-----\n?", re.DOTALL)
 
 
@@ -227,7 +230,7 @@ def _make_context(pem: bytes, arguments: Mapping[str, str]) -> SSL.Context:
 
 def _read(path: str, content: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        return read_regular_file(path, MAX_FILE)
     except OSError as error:
         raise CertificateError(f"cannot read the {content} {path}: {error.strerror}") from None
 
