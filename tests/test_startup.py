@@ -182,6 +182,15 @@ def test_a_public_push_listener_needs_a_secret(endpoint: str, secret_file: str) 
     check(Config(push_listen=(endpoint,), push_secret_file=secret_file), None)
 
 
+@pytest.mark.parametrize("endpoint", ["tcp:9180", "tcp:9180:interface=10.0.0.1"])
+def test_a_public_metrics_listener_needs_a_secret(endpoint: str, secret_file: str) -> None:
+    line = f'--metrics-listen "{endpoint}" is reachable from other hosts: set --metrics-secret-file'
+    assert refused(metrics_listen=(endpoint,)) == line
+    check(Config(metrics_listen=(endpoint,), metrics_secret_file=secret_file), None)
+    check(Config(metrics_listen=("unix:/run/metrics.sock",)), None)
+    assert refused(metrics_listen=("tcq:1",)).startswith('--metrics-listen "tcq:1"')
+
+
 def test_the_demo_cannot_push_through_tls_or_the_proxy_protocol(tmp_path: Path) -> None:
     (tmp_path / "both.pem").write_bytes(self_signed().both)
     for description in (

@@ -95,10 +95,10 @@ def listeners(config: Config) -> list[HealthTarget]:
     :raises ConfigError: there is none that can be asked.
     """
     # imports the whole server
-    from chatws.config.validate import browser_endpoints, metrics_endpoint
+    from chatws.config.validate import browser_endpoints, metrics_endpoints
 
     endpoints = browser_endpoints(config)
-    for descriptions in (endpoints, metrics_endpoint(config)):
+    for descriptions in (endpoints, metrics_endpoints(config)):
         known = [listener for listener in map(_listener, descriptions) if listener is not None]
         if known:
             return known

@@ -48,6 +48,7 @@ _ALTERNATIVES = (
     (("listen",), ("port", "interface")),
     (("push_listen",), ("push_port",)),
     (("api_listen",), ("api_port",)),
+    (("metrics_listen",), ("metrics_port",)),
     (("secret",), ("secret_files",)),
     (("database",), ("database_file",)),
     (("broker_listen",), ("broker_poll",)),

@@ -364,9 +364,20 @@ class Config:
         unit="seconds", zero_meaning="never",
     )  # fmt: skip
     io_uring: bool = _set(True, "operations", "send to many clients with one system call, if the kernel permits it")
+    node_name: str = _set(
+        "", "operations", "name of this node in metrics, logs and `chatws nodes`", value="NAME",
+        zero_meaning="the name of the host",
+    )  # fmt: skip
     metrics_port: int = _set(
         0, "operations", "TCP port on 127.0.0.1 for /metrics, /healthz and /readyz", zero_meaning="off", highest=65535
     )
+    metrics_listen: tuple[str, ...] = _set(
+        (), "operations", "Twisted endpoint string for /metrics, instead of --metrics-port", value="ENDPOINT"
+    )
+    metrics_secret_file: str = _set(
+        "", "operations", "file with the secret that Prometheus sends as a bearer token for /metrics", value="FILE",
+        zero_meaning="no secret", path=True,
+    )  # fmt: skip
     log_format: str = _set(
         "text", "operations", "text, or json: one object per line", value="FORMAT", choices=("text", "json")
     )

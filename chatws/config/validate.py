@@ -43,7 +43,9 @@ __all__ = [
     "check",
     "check_queries",
     "database_url",
-    "metrics_endpoint",
+    "metrics_endpoints",
+    "metrics_secret",
+    "metrics_source",
     "push_endpoints",
     "read_secret_file",
     "try_ports",
@@ -80,9 +82,23 @@ def api_source(config: Config) -> str:
     return "--api-listen" if config.api_listen else "--api-port"
 
 
-def metrics_endpoint(config: Config) -> tuple[str, ...]:
-    """Return the endpoint string for metrics, on the loopback; empty if metrics are off."""
-    return (tcp_endpoint(config.metrics_port, "127.0.0.1"),) if config.metrics_port else ()
+def metrics_endpoints(config: Config) -> tuple[str, ...]:
+    """Return the endpoint strings for metrics; empty if metrics are off."""
+    return config.metrics_listen or ((tcp_endpoint(config.metrics_port, "127.0.0.1"),) if config.metrics_port else ())
+
+
+def metrics_source(config: Config) -> str:
+    """Return the setting that holds the endpoint strings for metrics."""
+    return "--metrics-listen" if config.metrics_listen else "--metrics-port"
+
+
+def metrics_secret(config: Config) -> bytes | None:
+    """Return the secret for /metrics, or None.
+
+    :raises ConfigError: its file cannot be read.
+    """
+    path, allow = config.metrics_secret_file, config.allow_world_readable_secrets
+    return read_secret_file(path, "--metrics-secret-file", allow_world_readable=allow).encode() if path else None
 
 
 def broker_is_local(config: Config) -> bool:
@@ -125,7 +141,7 @@ def try_ports(config: Config) -> None:
             *((description, browsers) for description in browser_endpoints(config)),
             *((description, backends) for description in push_endpoints(config)),
             *((description, api_source(config)) for description in api_endpoints(config)),
-            *((description, "--metrics-port") for description in metrics_endpoint(config)),
+            *((description, metrics_source(config)) for description in metrics_endpoints(config)),
         ]
     )
 
@@ -146,6 +162,13 @@ def check(config: Config, reactor: Reactor, *, running: bool = False) -> list[st
         make_listener(reactor, description, "--push-listen" if config.push_listen else "--push-port")
     for description in api_endpoints(config):
         make_listener(reactor, description, api_source(config))
+    for description in metrics_endpoints(config):
+        make_listener(reactor, description, metrics_source(config))
+        if not parse_endpoint(description).is_local and not config.metrics_secret_file:
+            raise ConfigError(
+                f'--metrics-listen "{description}" is reachable from other hosts: set --metrics-secret-file'
+            )
+    metrics_secret(config)
     _check_auth(config, warnings)
     _check_push(config)
     warnings += check_webhooks(config)

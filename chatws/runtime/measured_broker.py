@@ -70,7 +70,7 @@ class MeasuredBroker:
 
     @property
     def epoch(self) -> str:
-        return self._broker.epoch
+        return getattr(self._broker, "epoch", "")  # an engine has none before its start
 
     @property
     def shared(self) -> bool:

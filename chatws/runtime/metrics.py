@@ -29,7 +29,7 @@ from chatws.runtime.log_writer import dropped_lines
 from chatws.runtime.measured_broker import MeasuredBroker
 from chatws.runtime.measurements import LAG_INTERVAL, Lag, MeasuredDatabase
 from chatws.runtime.turns import Turns
-from chatws.server.http_resources import GetResource, NoKeepAliveSite, ReadinessReport, RootResource, is_local_host
+from chatws.server.http_resources import GetResource, NoKeepAliveSite, ReadinessReport, monitoring_site
 from chatws.server.io_server import IoServer
 from chatws.server.ws_server import WsServer
 from chatws.webhooks.service import Webhooks
@@ -40,6 +40,7 @@ __all__ = ["Exporter", "MeasuredServer", "log_lines_dropped", "make_site"]
 class MeasuredServer(Protocol):
     """The components of a server that `Exporter` reads: those of `chatws.runtime.service.ChatwsService`."""
 
+    node_name: str
     authenticator: AuthenticatorChain
     broker: MeasuredBroker
     chat: ChatServer
@@ -70,7 +71,10 @@ class Exporter(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """Read all metrics."""
-        yield _gauge("chatws_info", "The running version.", 1, {"version": chatws.__version__})
+        server = self._server
+        labels = {"version": chatws.__version__, "node": server.node_name, "node_id": server.chat.node}
+        yield _gauge("chatws_info", "The running version, and the node.", 1, labels)
+        yield _gauge("chatws_history_info", "The epoch of the history.", 1, {"epoch": server.broker.epoch})
         yield from self._connections()
         yield from self._chat()
         yield from self._push()
@@ -328,15 +332,14 @@ class _MetricsResource(GetResource):
 
 
 def make_site(
-    exporter: Collector, ready: Callable[[], ReadinessReport], reactor: Reactor, budget: FileBudget
+    exporter: Collector,
+    ready: Callable[[], ReadinessReport],
+    reactor: Reactor,
+    budget: FileBudget,
+    secret: bytes | None,
 ) -> NoKeepAliveSite:
     """Make the site of the metrics listener: /metrics, /healthz, /readyz."""
     registry = CollectorRegistry()
     registry.register(exporter)
     ProcessCollector(registry=registry)
-    return NoKeepAliveSite(
-        RootResource(None, (), ready, {b"/metrics": _MetricsResource(registry)}, allows_host=is_local_host),
-        30.0,
-        reactor,
-        budget,
-    )
+    return monitoring_site(_MetricsResource(registry), ready, reactor, budget, secret)

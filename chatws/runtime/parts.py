@@ -77,7 +77,7 @@ def configured_listeners(config: Config, reactor: Reactor) -> Listeners:
         made(validate.browser_endpoints(config), "--listen" if config.listen else "--port"),
         made(validate.push_endpoints(config), "--push-listen" if config.push_listen else "--push-port"),
         made(validate.api_endpoints(config), validate.api_source(config)),
-        made(validate.metrics_endpoint(config), "--metrics-port"),
+        made(validate.metrics_endpoints(config), validate.metrics_source(config)),
     )
 
 

@@ -10,6 +10,7 @@ Stop: the listeners close. The lines that backends have already sent are process
 from __future__ import annotations
 
 import gc
+import socket
 import time
 from typing import Any
 
@@ -89,6 +90,7 @@ class ChatwsService(RootService):
     :param listeners: not yet bound; by default the configured ones.
     :param node: the name of this node, unique among those that share the history; by default a random one.
     :ivar chat: the application.
+    :ivar node_name: the name of this node for people.
     :ivar broker: the broker, measured.
     :ivar budget: counts the connections of all listeners.
     :ivar browsers: the WebSocket listeners. Their `ports` are set once they are bound.
@@ -107,6 +109,7 @@ class ChatwsService(RootService):
         node: str = "",
     ) -> None:
         self.config = config
+        self.node_name = config.node_name or socket.gethostname()
         self.reactor = reactor
         listeners = listeners or configured_listeners(config, reactor)
         timer_wheel = TimerWheel(reactor)
@@ -196,7 +199,9 @@ class ChatwsService(RootService):
         self.turns = Turns(reactor)
         self.monitors: IoServer | None = None
         if listeners.metrics:
-            site: Any = make_site(Exporter(self, self.lag), self.ready, reactor, self.budget)
+            site: Any = make_site(
+                Exporter(self, self.lag), self.ready, reactor, self.budget, validate.metrics_secret(config)
+            )
             self.monitors = IoServer(site, listeners.metrics, reactor)
 
     def _make_outbox(self, url: str) -> OutboxReader:
@@ -246,7 +251,7 @@ class ChatwsService(RootService):
         if self.webhooks:
             self.webhooks.start()
         self._state = ""
-        if self.config.metrics_port:
+        if validate.metrics_endpoints(self.config):
             self.lag.start()
         if self.monitors:
             log.info("metrics are on {where}", where=shown_addresses(self.monitors.ports))

@@ -7,6 +7,7 @@ an upgrade on a connection that twisted.web has, which does not support WebSocke
 from __future__ import annotations
 
 import hashlib
+import hmac
 import ipaddress
 import json
 from collections.abc import Callable, Mapping
@@ -25,7 +26,15 @@ from chatws.interfaces import ListeningPort, Reactor
 from chatws.runtime.file_budget import METRICS, FileBudget
 from chatws.server.request import split_host
 
-__all__ = ["CLIENT_PATH", "GetResource", "NoKeepAliveSite", "ReadinessReport", "RootResource", "is_local_host"]
+__all__ = [
+    "CLIENT_PATH",
+    "GetResource",
+    "NoKeepAliveSite",
+    "ReadinessReport",
+    "RootResource",
+    "is_local_host",
+    "monitoring_site",
+]
 
 log = Logger()
 
@@ -203,6 +212,24 @@ class _Script(GetResource):
         return self._content
 
 
+class _BearerResource(GetResource):
+    """Passes requests with the bearer token to another resource. Others get 401 (RFC 6750 §3).
+
+    :param secret: the token.
+    """
+
+    def __init__(self, inner: Resource, secret: bytes) -> None:
+        super().__init__()
+        self._inner = inner
+        self._expected = b"Bearer " + secret
+
+    def render(self, request: Any) -> Any:
+        if hmac.compare_digest(request.getHeader(b"authorization") or b"", self._expected):
+            return self._inner.render(request)  # type: ignore[no-untyped-call]
+        request.setHeader(b"www-authenticate", b"Bearer")
+        return _plain_text(request, 401, "the bearer token is missing or wrong; see metrics_secret_file\n")
+
+
 class RootResource(Resource):
     """The root resource: the server's own resources take precedence over the given tree.
 
@@ -321,3 +348,22 @@ class NoKeepAliveSite(server.Site):
 
     def log(self, request: Any) -> None:
         pass
+
+
+def monitoring_site(
+    metrics: Resource,
+    ready: Callable[[], ReadinessReport],
+    reactor: Reactor,
+    budget: FileBudget,
+    secret: bytes | None,
+) -> NoKeepAliveSite:
+    """Make the site of a metrics listener: /metrics, /healthz, /readyz.
+
+    :param secret: the bearer token for /metrics. Without it, only requests for this machine are answered, because a
+        page could send them by DNS rebinding. With it, a page does not know the token.
+    """
+    if secret is None:
+        root = RootResource(None, (), ready, {b"/metrics": metrics}, allows_host=is_local_host)
+    else:
+        root = RootResource(None, (), ready, {b"/metrics": _BearerResource(metrics, secret)})
+    return NoKeepAliveSite(root, 30.0, reactor, budget)

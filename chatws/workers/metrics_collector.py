@@ -19,7 +19,7 @@ from chatws.interfaces import Clock, Reactor, zope_clock
 from chatws.runtime.file_budget import FileBudget
 from chatws.runtime.health import CHECK_TIMEOUT, ReadinessCheck
 from chatws.runtime.metrics import log_lines_dropped
-from chatws.server.http_resources import GetResource, NoKeepAliveSite, ReadinessReport, RootResource, is_local_host
+from chatws.server.http_resources import GetResource, NoKeepAliveSite, ReadinessReport, monitoring_site
 from chatws.workers.control_messages import Family
 from chatws.workers.worker_process import WorkerProcess
 
@@ -153,11 +153,7 @@ def site(
     ready: Callable[[], ReadinessReport],
     reactor: Reactor,
     budget: FileBudget,
+    secret: bytes | None,
 ) -> NoKeepAliveSite:
-    """Make the site of the metrics port: /metrics, /healthz, /readyz."""
-    return NoKeepAliveSite(
-        RootResource(None, (), ready, {b"/metrics": _MergedMetricsResource(gather)}, allows_host=is_local_host),
-        30.0,
-        reactor,
-        budget,
-    )
+    """Make the site of the metrics listener: /metrics, /healthz, /readyz."""
+    return monitoring_site(_MergedMetricsResource(gather), ready, reactor, budget, secret)

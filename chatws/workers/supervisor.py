@@ -103,14 +103,16 @@ class Supervisor(RootService):
 
     async def _monitor(self) -> None:
         endpoints = [
-            make_listener(self._reactor, description, "--metrics-port")
-            for description in validate.metrics_endpoint(self._whole)
+            make_listener(self._reactor, description, validate.metrics_source(self._whole))
+            for description in validate.metrics_endpoints(self._whole)
         ]
         if endpoints:
             ready = metrics_collector.readiness(self.workers, lambda: self._state, self._reactor)
             collector = metrics_collector.MetricsCollector(self.workers, self._reactor)
             budget = FileBudget(clock=self._reactor)
-            site: Any = metrics_collector.site(collector, ready, self._reactor, budget)
+            site: Any = metrics_collector.site(
+                collector, ready, self._reactor, budget, validate.metrics_secret(self._whole)
+            )
             self._monitors = IoServer(site, endpoints, self._reactor)
             await self._monitors.listen()
 

@@ -19,6 +19,7 @@ from tests.e2e.conftest import Server, twistd_command
 from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import until
 from tests.requirements import find_program, needs
+from tests.variants import others_long
 
 Start = Callable[..., Server]
 
@@ -118,6 +119,52 @@ def test_metrics_have_a_port_of_their_own_and_none_by_default(chatws_server: Sta
     assert fetch(metrics, "/healthz") == (200, "ok\n")
     assert "metrics are on 127.0.0.1:" in server.log
     assert "metrics are on" not in chatws_server().log
+
+
+@pytest.mark.parametrize("more", others_long([[], ["--workers", "2"]]), ids=["stand-alone", "workers"])
+def test_metrics_for_other_hosts_need_the_bearer_token(more: list[str], chatws_server: Start, tmp_path: Path) -> None:
+    port = free_port()
+    secret = write_secret(tmp_path / "metrics_secret", "open sesame")
+    chatws_server(
+        "--metrics-listen", f"tcp:{port}", "--metrics-secret-file", str(secret), "--node-name", "web1", *more
+    )  # fmt: skip
+
+    def status(path: str, **headers: str) -> int:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+        connection.request("GET", path, headers=headers)
+        found = connection.getresponse().status
+        connection.close()
+        return found
+
+    for wrong in ({}, {"Authorization": "Bearer"}, {"Authorization": "Bearer open"}, {"Authorization": "open sesame"}):
+        assert status("/metrics", **wrong) == 401
+    assert status("/metrics", Authorization="Bearer open sesame", Host="chatws-1:9180") == 200
+    assert status("/healthz") == 200
+    until(lambda: status("/readyz") == 200, "the server to be ready")
+
+
+def test_the_series_name_the_node_and_a_peer_cannot_add_labels(chatws_server: Start) -> None:
+    metrics = free_port()
+    server = chatws_server("--metrics-port", str(metrics), "--node-name", "web1")
+    with server.agent(1, 456) as browser, server.backend() as backend:
+        event_id = backend.push("new_message", {"conversation_id": 456})["event_id"]
+        for number in range(300):
+            backend.send({"event": f"order.{number}", "data": {}, "to": "everyone"})
+            backend.send({"op": f"op{number}", "event": "\u00e9"})
+        for number in range(20):
+            browser.send({"type": f"type{number}"})
+            fetch(server.port, f"/path{number}")
+        backend.half_close()
+        assert backend.read_to_end().count(b"\n") >= 300
+    found = samples(metrics)
+    [info] = [dict(labels) for name, labels in found if name == "chatws_info"]
+    assert info["node"] == "web1"
+    assert ("chatws_history_info", frozenset({("epoch", event_id.partition(":")[0])})) in found
+    by_name: dict[str, int] = {}
+    for name, _ in found:
+        by_name[name] = by_name.get(name, 0) + 1
+    assert by_name.pop("chatws_events_total") == by_name.pop("chatws_deliveries_total") == 101
+    assert max(count for name, count in by_name.items() if not name.endswith("_bucket")) < 30
 
 
 def test_every_dashboard_query_matches_a_metric(chatws_server: Start, tmp_path: Path) -> None:
