@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from twisted.internet.defer import Deferred
@@ -60,6 +61,7 @@ own_jobs = st.lists(st.tuples(st.integers(0, 60), st.integers(1, MAX_COST)), min
 
 @given(st.integers(1, 8), demands, own_jobs)
 @settings(max_examples=150, deadline=None)
+@pytest.mark.long
 def test_no_owner_waits_longer_than_the_number_of_owners_allows_whatever_the_others_demand(
     slots: int, others: list[tuple[int, int, int]], own: list[tuple[int, int]]
 ) -> None:
@@ -86,6 +88,7 @@ def test_first_job_of_an_owner_starts_at_once_beside_one_crowd(slots: int) -> No
 
 @given(st.integers(5, 40))
 @settings(max_examples=20, deadline=None)
+@pytest.mark.long
 def test_first_job_of_an_owner_starts_with_the_next_free_slot_beside_ten_crowds(slots: int) -> None:
     ana = Job("ana", 10, 1)
     simulate(slots, [*(Job(f"crowd {index % 10}", 0, 3) for index in range(1000)), ana])

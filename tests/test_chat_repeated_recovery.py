@@ -7,6 +7,7 @@ import json
 import sys
 from typing import Any
 
+import pytest
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -166,6 +167,7 @@ class RepeatedRecoveryTests(SynchronousTestCase):
             self.clock.turn()
         assert self.chat._scheduler.steps - before <= 2 * (EVENTS // BLOCK + 2)
 
+    @pytest.mark.long
     def test_client_that_never_reads_holds_one_replay_and_no_events(self) -> None:
         attacker = self.open(2, UnreadConnection())
         self.say(attacker, type="subscribe", conversation_id=456, last_event_id=self.start())

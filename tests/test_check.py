@@ -16,7 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = [line.split() for line in re.findall(r"\$\(VENV\)/bin/(.*)", RECIPE) if "pytest" not in line]
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    # mypy takes as long as some hundred tests
+    [pytest.param(words, id=" ".join(words), marks=[pytest.mark.long] * ("mypy" in words)) for words in COMMANDS],
+)
 def test_linters_report_no_errors(words: list[str]) -> None:
     program = Path(sys.executable).with_name(words[0])
     if not program.exists() and os.environ.get("CI") != "true":

@@ -360,6 +360,7 @@ asyncio.run(asgi())
 
 
 @pytest_twisted.ensureDeferred
+@pytest.mark.long
 async def test_fastapi_endpoints_push(started: Any, tmp_path: Path) -> None:
     server = await started()
     code = """

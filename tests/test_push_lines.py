@@ -373,6 +373,7 @@ class AgainstPythonTests(SynchronousTestCase):
 
     @settings(max_examples=150, deadline=None)
     @given(st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), max_size=8), values), st.booleans())
+    @pytest.mark.long
     def test_any_object_goes_through_as_data(self, data: dict[str, Any], ascii_only: bool) -> None:
         written = json.dumps(data, ensure_ascii=ascii_only).encode("utf-8", "surrogatepass")
         assert parse_line(b'{"event":"x","data":' + written + b"}") == PublishLine("x", written)

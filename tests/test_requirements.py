@@ -74,6 +74,7 @@ def test_recovery_tests_without_servers_skip_only_those_that_need_one(tmp_path: 
     assert passed == "test_interrupted_replay_continues_on_a_node_that_is_behind"
 
 
+@pytest.mark.long
 def test_in_ci_an_absent_package_is_an_error_that_names_the_command(tmp_path: Path) -> None:
     contract = "tests/contracts/test_broker_contract.py"
     status, output = run_suite(tmp_path, contract, "-k", "offsets_are_1_2_3", CI="true")

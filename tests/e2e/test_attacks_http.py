@@ -235,6 +235,7 @@ def test_two_thousand_short_connections_do_not_grow_memory(besieged: Server) -> 
     assert storm() < first + 8 * 1024 * 1024
 
 
+@pytest.mark.long
 def test_slow_heads_use_at_most_the_memory_of_a_head(chatws_server: Start) -> None:
     server = chatws_server(
         "--handshake-timeout", "600", MALLOC_MMAP_THRESHOLD_="16384", MALLOC_TRIM_THRESHOLD_="131072"

@@ -169,6 +169,7 @@ def test_data_cannot_pass_for_another_event(besieged: Server) -> None:
         assert event == {"event": "new_message", "data": data}
 
 
+@pytest.mark.long
 def test_aborted_backend_connections_do_not_grow_memory(besieged: Server) -> None:
     before = rss(besieged.pid)
     for number in range(500):

@@ -222,6 +222,7 @@ async def test_each_event_arrives_once_after_any_fault_of_the_first_node(
         assert notes(near_first, until_n=109) == list(range(103, 110))
 
 
+@pytest.mark.long
 def test_the_commands_pass_over_a_node_that_is_away(chatws_server: Callable[..., Server]) -> None:
     server = chatws_server()
     node = f"127.0.0.1:{server.push_port}"

@@ -21,6 +21,7 @@ from tests.e2e.test_entering import Application, application
 from tests.mysql import Mysql, mysql
 from tests.postgres import Postgres, postgres
 from tests.requirements import needs
+from tests.variants import others_long
 
 __all__ = ["application", "mysql", "postgres"]
 
@@ -147,14 +148,16 @@ def test_mysql_privilege_that_lacks_is_one_line(mysql: Mysql) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "sql", "sentence"),
-    [
-        ("user_query", "SELECT id FROM userz WHERE id = %(user_id)s", "userz"),
-        ("user_query", "SELECT id FROM users WHERE ident = %(user_id)s", "ident"),
-        ("user_query", "SELEC id FROM users WHERE id = %(user_id)s", "SELEC"),
-        ("conversation_query", "SELECT id FROM conversation WHERE id = %(conversation_id)s", "conversation"),
-        ("heartbeat_query", "UPDATE users SET last_seen = %(last_activity)s WHERE id = %(user_id)s", "last_seen"),
-        ("activity_query", "INSERT INTO click VALUES (%(user_id)s, %(activity_type)s)", "click"),
-    ],
+    others_long(
+        [
+            ("user_query", "SELECT id FROM userz WHERE id = %(user_id)s", "userz"),
+            ("user_query", "SELECT id FROM users WHERE ident = %(user_id)s", "ident"),
+            ("user_query", "SELEC id FROM users WHERE id = %(user_id)s", "SELEC"),
+            ("conversation_query", "SELECT id FROM conversation WHERE id = %(conversation_id)s", "conversation"),
+            ("heartbeat_query", "UPDATE users SET last_seen = %(last_activity)s WHERE id = %(user_id)s", "last_seen"),
+            ("activity_query", "INSERT INTO click VALUES (%(user_id)s, %(activity_type)s)", "click"),
+        ]
+    ),
 )
 def test_a_wrong_query_is_one_line_with_its_setting_and_the_database_s_sentence(
     shop: Shop, setting: str, sql: str, sentence: str
@@ -215,7 +218,7 @@ def test_a_privilege_that_is_missing_is_found(postgres: Postgres) -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["postgresql://x@127.0.0.1:1/shop", "mysql://x@127.0.0.1:1/shop", "sqlite:////tmp/nowhere.db"]
+    "url", others_long(["postgresql://x@127.0.0.1:1/shop", "mysql://x@127.0.0.1:1/shop", "sqlite:////tmp/nowhere.db"])
 )
 def test_a_database_that_is_away_is_a_warning(url: str) -> None:
     done = Shop(url, lambda sql: []).twistd_check()

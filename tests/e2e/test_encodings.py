@@ -114,7 +114,7 @@ def test_tail_prints_events_in_any_locale(options: list[str], locale: str, serve
 
 
 @locales
-@pytest.mark.parametrize("log_format", ["text", "json"])
+@pytest.mark.parametrize("log_format", others_long(["text", "json"]))
 @pytest.mark.parametrize("workers", [(), ("--workers", "2")], ids=["one process", "workers"])
 def test_no_line_of_the_log_is_lost(
     workers: tuple[str, ...], log_format: str, locale: str, chatws_server: Start, tmp_path: Path

@@ -68,13 +68,9 @@ def recover(server: MountedServer, event_id: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     "safety",
     [
-        (),
-        (
-            "--sqlite-synchronous",
-            "full",
-        ),
+        pytest.param((), id="usual"),
+        pytest.param(("--sqlite-synchronous", "full"), id="durable", marks=pytest.mark.long),
     ],
-    ids=["usual", "durable"],
 )
 def test_history_on_a_full_volume_is_trimmed_and_accepts_events(safety: tuple[str, ...], small_volume: Start) -> None:
     server = small_volume(*BROKER, *safety, "--history-seconds", "5")
@@ -91,6 +87,7 @@ def test_history_on_a_full_volume_is_trimmed_and_accepts_events(safety: tuple[st
         assert (answer["recovered"], answer["replayed"]) == (True, 2)
 
 
+@pytest.mark.long
 def test_history_on_a_volume_filled_before_the_start_recovers(small_volume: Start) -> None:
     server = small_volume(*BROKER)
     server.start()
@@ -113,6 +110,7 @@ def test_history_on_a_volume_filled_before_the_start_recovers(small_volume: Star
     assert recover(server, seen)["replayed"] == 7
 
 
+@pytest.mark.long
 def test_history_on_a_volume_filled_during_the_run_accepts_events(small_volume: Start) -> None:
     server = small_volume(*BROKER, "--history-events", "20")
     server.start()

@@ -210,6 +210,7 @@ def test_backends_that_do_not_authenticate_keep_out_none_that_does(
     here.log_is_bounded()
 
 
+@pytest.mark.long
 def test_a_crowd_at_the_supervisor_s_metrics_port_leaves_files_for_a_new_worker(
     chatws_server: Callable[..., Server],
 ) -> None:

@@ -18,6 +18,7 @@ from tests.e2e.test_command import chatws
 from tests.e2e.test_readme import block
 from tests.e2e.wire import until
 from tests.postgres import PostgresLogs, postgres_logs
+from tests.variants import others_long
 
 __all__ = ["postgres_logs"]
 
@@ -182,7 +183,7 @@ def test_status_reports_a_later_schema_that_the_node_refuses(chatws_server: Star
     assert done.stderr == f"twistd chatws: broker: {problem}\n"
 
 
-@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII", "WIN1252"])
+@pytest.mark.parametrize("encoding", others_long(["LATIN1", "SQL_ASCII", "WIN1252"]))
 def test_a_database_that_is_not_in_utf8_is_refused_before_anything_is_created(
     chatws_server: Start, postgres_logs: PostgresLogs, encoding: str
 ) -> None:

@@ -180,6 +180,7 @@ def test_sigusr1_opens_the_log_file_again(log_format: str, chatws_server: Start,
     assert "Server Shut Down." not in moved.read_text()
 
 
+@pytest.mark.long
 def test_a_worker_that_starts_is_not_ended_by_signals_for_its_supervisor(chatws_server: Start) -> None:
     server = start_workers(chatws_server)
     known = set(children(server.pid))

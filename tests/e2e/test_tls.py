@@ -21,6 +21,7 @@ from tests.e2e.process import free_port
 from tests.e2e.test_workers import process_of
 from tests.e2e.wire import DEADLINE, Backend, Browser, until
 from tests.requirements import needs
+from tests.variants import others_long
 
 Start = Callable[..., Server]
 
@@ -156,7 +157,7 @@ def test_chromium_opens_a_websocket_over_tls(tls_server: Callable[..., TlsServer
 # --- renewal --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", others_long(["1", "2"]))
 def test_sighup_takes_a_renewed_certificate_and_keeps_connections(
     tls_server: Callable[..., TlsServer], workers: str
 ) -> None:
@@ -178,7 +179,7 @@ def test_sighup_takes_a_renewed_certificate_and_keeps_connections(
         assert "nothing has changed" in server.reload()
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", others_long(["1", "2"]))
 def test_sighup_with_a_broken_certificate_keeps_the_old_one_and_logs_why(
     tls_server: Callable[..., TlsServer], workers: str
 ) -> None:
@@ -202,6 +203,7 @@ def test_sighup_with_a_broken_certificate_keeps_the_old_one_and_logs_why(
         assert browser.settle() == []
 
 
+@pytest.mark.long
 def test_a_worker_that_starts_late_gets_the_certificate_that_was_checked(
     tls_server: Callable[..., TlsServer],
 ) -> None:

@@ -26,7 +26,7 @@ def start_log(workers: str) -> str:
 
 
 @pytest.mark.parametrize("workers", others_long(["1", "2"]))
-@pytest.mark.parametrize("lockfile", ["", ":lockfile=1", ":lockfile=0"])
+@pytest.mark.parametrize("lockfile", others_long(["", ":lockfile=1", ":lockfile=0"]))
 def test_a_server_starts_over_the_sockets_of_a_killed_one(
     chatws_server: Start, tmp_path: Path, workers: str, lockfile: str
 ) -> None:
@@ -71,7 +71,7 @@ def test_a_lock_that_names_a_process_is_not_looked_at(chatws_server: Start, tmp_
 
 
 @pytest.mark.parametrize("words", others_long([["-n", "chatws"], ["chatws"], ["chatws", "--workers", "2"]]))
-@pytest.mark.parametrize("option", ["--listen", "--push-listen"])
+@pytest.mark.parametrize("option", others_long(["--listen", "--push-listen"]))
 def test_a_socket_of_a_living_server_is_one_line_and_status_1(
     chatws_server: Start, tmp_path: Path, words: list[str], option: str
 ) -> None:

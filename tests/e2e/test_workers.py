@@ -234,6 +234,7 @@ def test_a_killed_worker_is_replaced_and_no_event_is_lost(chatws_server: Start, 
     assert listening[0]["logger"] == "chatws.runtime.service"
 
 
+@pytest.mark.long
 def test_a_frozen_worker_is_replaced_and_new_pages_are_served(chatws_server: Start) -> None:
     port = free_port()
     server = start_workers(chatws_server, "--worker-timeout", "3", "--metrics-port", str(port))
