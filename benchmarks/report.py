@@ -115,7 +115,9 @@ def of_ratchet(results: dict[str, Any]) -> str:
 
 def clients(medians: dict[str, Any]) -> str:
     """The load client's cost of a frame."""
-    pairs = [(one["client_us_per_frame"], name) for name, one in medians.get("room16", {}).items() if name != "floor"]
+    pairs = [
+        (result["client_us_per_frame"], name) for name, result in medians.get("room16", {}).items() if name != "floor"
+    ]
     if not pairs:
         return ""
     cost, _ = max(pairs)

@@ -237,17 +237,18 @@ def repeat(
     for together in filter(None, competitions):
         entrants = [(key, name) for key in together for name in names if takes_part(name, key)]
         if together == ["connect"]:
-            found = come_in([name for _, name in entrants], rounds // 3 or 1, arguments.chatws_option, number)
+            result = come_in([name for _, name in entrants], rounds // 3 or 1, arguments.chatws_option, number)
         else:
-            found = compete(entrants, rounds, arguments.chatws_option, number)
-        for key, by_server in found.items():
+            result = compete(entrants, rounds, arguments.chatws_option, number)
+        for key, by_server in result.items():
             for name, runs in by_server.items():
                 results.setdefault(key, {}).setdefault(name, []).extend(runs)
-                one = summary(runs)
+                figures = summary(runs)
                 print(
-                    f"{number + 1} {key:14} {name:14} {one['cpu_us']:9.2f} us/{WORKLOADS[key].unit}  "
-                    f"({one['cpu_us_low']:.2f} to {one['cpu_us_high']:.2f})  connect {one['connect_us']:6.0f} us  "
-                    f"idle {one['idle_kib']:5.1f} KiB  p99 {one.get('p99_ms', '-')} ms",
+                    f"{number + 1} {key:14} {name:14} {figures['cpu_us']:9.2f} us/{WORKLOADS[key].unit}  "
+                    f"({figures['cpu_us_low']:.2f} to {figures['cpu_us_high']:.2f})  "
+                    f"connect {figures['connect_us']:6.0f} us  "
+                    f"idle {figures['idle_kib']:5.1f} KiB  p99 {figures.get('p99_ms', '-')} ms",
                     file=sys.stderr,
                 )
 

@@ -119,12 +119,12 @@ class Running:
 @functools.cache
 def _ksoftirqd() -> list[Path]:
     """Find ksoftirqd of the server's core. A container does not see the kernel's threads."""
-    found = []
+    results = []
     for comm in Path("/proc").glob("[0-9]*/comm"):
         with suppress(OSError):  # it has ended
             if comm.read_text() == f"ksoftirqd/{SERVER_CORE}\n":
-                found.append(comm.parent)
-    return found
+                results.append(comm.parent)
+    return results
 
 
 def environment_without_settings() -> dict[str, str]:
@@ -133,7 +133,7 @@ def environment_without_settings() -> dict[str, str]:
 
 
 def free_ports() -> tuple[int, int]:
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
+    with socket.socket() as figures, socket.socket() as two:
+        figures.bind(("127.0.0.1", 0))
         two.bind(("127.0.0.1", 0))
-        return one.getsockname()[1], two.getsockname()[1]
+        return figures.getsockname()[1], two.getsockname()[1]

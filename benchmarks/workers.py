@@ -74,8 +74,8 @@ class Server:
         self._await(log, "listening for browsers" if workers == 1 else f"{workers} workers listen")
         self.processes = {"one": self.process.pid}
         if workers > 1:
-            found = re.findall(r"worker (\d+) serves, as process (\d+)", log.read_text())
-            self.processes = {"supervisor": self.process.pid, **{f"worker {name}": int(pid) for name, pid in found}}
+            results = re.findall(r"worker (\d+) serves, as process (\d+)", log.read_text())
+            self.processes = {"supervisor": self.process.pid, **{f"worker {name}": int(pid) for name, pid in results}}
         self._groups: list[Path] = []
         self.client = self._connect(port, push)
 
@@ -217,9 +217,9 @@ def measure(workload: Workload, rounds: int) -> dict[int, dict[str, Any]]:
     finally:
         for server in servers.values():
             server.end()
-    middle = {count: _middle(found) for count, found in runs.items()}
-    for count, one in middle.items():
-        one["slow_per_s"] = statistics.median(slow[count]) if slow[count] else None
+    middle = {count: _middle(results) for count, results in runs.items()}
+    for count, figures in middle.items():
+        figures["slow_per_s"] = statistics.median(slow[count]) if slow[count] else None
     return middle
 
 

@@ -40,7 +40,7 @@ def shown(default: Any) -> str:
     if isinstance(default, bool):
         return "`true`" if default else "`false`"
     if isinstance(default, tuple):
-        return ", ".join(f"`{one}`" for one in default)
+        return ", ".join(f"`{item}`" for item in default)
     if isinstance(default, float):
         return f"`{default:g}`"
     return f"`{default}`" if default != "" else ""
@@ -74,8 +74,8 @@ def renewed(text: str) -> str:
     """The document with new tables. The text around them stays."""
     for section in SECTIONS:
         begin, end = marks(section)
-        before, found, rest = text.partition(begin)
-        assert found, f"docs/configuration.md has no place for the settings of [{section}]: {begin}"
+        before, result, rest = text.partition(begin)
+        assert result, f"docs/configuration.md has no place for the settings of [{section}]: {begin}"
         after = rest.partition(end)[2]
         text = f"{before}{begin}\n{table(section)}\n{end}{after}"
     return text

@@ -83,7 +83,8 @@ class SharedBroker:
         for key, event in (batch.keys or {}).items():
             log.keys.remember(key, event.offset, log.now(), batch.extra.get(key, 0.0))
         copies = [
-            [Event(one.offset, one.name, one.audience, one.data, one.time) for one in batch.fresh] for _ in log.nodes
+            [Event(item.offset, item.name, item.audience, item.data, item.time) for item in batch.fresh]
+            for _ in log.nodes
         ]
         for node, events in zip(list(log.nodes), copies, strict=True):
             if node is not self and not node.cut and not node.behind:
@@ -112,8 +113,8 @@ class SharedBroker:
             assert self._listener is not None
             self._listener.reset(self.epoch)
         events = [
-            Event(one.offset, one.name, one.audience, one.data, one.time)
-            for one in self.log.window.read(self._delivered, 1_000_000)
+            Event(item.offset, item.name, item.audience, item.data, item.time)
+            for item in self.log.window.read(self._delivered, 1_000_000)
         ]
         if events:
             self._deliver(events)

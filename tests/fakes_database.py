@@ -54,7 +54,7 @@ class FakeDatabase:
         self.count += 1
         if self.error is not None:
             raise self.error
-        self.written.append((sql, [dict(one) for one in batch]))
+        self.written.append((sql, [dict(item) for item in batch]))
         return 0
 
     def answer(self, *rows: Row) -> None:

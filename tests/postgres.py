@@ -69,13 +69,15 @@ def _program_directories() -> Iterator[Path]:
 def find_all_programs() -> dict[int, Path]:
     """By major version, the newest first, the directory of `initdb` and `postgres`, such that the user they must run as
     may run them."""
-    found: dict[int, Path] = {}
+    result: dict[int, Path] = {}
     for directory in _program_directories():
         with suppress(OSError, subprocess.CalledProcessError):
             command = [directory / "postgres", "--version"]
-            said = subprocess.run(command, check=True, capture_output=True, text=True, cwd="/", **_other_user()).stdout
-            found.setdefault(int(said.split()[2].split(".")[0]), directory)
-    return dict(sorted(found.items(), reverse=True))
+            output = subprocess.run(
+                command, check=True, capture_output=True, text=True, cwd="/", **_other_user()
+            ).stdout
+            result.setdefault(int(output.split()[2].split(".")[0]), directory)
+    return dict(sorted(result.items(), reverse=True))
 
 
 def _lives(process: psutil.Process) -> bool:

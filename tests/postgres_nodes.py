@@ -121,11 +121,11 @@ async def nodes(request: pytest.FixtureRequest) -> AsyncIterator[Nodes]:
     """A new log on the newest PostgreSQL. At the end no delayed call is left."""
     before = set(reactor.getDelayedCalls())
     server = server_of(request.config)
-    found = Nodes(server)
-    yield found
+    result = Nodes(server)
+    yield result
     server.resume()
     server.start()
-    await found.close()
+    await result.close()
     await deferLater(reactor, 0)
     await deferLater(reactor, 0)
     assert {call for call in reactor.getDelayedCalls() if "Cooperator" not in str(call)} <= before

@@ -84,12 +84,12 @@ class Figures(NamedTuple):
 
     def excesses(self) -> list[str]:
         """The figures that exceed their limits."""
-        found = []
+        result = []
         if self.long_share > MAX_LONG_SHARE:
-            found.append(f"{self.long_share:.1%} of the sentences have over {LONG_SENTENCE_WORDS} words")
+            result.append(f"{self.long_share:.1%} of the sentences have over {LONG_SENTENCE_WORDS} words")
         if self.semicolons_each > MAX_SEMICOLONS:
-            found.append(f"{self.semicolons_each:.3f} semicolons each sentence")
-        return found
+            result.append(f"{self.semicolons_each:.3f} semicolons each sentence")
+        return result
 
     def __str__(self) -> str:
         return (
@@ -162,11 +162,11 @@ def sentences(paragraph: str) -> list[str]:
 
 def measure(text: str) -> Figures:
     """The figures of a page."""
-    found = [sentence for _, paragraph in paragraphs(text) for sentence in sentences(paragraph)]
+    result = [sentence for _, paragraph in paragraphs(text) for sentence in sentences(paragraph)]
     return Figures(
-        sentences=len(found),
-        long=sum(len(sentence.split()) > LONG_SENTENCE_WORDS for sentence in found),
-        semicolons=sum(sentence.count(";") for sentence in found),
+        sentences=len(result),
+        long=sum(len(sentence.split()) > LONG_SENTENCE_WORDS for sentence in result),
+        semicolons=sum(sentence.count(";") for sentence in result),
     )
 
 
@@ -217,8 +217,8 @@ def main() -> int:
     findings: list[Finding] = []
     totals = Figures(0, 0, 0)
     for path in documents():
-        found, figures = check_page(path)
-        findings += found
+        result, figures = check_page(path)
+        findings += result
         totals = Figures(*map(sum, zip(totals, figures, strict=True)))
         if arguments.verbose:
             print(f"{path.relative_to(ROOT)}: {figures}")

@@ -77,9 +77,9 @@ class PushServer:
     def connect(self) -> socket.socket:
         """A blocking socket, for the use in a thread (or without waiting)."""
         if self._path:
-            found = socket.socket(socket.AF_UNIX)
-            found.connect(self._path)
-            return found
+            result = socket.socket(socket.AF_UNIX)
+            result.connect(self._path)
+            return result
         return socket.create_connection(("127.0.0.1", self.port), 20)
 
 

@@ -17,9 +17,9 @@ from chatws.workers.ipc import IpcConnection, adopt_socket
 from chatws.workers.ipc_broker import IpcBroker
 
 
-def connect(reactor: Any, one: IpcConnection, other: IpcConnection) -> None:
+def connect(reactor: Any, first: IpcConnection, other: IpcConnection) -> None:
     """Make them the two ends of a socket pair."""
-    for end, channel in zip(socket.socketpair(), (one, other), strict=True):
+    for end, channel in zip(socket.socketpair(), (first, other), strict=True):
         adopt_socket(reactor, channel, end.detach())
 
 

@@ -130,11 +130,11 @@ def reason_to_skip(requirement: str) -> str:
         case "unix users":
             packages = {"useradd": "passwd", "usermod": "passwd", "setpriv": "util-linux", "openssl": "openssl"}
             absent = sorted({package for program, package in packages.items() if not shutil.which(program)})
-            needed = [*([] if os.geteuid() == 0 else ["root"]), *(f"the Debian package {one}" for one in absent)]
+            needed = [*([] if os.geteuid() == 0 else ["root"]), *(f"the Debian package {item}" for item in absent)]
             return f"needs {' and '.join(needed)}, to make Unix users" if needed else ""
         case package:
-            found = find_library(package) if package in LIBRARIES else find_program(package)
-            return "" if found else f"needs the Debian package {package}"
+            result = find_library(package) if package in LIBRARIES else find_program(package)
+            return "" if result else f"needs the Debian package {package}"
 
 
 def skip_or_fail(item: pytest.Item) -> None:

@@ -71,7 +71,7 @@ def frame(payload: bytes | str, opcode: int = 1, *, fin: bool = True, rsv: int =
 
 def split_frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
     """A server's frames as (first byte, payload), and what is left over."""
-    found = []
+    result = []
     while len(data) >= 2:
         assert not data[1] & 0x80, "a server's frame is not masked"
         length, start = data[1], 2
@@ -81,9 +81,9 @@ def split_frames(data: bytes) -> tuple[list[tuple[int, bytes]], bytes]:
             length, start = int.from_bytes(data[2:10], "big"), 10
         if len(data) < start + length:
             break
-        found.append((data[0], data[start : start + length]))
+        result.append((data[0], data[start : start + length]))
         data = data[start + length :]
-    return found, data
+    return result, data
 
 
 class HandReactor(Clock):
@@ -197,13 +197,13 @@ class Wire:
         return int(status.split(" ")[1]), {name.lower(): value for name, value in fields.items()}, body
 
     def frames(self, limit: int = 1 << 30) -> list[tuple[int, bytes]]:
-        found, self.received = split_frames(self.received + self.read(limit))
-        return found
+        result, self.received = split_frames(self.received + self.read(limit))
+        return result
 
     def texts(self) -> list[str]:
-        found = self.frames()
-        assert all(first == 0x81 for first, _ in found), found
-        return [payload.decode() for _, payload in found]
+        result = self.frames()
+        assert all(first == 0x81 for first, _ in result), result
+        return [payload.decode() for _, payload in result]
 
     def closed_with(self) -> tuple[int, str]:
         """The code and reason of the close frame, which must be the last thing that has come."""

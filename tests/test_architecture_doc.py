@@ -23,7 +23,7 @@ def map_of_packages(text: str) -> set[str]:
 
     A line has one name or several, two blanks apart, and then a description. Two blanks of indentation are a level.
     """
-    found: set[str] = set()
+    result: set[str] = set()
     parents: list[str] = []
     for line in text.splitlines():
         depth = (len(line) - len(line.lstrip())) // 2
@@ -33,9 +33,9 @@ def map_of_packages(text: str) -> set[str]:
                 break
             names.append(word)
         del parents[depth:]
-        found |= {"".join([*parents, name]) for name in names}
+        result |= {"".join([*parents, name]) for name in names}
         parents.append(names[0])
-    return {path.removeprefix("chatws/") for path in found} - {""}
+    return {path.removeprefix("chatws/") for path in result} - {""}
 
 
 def tree_of_packages() -> set[str]:

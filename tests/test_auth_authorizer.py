@@ -33,9 +33,9 @@ class AuthorizerCase(SynchronousTestCase):
         return build_authorizer(Config(**settings), self.database, self.clock)
 
     def ask(self, authorizer: ConversationAuthorizer, user_id: Id, conversation_id: Id) -> Deferred[bool]:
-        found = authorizer.may_read(Identity(user_id, "token"), conversation_id)
-        assert isinstance(found, Deferred)
-        return found
+        result = authorizer.may_read(Identity(user_id, "token"), conversation_id)
+        assert isinstance(result, Deferred)
+        return result
 
     def test_without_a_database_or_a_query_every_user_may_read(self) -> None:
         without = build_authorizer(Config(), None, self.clock)
@@ -53,10 +53,10 @@ class AuthorizerCase(SynchronousTestCase):
             self.assertIs(self.build().may_read(limited, other), False)
         self.assertIs(without.may_read(Identity(5, "token", conversations=frozenset()), 456), False)
         self.assertEqual(self.database.count, 0)
-        found = self.build().may_read(limited, 456)
-        assert isinstance(found, Deferred)
+        result = self.build().may_read(limited, 456)
+        assert isinstance(result, Deferred)
         self.database.answer()
-        self.assertIs(self.successResultOf(found), False)
+        self.assertIs(self.successResultOf(result), False)
 
     def test_a_thousand_checks_of_one_user_delay_another_user_by_one_turn(self) -> None:
         authorizer = self.build(database_pool=2, conversation_query=BY_USER)
@@ -69,7 +69,7 @@ class AuthorizerCase(SynchronousTestCase):
         for _ in range(1000 - 3):
             self.clock.advance(1.0)
             self.database.answer(ROW)
-        self.assertEqual([self.successResultOf(one) for one in many], [True] * 1000)
+        self.assertEqual([self.successResultOf(item) for item in many], [True] * 1000)
 
     def test_a_row_is_a_yes(self) -> None:
         authorizer = self.build(conversation_query=BY_USER)
@@ -89,7 +89,7 @@ class AuthorizerCase(SynchronousTestCase):
         waiting = [self.ask(authorizer, user_id, 456) for user_id in range(100)]
         self.assertEqual(self.database.count, 1)
         self.database.answer(ROW)
-        self.assertEqual([self.successResultOf(one) for one in waiting], [True] * 100)
+        self.assertEqual([self.successResultOf(item) for item in waiting], [True] * 100)
         self.assertIs(authorizer.may_read(Identity(1000, "token"), 456), True)
 
     def test_denials_are_remembered_for_a_second_beyond_twenty(self) -> None:
@@ -129,9 +129,9 @@ class AuthorizerCase(SynchronousTestCase):
 
     def test_a_failed_lookup_grants_nothing(self) -> None:
         authorizer = self.build()
-        found = self.ask(authorizer, 5, 456)
+        result = self.ask(authorizer, 5, 456)
         self.database.fail(Unavailable("gone"))
-        self.failureResultOf(found, Unavailable)
+        self.failureResultOf(result, Unavailable)
         silent = self.ask(authorizer, 5, 456)
         self.clock.advance(5.0)
         self.failureResultOf(silent, Unavailable)

@@ -43,14 +43,14 @@ class SingleFlightCacheCase(SynchronousTestCase):
         return SingleFlightCache(ask, ttl=ttl, timeout=3.0, clock=self.clock)
 
     def get(self, key: Any = 1) -> Deferred[Any]:
-        found = self.lookup.get(key)
-        assert isinstance(found, Deferred)
-        return found
+        result = self.lookup.get(key)
+        assert isinstance(result, Deferred)
+        return result
 
     def known(self, key: Any = 1) -> Any:
-        found = self.lookup.get(key)
-        self.assertNotIsInstance(found, Deferred)
-        return found
+        result = self.lookup.get(key)
+        self.assertNotIsInstance(result, Deferred)
+        return result
 
     def answer(self, answer: Any) -> None:
         self.asked.pop(0)[1].callback(answer)
@@ -97,7 +97,7 @@ class SingleFlightCacheCase(SynchronousTestCase):
         waiting = [self.get() for _ in range(1000)]
         self.assertEqual(len(self.asked), 1)
         self.answer(True)
-        self.assertEqual([self.successResultOf(one) for one in waiting], [True] * 1000)
+        self.assertEqual([self.successResultOf(item) for item in waiting], [True] * 1000)
 
     def test_different_lookups_do_not_wait_for_each_other(self) -> None:
         first, second = self.get(1), self.get(2)
@@ -131,7 +131,7 @@ class SingleFlightCacheCase(SynchronousTestCase):
     def test_a_failure_reaches_all_waiters_and_is_not_cached(self) -> None:
         waiting = [self.get() for _ in range(3)]
         self.asked.pop()[1].errback(Unavailable("no database"))
-        errors = [self.failureResultOf(one, Unavailable).value for one in waiting]
+        errors = [self.failureResultOf(item, Unavailable).value for item in waiting]
         self.assertEqual({error.message for error in errors}, {"no database"})
         self.assertEqual(len({id(error) for error in errors}), 3)
         self.get()
@@ -140,16 +140,16 @@ class SingleFlightCacheCase(SynchronousTestCase):
     def test_unexpected_exception_is_not_a_positive_result(self) -> None:
         waiting = [self.get() for _ in range(2)]
         self.asked.pop()[1].errback(ZeroDivisionError())
-        for one in waiting:
-            self.failureResultOf(one, ZeroDivisionError)
+        for item in waiting:
+            self.failureResultOf(item, ZeroDivisionError)
 
     def test_a_lookup_past_its_timeout_fails_for_all_waiters_and_is_repeated(self) -> None:
         first = self.get()
         self.clock.advance(2.0)
         second = self.get()
         self.clock.advance(1.0)
-        for one in (first, second):
-            self.failureResultOf(one, Unavailable)
+        for item in (first, second):
+            self.failureResultOf(item, Unavailable)
         self.assertTrue(self.asked.pop()[1].called, "nobody waits for it any more")
         third = self.get()
         self.answer(True)
@@ -224,9 +224,9 @@ class SingleFlightCacheCase(SynchronousTestCase):
             return True
 
         quick: SingleFlightCache[int, bool] = SingleFlightCache(ask, ttl=0, timeout=1.0, clock=self.clock)
-        found = quick.get(1)
-        assert isinstance(found, Deferred)
-        self.assertTrue(self.successResultOf(found))
+        result = quick.get(1)
+        assert isinstance(result, Deferred)
+        self.assertTrue(self.successResultOf(result))
 
 
 class ExistsQueryCase(SynchronousTestCase):

@@ -49,10 +49,10 @@ class Application(Resource):
 
     def render(self, request: Request) -> Any:
         headers = request.requestHeaders.getAllRawHeaders()
-        found = {
+        result = {
             name.decode().lower(): ", ".join(value.decode("latin-1") for value in values) for name, values in headers
         }
-        self.requests.append({"method": request.method.decode(), "uri": request.uri.decode(), **found})
+        self.requests.append({"method": request.method.decode(), "uri": request.uri.decode(), **result})
         return self.answer(request)
 
     def says(self, body: str | bytes, status: int = 200, **headers: str) -> None:
@@ -165,7 +165,7 @@ async def test_two_hundred_with_a_user_is_a_yes(setting: Setting) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_conversations_limit_the_connection(setting: Setting) -> None:
-    for listed, found in (
+    for listed, result in (
         (["456", 456, "x"], frozenset({456, "x"})),
         ([], frozenset()),
         ({"0": 456}, frozenset({456})),
@@ -173,7 +173,7 @@ async def test_conversations_limit_the_connection(setting: Setting) -> None:
         ({}, frozenset()),
     ):
         setting.application.says(json.dumps({"user_id": 5, "conversations": listed}))
-        assert (await setting.ask()).conversations == found
+        assert (await setting.ask()).conversations == result
     setting.application.says('{"user_id":5}')
     assert (await setting.ask()).conversations is None
 
@@ -238,8 +238,8 @@ async def test_identity_lasts_for_auth_ttl_or_what_the_application_says(setting:
 @pytest_twisted.ensureDeferred
 async def test_arrays_encoded_by_php_are_accepted_or_named_ambiguous(setting: Setting, php: str, expected: Any) -> None:
     program = f"$_SESSION = []; $none = []; echo json_encode({php});"
-    said = subprocess.run(["php", "-r", program], capture_output=True, check=True, timeout=TIMEOUT).stdout
-    setting.application.says(said)
+    output = subprocess.run(["php", "-r", program], capture_output=True, check=True, timeout=TIMEOUT).stdout
+    setting.application.says(output)
     if isinstance(expected, set):
         assert await setting.ask() == Identity(5, "callback", conversations=frozenset(expected))
     else:

@@ -54,14 +54,14 @@ class ChainCase(SynchronousTestCase):
         return self.chains[-1]
 
     def now(self, chain: AuthenticatorChain, given: Credentials) -> Identity:
-        found = chain.authenticate(given)
-        assert isinstance(found, Identity)
-        return found
+        result = chain.authenticate(given)
+        assert isinstance(result, Identity)
+        return result
 
     def later(self, chain: AuthenticatorChain, given: Credentials) -> Deferred[Identity]:
-        found = chain.authenticate(given)
-        assert isinstance(found, Deferred)
-        return found
+        result = chain.authenticate(given)
+        assert isinstance(result, Deferred)
+        return result
 
 
 class Defaults(ChainCase):
@@ -194,9 +194,9 @@ class WithADatabase(ChainCase):
             (TICKETS, credentials(5, forge(claims()))),
         ):
             chain = self.build(True, **settings)
-            found = self.later(chain, given)
+            result = self.later(chain, given)
             self.database.fail(Unavailable("gone"))
-            self.failureResultOf(found, Unavailable)
+            self.failureResultOf(result, Unavailable)
             silent = self.later(chain, given)
             self.clock.advance(5.0)
             self.failureResultOf(silent, Unavailable)

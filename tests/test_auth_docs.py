@@ -20,8 +20,8 @@ TEXT = Path(__file__).parent.parent.joinpath("docs", "security.md").read_text("u
 
 
 def snippet(language: str, words: str) -> str:
-    (found,) = [one for one in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if words in one]
-    return found
+    (result,) = [text for text in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if words in text]
+    return result
 
 
 def run_php(code: str, tmp_path: Path, session: object) -> str:
@@ -43,10 +43,10 @@ def test_a_token_made_by_the_php_snippet_authenticates(tmp_path: Path) -> None:
     clock = Clock()
     method = TokenMethod([b"0123456789abcdef0123456789abcdef"], clock=clock)
     clock.advance(Path(tmp_path / "script.php").stat().st_mtime)
-    found = method.authenticate(Credentials(123, token, HttpRequest("GET", "/ws"), ""))
-    assert found.user_id == 123
-    assert found.expires_at is not None
-    assert 290 < found.expires_at - clock.seconds() < 340
+    result = method.authenticate(Credentials(123, token, HttpRequest("GET", "/ws"), ""))
+    assert result.user_id == 123
+    assert result.expires_at is not None
+    assert 290 < result.expires_at - clock.seconds() < 340
 
 
 @needs("php-cli")
@@ -57,10 +57,10 @@ def test_the_php_callback_accepts_a_session(tmp_path: Path) -> None:
 
 
 def test_the_conversation_agents_query_uses_its_parameters() -> None:
-    found = check_sql(
+    result = check_sql(
         "conversation_query",
         snippet("sql", "conversation_agents"),
         ["user_id", "conversation_id"],
         DatabaseEngine.POSTGRESQL,
     )
-    assert found == {"user_id", "conversation_id"}
+    assert result == {"user_id", "conversation_id"}

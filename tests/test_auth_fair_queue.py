@@ -147,7 +147,7 @@ class FairQueueCase(SynchronousTestCase):
         for number in range(10):
             self.clock.advance(4.0)
             self.finish(f"a{number}")
-        self.assertEqual([self.successResultOf(one) for one in results], [f"a{number}" for number in range(10)])
+        self.assertEqual([self.successResultOf(result) for result in results], [f"a{number}" for number in range(10)])
 
     def test_timeout_of_a_job_fails_jobs_that_have_waited_as_long(self) -> None:
         first, second, third = (self.run_job("ana", f"a{number}") for number in range(3))
@@ -156,8 +156,8 @@ class FairQueueCase(SynchronousTestCase):
         late = self.run_job("bia", "b1")
         self.clock.advance(4.0)
         self.running["a0"].errback(Unavailable("the database cannot answer"))
-        for one in (first, third, other):
-            self.failureResultOf(one, Unavailable)
+        for item in (first, third, other):
+            self.failureResultOf(item, Unavailable)
         self.assertEqual(list(self.running), ["a1", "b1"])
         self.finish("b1")
         self.assertEqual(self.successResultOf(late), "b1")

@@ -56,7 +56,12 @@ async def test_an_alias_of_a_conversation_or_user_id_grants_no_access(engine: En
 @pytest_twisted.ensureDeferred
 async def test_digits_with_leading_zeros_are_ids_in_a_text_column(engine: Engine) -> None:  # noqa: F811
     engine.run("CREATE TABLE rooms (id VARCHAR(20) PRIMARY KEY)")
-    texts = (*(one for one in ONE if "\n" not in one and "\t" not in one), "nan", "Infinity", "a0eebc999c0b4ef8bb6d")
+    texts = (
+        *(item for item in ONE if "\n" not in item and "\t" not in item),
+        "nan",
+        "Infinity",
+        "a0eebc999c0b4ef8bb6d",
+    )
     for text in texts:
         engine.run(f"INSERT INTO rooms VALUES ('{text}')")
     kind = "CHAR" if engine.url.startswith("mysql") else "TEXT"

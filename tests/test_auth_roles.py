@@ -40,15 +40,15 @@ def authenticate(
         user_id, forge(claims(**token)) if token else None, HttpRequest("GET", "/ws"), "192.0.2.1"
     )
     try:
-        found = chain.authenticate(credentials)
-        if not isinstance(found, Identity):
+        result = chain.authenticate(credentials)
+        if not isinstance(result, Identity):
             results: list[Any] = []
-            found.addBoth(results.append)
-            [found] = results
-            if not isinstance(found, Identity):
-                found.raiseException()  # type: ignore[attr-defined]
-        assert isinstance(found, Identity)
-        return found
+            result.addBoth(results.append)
+            [result] = results
+            if not isinstance(result, Identity):
+                result.raiseException()  # type: ignore[attr-defined]
+        assert isinstance(result, Identity)
+        return result
     finally:
         chain.stop()
         for call in clock.getDelayedCalls():
@@ -164,9 +164,9 @@ def test_callback_names_a_contact_by_contact_id() -> None:
     roles = Roles(contacts=True)
 
     def identity(body: bytes) -> Identity:
-        found = parse_response(body)
-        assert found is not None
-        return roles.finish(roles.assign(found))
+        result = parse_response(body)
+        assert result is not None
+        return roles.finish(roles.assign(result))
 
     contact = identity(b'{"contact_id":7,"role":"contact","conversations":[456]}')
     assert (contact.user_id, contact.is_contact, contact.conversations) == (7, True, frozenset({456}))

@@ -42,8 +42,8 @@ def forge(payload: Any, header: Any = None, secret: bytes = SECRET, digest: Any 
 
 
 def claims(**more: Any) -> dict[str, Any]:
-    found = {"sub": "5", "exp": NOW + 60, **more}
-    return {key: value for key, value in found.items() if value is not ...}
+    result = {"sub": "5", "exp": NOW + 60, **more}
+    return {key: value for key, value in result.items() if value is not ...}
 
 
 class TicketCase(SynchronousTestCase):
@@ -59,9 +59,9 @@ class TicketCase(SynchronousTestCase):
         return Credentials(user_id, token, HttpRequest("GET", "/ws"), "192.0.2.1")
 
     def enter(self, token: str, user_id: Id | None = None) -> Identity:
-        found = self.method.authenticate(self.credentials(token, user_id))
-        self.assertIsInstance(found, Identity, "a ticket needs no waiting")
-        return found
+        result = self.method.authenticate(self.credentials(token, user_id))
+        self.assertIsInstance(result, Identity, "a ticket needs no waiting")
+        return result
 
     def refused(self, token: str, words: str = "", user_id: Id | None = None) -> None:
         error = self.assertRaises(AuthenticationFailed, self.enter, token, user_id)
@@ -85,14 +85,14 @@ class GoodTickets(TicketCase):
             self.assertEqual(self.enter(forge(claims(), secret=secret)).user_id, 5)
 
     def test_ids_in_conversations_are_canonical(self) -> None:
-        found = self.enter(forge(claims(conversations=["456", 456, "x", "007", 0])))
-        self.assertEqual(found.conversations, frozenset({456, "x", "007", 0}))
+        result = self.enter(forge(claims(conversations=["456", 456, "x", "007", 0])))
+        self.assertEqual(result.conversations, frozenset({456, "x", "007", 0}))
         self.assertEqual(self.enter(forge(claims(conversations=[]))).conversations, frozenset())
         self.assertIs(self.enter(forge(claims())).conversations, None)
 
     def test_a_php_array_with_gaps_is_a_list(self) -> None:
-        found = self.enter(forge(claims(conversations={"1": 456, "2": "457"})))
-        self.assertEqual(found.conversations, frozenset({456, 457}))
+        result = self.enter(forge(claims(conversations={"1": 456, "2": "457"})))
+        self.assertEqual(result.conversations, frozenset({456, 457}))
         for odd in ({"456": 1}, {"456": True}, {"id": 456}, None, "456", 456):
             self.refused(forge(claims(conversations=odd)), "malformed")
 
@@ -261,9 +261,9 @@ def test_signed_claims_give_a_valid_identity_or_are_rejected(payload: dict[str, 
     clock.advance(NOW)
     method = TokenMethod([SECRET], clock=clock)
     try:
-        found = method.authenticate(Credentials(None, forge(payload), HttpRequest("GET", "/"), ""))
+        result = method.authenticate(Credentials(None, forge(payload), HttpRequest("GET", "/"), ""))
     except AuthenticationFailed:
         return
-    assert type(found.user_id) in (int, str)
-    assert found.expires_at is not None
-    assert NOW < found.expires_at < 1e12
+    assert type(result.user_id) in (int, str)
+    assert result.expires_at is not None
+    assert NOW < result.expires_at < 1e12

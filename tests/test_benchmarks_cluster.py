@@ -86,21 +86,21 @@ def test_a_plan_that_fits_keeps_every_limit_and_one_node_less_does_not(model: An
     engine = costs.engines["redis"]
     most, _ = model.largest(model.Workload(), settings, engine, costs, limits)
     work = replace(model.Workload(), connections=most)
-    found = model.plan(work, settings, engine, costs, limits)
-    assert found.fits
-    assert all(need.used <= need.limit for need in found.needs)
-    assert found.nodes > 1
-    fewer = model.needs(work, settings, engine, costs, limits, found.nodes - 1)
+    result = model.plan(work, settings, engine, costs, limits)
+    assert result.fits
+    assert all(need.used <= need.limit for need in result.needs)
+    assert result.nodes > 1
+    fewer = model.needs(work, settings, engine, costs, limits, result.nodes - 1)
     assert any(need.used > need.limit for need in fewer)
 
 
 def test_broadcast_load_grows_with_the_square_of_connections(model: Any) -> None:
-    one = model.load(replace(model.Workload(), connections=10_000), model.SETTINGS[0])
+    first = model.load(replace(model.Workload(), connections=10_000), model.SETTINGS[0])
     two = model.load(replace(model.Workload(), connections=20_000), model.SETTINGS[0])
-    assert two.updates_to_all == pytest.approx(4 * one.updates_to_all)
-    assert two.presence_to_all == pytest.approx(4 * one.presence_to_all)
-    assert two.to_conversations == pytest.approx(2 * one.to_conversations)
-    assert two.events == pytest.approx(2 * one.events)
+    assert two.updates_to_all == pytest.approx(4 * first.updates_to_all)
+    assert two.presence_to_all == pytest.approx(4 * first.presence_to_all)
+    assert two.to_conversations == pytest.approx(2 * first.to_conversations)
+    assert two.events == pytest.approx(2 * first.events)
 
 
 def test_settings_that_tell_fewer_people_carry_more_connections(model: Any) -> None:
@@ -114,13 +114,13 @@ def test_settings_that_tell_fewer_people_carry_more_connections(model: Any) -> N
 def test_independent_clusters_carry_a_million_connections(model: Any) -> None:
     costs, limits = model.read_costs(), model.Limits()
     for name, engine in costs.engines.items():
-        found = model.sharded(model.Workload(), model.SETTINGS[-1], engine, costs, limits)
-        assert found is not None, name
-        shards, one = found
-        assert one.fits
+        result = model.sharded(model.Workload(), model.SETTINGS[-1], engine, costs, limits)
+        assert result is not None, name
+        shards, first = result
+        assert first.fits
         size = -(-model.Workload().connections // shards)
         again = model.plan(replace(model.Workload(), connections=size), model.SETTINGS[-1], engine, costs, limits)
-        assert again == one
+        assert again == first
 
 
 def test_the_nodes_reading_does_not_shrink_with_more_of_them(model: Any) -> None:
@@ -154,9 +154,9 @@ def test_assumptions_can_be_changed_on_the_command_line(
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["model.py", "--set", "connections=5000", "--set", "cpu=0.25"])
     model.main()
-    said = capsys.readouterr().out
-    assert "| connections | 5,000 |" in said
-    assert "25 % of a core" in said
+    output = capsys.readouterr().out
+    assert "| connections | 5,000 |" in output
+    assert "25 % of a core" in output
     monkeypatch.setattr(sys, "argv", ["model.py", "--set", "shops=3"])
     with pytest.raises(SystemExit):
         model.main()

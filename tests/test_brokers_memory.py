@@ -89,14 +89,14 @@ class TheWindow(SynchronousTestCase):
         count = 10 * AGE_STEP
         window = self.window(Retention(seconds=10.0), 2 * count)
         dropped = window.extend([event(2 * count + n, 100.0) for n in range(1, count + 1)], 100.0)
-        assert [one.offset for one in dropped] == list(range(1, 2 * count + 1))
+        assert [item.offset for item in dropped] == list(range(1, 2 * count + 1))
 
     def test_the_bounds_on_number_and_size_hold_also_within_a_batch(self) -> None:
         window = EventBuffer(Retention(events=5))
-        assert [one.offset for one in window.extend([event(n) for n in range(1, 9)], 0.0)] == [1, 2, 3]
+        assert [item.offset for item in window.extend([event(n) for n in range(1, 9)], 0.0)] == [1, 2, 3]
         window = EventBuffer(Retention(size=5))
-        assert [one.offset for one in window.extend([event(n) for n in range(1, 9)], 0.0)] == [1, 2, 3, 4, 5, 6]
-        assert (window.size, [one.offset for one in window.read(0, 10)]) == (4, [7, 8])
+        assert [item.offset for item in window.extend([event(n) for n in range(1, 9)], 0.0)] == [1, 2, 3, 4, 5, 6]
+        assert (window.size, [item.offset for item in window.read(0, 10)]) == (4, [7, 8])
 
 
 class TheKeys(SynchronousTestCase):

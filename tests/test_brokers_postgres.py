@@ -150,13 +150,13 @@ async def test_overlapping_transactions_are_delivered_once_by_every_node(nodes: 
 @pytest_twisted.ensureDeferred
 async def test_offsets_have_no_gap_under_serializable_isolation(nodes: Nodes) -> None:
     nodes.run(f"ALTER DATABASE {nodes.name} SET default_transaction_isolation = 'serializable'")
-    (one, told), (other, _) = await nodes.node(), await nodes.node()
-    await gatherResults([broker.publish([new_event()]) for _ in range(30) for broker in (one, other)])
+    (node, told), (other, _) = await nodes.node(), await nodes.node()
+    await gatherResults([broker.publish([new_event()]) for _ in range(30) for broker in (node, other)])
     await until(lambda: len(told.events) == 60, "all events")
     assert told.offsets == list(range(1, 61))
-    leases = await gatherResults([broker.lease(name, {5: 1}, 60) for broker, name in ((one, "a"), (other, "b"))])
+    leases = await gatherResults([broker.lease(name, {5: 1}, 60) for broker, name in ((node, "a"), (other, "b"))])
     assert sorted(len(leased.changed) for leased in leases) == [0, 1]
-    await one.trim()
+    await node.trim()
 
 
 # chatws.publish
@@ -501,9 +501,9 @@ async def test_a_node_that_finds_events_extends_the_poll_hint(nodes: Nodes) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_polling_needs_no_listen_and_no_notify(nodes: Nodes) -> None:
-    one, first = await nodes.node(poll=0.02)
+    broker, first = await nodes.node(poll=0.02)
     _, second = await nodes.node(poll=0.02)
-    await one.publish([new_event("a")])
+    await broker.publish([new_event("a")])
     nodes.run(f"SELECT chatws.publish('new_message', '{DATA}')")
     await first.until("a", "new_message")
     await second.until("a", "new_message")
@@ -572,9 +572,9 @@ async def test_offsets_continue_after_the_newest_event_was_trimmed(nodes: Nodes)
 @pytest_twisted.ensureDeferred
 async def test_sql_can_join_the_online_agents(nodes: Nodes) -> None:
     nodes.run("CREATE TABLE users (id int, name text); INSERT INTO users VALUES (5, 'Ana'), (6, 'Bia'), (7, 'Caio')")
-    one, _ = await nodes.node()
+    broker, _ = await nodes.node()
     other, _ = await nodes.node()
-    await one.lease("a", {5: 2, "x\\y": 1}, 60)
+    await broker.lease("a", {5: 2, "x\\y": 1}, 60)
     await other.lease("b", {5: 1, 6: 0}, 60)
     await other.lease("dead", {7: 1}, -1)
     joined = "SELECT name, connection_count FROM users JOIN chatws.online_agents ON user_number = id ORDER BY id"

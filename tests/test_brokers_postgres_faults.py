@@ -71,28 +71,28 @@ def freeze(nodes: Nodes) -> Callable[[], None]:
 async def test_acknowledged_events_are_delivered_exactly_once(
     nodes: Nodes, fail: Callable[[Nodes], Callable[[], None]]
 ) -> None:
-    (one, first), (other, second) = await nodes.node(), await nodes.node()
+    (node, first), (other, second) = await nodes.node(), await nodes.node()
     for number in range(5):
-        await gatherResults([broker.publish([new_event(f"before{number}")]) for broker in (one, other)])
-    give_up_after(2.0, one, other)
-    under_way = [one.publish([new_event(f"during{n}")]) for n in range(3)]
+        await gatherResults([broker.publish([new_event(f"before{number}")]) for broker in (node, other)])
+    give_up_after(2.0, node, other)
+    under_way = [node.publish([new_event(f"during{n}")]) for n in range(3)]
     end_fault = fail(nodes)
     outcomes = await DeferredList(under_way, consumeErrors=True)
     assert all(done or failure.check(Unavailable) for done, failure in outcomes)
     for question in (
-        one.publish([new_event("refused")]),
-        one.offset_range(),
+        node.publish([new_event("refused")]),
+        node.offset_range(),
         other.online(),
-        one.read(0, 1),
-        one.lease("a", {}, 9),
+        node.read(0, 1),
+        node.lease("a", {}, 9),
     ):
         with pytest.raises(Unavailable):
             await question
     end_fault()
-    give_up_after(PATIENCE, one, other)
+    give_up_after(PATIENCE, node, other)
     await published(other, "after")
-    await published(one, "after all")
-    await agree(one, first, second)
+    await published(node, "after all")
+    await agree(node, first, second)
     assert [name for name in first.names if name.startswith("before")] == [
         name for name in second.names if name.startswith("before")
     ]
@@ -104,17 +104,17 @@ async def test_acknowledged_events_are_delivered_exactly_once(
 
 @pytest_twisted.ensureDeferred
 async def test_terminated_backends_fail_at_most_the_appends_under_way(nodes: Nodes) -> None:
-    (one, first), (other, second) = await nodes.node(), await nodes.node()
+    (broker, first), (other, second) = await nodes.node(), await nodes.node()
     await until(lambda: any("LISTEN" in query or "SELECT 1" in query for _, query in nodes.backends()), "LISTEN")
-    await published(one, "before")
+    await published(broker, "before")
     for round_ in range(3):
-        publishing = [one.publish([new_event(f"{round_}.{n}")]) for n in range(3)]
+        publishing = [broker.publish([new_event(f"{round_}.{n}")]) for n in range(3)]
         nodes.server.terminate_backends()
         nodes.run("SELECT chatws.publish('sql', '{}', '\"everyone\"')")
         await DeferredList(publishing, consumeErrors=True)
         await published(other, f"after{round_}")
-    await published(one, "after all")
-    await agree(one, first, second)
+    await published(broker, "after all")
+    await agree(broker, first, second)
 
 
 @pytest_twisted.ensureDeferred
@@ -122,21 +122,21 @@ async def test_a_silent_network_is_detected_and_replaced(nodes: Nodes) -> None:
     firewall = ForgetfulFirewall(reactor, nodes.server.port)
     try:
         url = nodes.url.replace(str(nodes.server.port), str(firewall.port))
-        (one, first), (other, second) = await nodes.node(url, timeout=1.0), await nodes.node()
-        await published(one, "before")
+        (broker, first), (other, second) = await nodes.node(url, timeout=1.0), await nodes.node()
+        await published(broker, "before")
         firewall.closed = True
         firewall.forget()
         with pytest.raises(Unavailable):
-            await one.publish([new_event("refused")])
+            await broker.publish([new_event("refused")])
         await published(other, "meanwhile")
         nodes.run("SELECT chatws.publish('sql', '{}', '\"everyone\"')")
         await until(lambda: second.names == ["before", "meanwhile", "sql"], "the other node's events")
         assert first.names == ["before"]
         firewall.closed = False
         await until(lambda: len(first.events) >= 3, "what was published meanwhile")
-        await published(one, "after")
+        await published(broker, "after")
         await agree(other, first, second)
-        await one.stop()
+        await broker.stop()
     finally:
         await firewall.stop()
 
@@ -153,8 +153,8 @@ async def test_a_lost_append_response_is_replaced_by_reading(nodes: Nodes) -> No
     waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'advisory' AND datname = current_database()"
     await until(lambda: nodes.run(waiting), "the append to wait")
     # what libpq would be told when a firewall closes the link: only this side hears of it
-    for one in [*broker._database._busy]:
-        one.close()
+    for item in [*broker._database._busy]:
+        item.close()
     with pytest.raises(Unavailable):
         await publishing
     blocker.commit()
@@ -179,11 +179,11 @@ async def test_a_held_lock_delays_publishers_by_the_timeout_and_readers_not(node
 
 @pytest_twisted.ensureDeferred
 async def test_a_read_only_database_is_not_ready_and_is_still_read(nodes: Nodes) -> None:
-    said: list[str] = []
+    output: list[str] = []
 
     def observe(event: LogEvent) -> None:
         if event["log_level"] == LogLevel.error:
-            said.append(formatEvent(event))
+            output.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)
     try:
@@ -192,8 +192,8 @@ async def test_a_read_only_database_is_not_ready_and_is_still_read(nodes: Nodes)
         nodes.run(f"ALTER DATABASE {nodes.name} SET default_transaction_read_only = on")
         nodes.server.terminate_backends()
         end = reactor.seconds() + 20
-        while not any(READ_ONLY in line for line in said):  # until then, a publish may meet a terminated connection
-            assert reactor.seconds() < end, said
+        while not any(READ_ONLY in line for line in output):  # until then, a publish may meet a terminated connection
+            assert reactor.seconds() < end, output
             with pytest.raises(Unavailable):
                 await broker.publish([new_event("refused")])
         for _ in range(2):
@@ -209,7 +209,7 @@ async def test_a_read_only_database_is_not_ready_and_is_still_read(nodes: Nodes)
         await agree(broker, told)
     finally:
         globalLogPublisher.removeObserver(observe)
-    assert len([line for line in said if READ_ONLY in line]) == 1, said
+    assert len([line for line in output if READ_ONLY in line]) == 1, output
 
 
 async def until_ready(broker: Any) -> None:
@@ -224,13 +224,13 @@ async def until_ready(broker: Any) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_listen_connection_that_ends_is_replaced(nodes: Nodes) -> None:
-    (one, _), (_, told) = await nodes.node(), await nodes.node()
+    (broker, _), (_, told) = await nodes.node(), await nodes.node()
     listening = "SELECT pid FROM pg_stat_activity WHERE query = 'LISTEN chatws' AND datname = current_database()"
     await until(lambda: len(nodes.run(listening)) == 2, "two to listen")
     before = set(nodes.run(listening))
     nodes.run(f"SELECT pg_terminate_backend(pid) FROM ({listening}) them")
     await until(lambda: len(set(nodes.run(listening)) - before) == 2, "two others to listen")
-    await one.publish([new_event("a")])
+    await broker.publish([new_event("a")])
     await told.until("a")
 
 
@@ -238,10 +238,10 @@ async def test_a_listen_connection_that_ends_is_replaced(nodes: Nodes) -> None:
 async def test_missing_notifications_are_logged_and_events_are_polled(
     nodes: Nodes,
 ) -> None:
-    said: list[str] = []
+    output: list[str] = []
 
     def observe(event: LogEvent) -> None:
-        said.append(formatEvent(event))
+        output.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)
     try:
@@ -249,7 +249,7 @@ async def test_missing_notifications_are_logged_and_events_are_polled(
         (_, told), (other, _) = await nodes.node(listen_url=nodes.server.url, timeout=1.0), await nodes.node()
         await other.publish([new_event("a")])
         await told.until("a")
-        await until(lambda: any("notifications do not arrive" in line for line in said), "the warning")
+        await until(lambda: any("notifications do not arrive" in line for line in output), "the warning")
     finally:
         globalLogPublisher.removeObserver(observe)
 
@@ -259,21 +259,21 @@ async def test_missing_notifications_are_logged_and_events_are_polled(
 
 @pytest_twisted.ensureDeferred
 async def test_a_recreated_history_has_a_new_epoch_reported_once(nodes: Nodes) -> None:
-    (one, first), (_, second) = await nodes.node(), await nodes.node()
-    before = one.epoch
-    await gatherResults([one.publish([new_event()]) for _ in range(5)])
+    (broker, first), (_, second) = await nodes.node(), await nodes.node()
+    before = broker.epoch
+    await gatherResults([broker.publish([new_event()]) for _ in range(5)])
     nodes.run("DROP SCHEMA chatws CASCADE")
     with pytest.raises(Unavailable):
-        await one.publish([new_event("nowhere")])
+        await broker.publish([new_event("nowhere")])
     with transaction(nodes.url) as cursor:
         apply(cursor, "chatws", migrations())
-    event = await published(one, "first")
+    event = await published(broker, "first")
     assert event.offset == 1
     await until(lambda: second.names == ["first"], "the first event of the new log")
     assert first.names == ["first"]
     assert len(first.epochs) == len(second.epochs) == 1
-    assert first.epochs == second.epochs == [one.epoch]
-    assert one.epoch != before
+    assert first.epochs == second.epochs == [broker.epoch]
+    assert broker.epoch != before
 
 
 BACKUP = """
@@ -293,18 +293,18 @@ ANOTHER_WAY = """
 @pytest.mark.parametrize("more", ["", ANOTHER_WAY, 2 * ANOTHER_WAY], ids=["shorter", "as long", "longer"])
 @pytest_twisted.ensureDeferred
 async def test_a_history_restored_from_a_backup_begins_a_new_epoch(nodes: Nodes, more: str) -> None:
-    (one, first), (other, second) = await nodes.node(), await nodes.node()
-    await one.publish([new_event("kept")])
+    (broker, first), (other, second) = await nodes.node(), await nodes.node()
+    await broker.publish([new_event("kept")])
     nodes.run(BACKUP)
-    await one.publish([new_event("lost"), new_event("lost")])
+    await broker.publish([new_event("lost"), new_event("lost")])
     await until(lambda: len(second.events) == 3, "three events")
     nodes.run(RESTORE + more)
     event = await published(other, "new")
     assert event.offset == 1
     await until(lambda: first.names == second.names == ["new"], "the new log's event")
     assert len(first.epochs) == len(second.epochs) == 1
-    assert one.epoch == other.epoch
-    assert await one.offset_range() == (1, 1)
+    assert broker.epoch == other.epoch
+    assert await broker.offset_range() == (1, 1)
 
 
 @pytest_twisted.ensureDeferred

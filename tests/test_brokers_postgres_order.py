@@ -82,7 +82,9 @@ class InOrderTests(SynchronousTestCase):
         self.order.append_started()
         called = self.appended("a", 12, duplicates=[(0, 12, 3.0)])
         self.assertEqual(called, [])
-        self.assertEqual([(one.offset, one.time, one.duplicate) for one in self.receipts], [(12, 3.0, True)])
+        self.assertEqual(
+            [(receipt.offset, receipt.time, receipt.duplicate) for receipt in self.receipts], [(12, 3.0, True)]
+        )
         self.order.read([row(11), row(12)], 12)
         self.assertEqual((called, self.told.names), ([12], ["e11", "e12"]))
 
@@ -144,14 +146,14 @@ class WritingTests(SynchronousTestCase):
     def test_publishes_during_an_append_share_the_next_one(self) -> None:
         first = self.broker.publish([new_event("a")])
         later = [self.broker.publish([new_event(name)]) for name in "bc"]
-        self.assertEqual([[one["e"] for one in new_events] for new_events, _, _ in self.database.asked], [["a"]])
+        self.assertEqual([[item["e"] for item in new_events] for new_events, _, _ in self.database.asked], [["a"]])
         self.answer(0, 0)
         self.assertEqual([event.offset for event in self.successResultOf(first)], [1])
         self.assertEqual(
-            [[one["e"] for one in new_events] for new_events, _, _ in self.database.asked], [["a"], ["b", "c"]]
+            [[item["e"] for item in new_events] for new_events, _, _ in self.database.asked], [["a"], ["b", "c"]]
         )
         self.answer(1, 1)
-        self.assertEqual([event.offset for one in later for event in self.successResultOf(one)], [2, 3])
+        self.assertEqual([event.offset for item in later for event in self.successResultOf(item)], [2, 3])
         self.assertEqual(self.told.names, ["a", "b", "c"])
 
     def test_a_publish_behind_another_append_waits_at_most_the_timeout(self) -> None:

@@ -78,13 +78,13 @@ def server() -> Iterator[Callable[..., RedisServer]]:
     made: list[RedisServer] = []
 
     def make(*options: str, **more: bool) -> RedisServer:
-        one = RedisServer(*options, **more)
-        made.append(one)
-        return one.start()
+        engine = RedisServer(*options, **more)
+        made.append(engine)
+        return engine.start()
 
     yield make
-    for one in made:
-        one.close()
+    for item in made:
+        item.close()
 
 
 @pytest.fixture
@@ -210,19 +210,21 @@ async def test_a_batch_whose_copy_precedes_the_response_is_delivered_once(redis:
 async def test_a_history_of_format_1_is_set_aside_with_a_warning(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    one.run("HSET", "{chatws}:head", "epoch", "earlier", "seq", 9, "last", 7, "tip", "b9", "size", 2, "oldest", "5.0")
-    one.run("XADD", "{chatws}:log", "7-0", "h", "5.0 2 b9", "e", b"\x94")
+    engine = server()
+    engine.run(
+        "HSET", "{chatws}:head", "epoch", "earlier", "seq", 9, "last", 7, "tip", "b9", "size", 2, "oldest", "5.0"
+    )
+    engine.run("XADD", "{chatws}:log", "7-0", "h", "5.0 2 b9", "e", b"\x94")
     with logged_at() as warnings:
-        broker, recorder = await nodes.open(one.url)
+        broker, recorder = await nodes.open(engine.url)
     assert any("history at the Redis key {chatws}:head is of an earlier version" in line for line in warnings)
     assert broker.epoch != "earlier"
     assert [event.offset for event in await broker.publish([new_event()])] == [1]
     assert recorder.offsets == [1]
-    assert one.run("HGET", "{chatws}:head", "last") == b"7"
-    assert one.run("XLEN", "{chatws}:log") == 1
+    assert engine.run("HGET", "{chatws}:head", "last") == b"7"
+    assert engine.run("XLEN", "{chatws}:log") == 1
     with logged_at() as warnings:
-        await nodes.open(one.url)
+        await nodes.open(engine.url)
     assert not any("earlier version" in line for line in warnings)
 
 
@@ -236,11 +238,11 @@ async def test_many_expired_events_are_trimmed_in_steps_without_a_publish(redis:
     await broker.publish([new_event(data=b"12345") for _ in range(5000)])
     narrow, _ = await nodes.open(url, Retention(events=10))
     await narrow.publish([new_event(data=b"123")])
-    found: list[tuple[int, int]] = []
+    result: list[tuple[int, int]] = []
 
     def look() -> bool:
-        narrow.offset_range().addCallback(found.append)
-        return bool(found) and found[-1] == (4992, 5001)
+        narrow.offset_range().addCallback(result.append)
+        return bool(result) and result[-1] == (4992, 5001)
 
     await until(look, "the rest to be trimmed")
     head = redis.run("HGETALL", f"{{{_prefix(url)}}}:2:head")
@@ -272,14 +274,14 @@ async def test_expired_events_are_trimmed_in_small_steps(redis: RedisServer, nod
 async def test_a_restart_without_data_begins_one_new_epoch_for_all(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    opened = [await nodes.open(one.url) for _ in range(2)]
+    engine = server()
+    opened = [await nodes.open(engine.url) for _ in range(2)]
     epoch = opened[0][0].epoch
     await opened[0][0].publish([new_event("before")])
     await until_told(opened[1][1], 1)
     with logged_at() as warnings:
-        one.kill()
-        one.start()
+        engine.kill()
+        engine.start()
         event = await publish_when_possible(opened[0][0], "after")
         assert event.offset == 1
         for _, recorder in opened:
@@ -296,10 +298,10 @@ async def test_a_restart_without_data_begins_one_new_epoch_for_all(
 async def test_a_redis_without_a_log_is_logged_by_the_node_that_begins_one(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
+    engine = server()
     with logged_at() as warnings:
-        broker, _ = await nodes.open(one.url)
-        await nodes.open(one.url)
+        broker, _ = await nodes.open(engine.url)
+        await nodes.open(engine.url)
     assert [line for line in warnings if "holds no history" in line] == [
         f"Redis holds no history in this format, a new one begins: epoch {broker.epoch}; if there was one before, "
         "Redis has lost it, and pages reload"
@@ -308,10 +310,10 @@ async def test_a_redis_without_a_log_is_logged_by_the_node_that_begins_one(
 
 @pytest_twisted.ensureDeferred
 async def test_a_flushed_history_is_noticed_without_a_publish(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server()
-    opened = [await nodes.open(one.url, timeout=TIMEOUT) for _ in range(2)]
+    engine = server()
+    opened = [await nodes.open(engine.url, timeout=TIMEOUT) for _ in range(2)]
     await publish_when_possible(opened[0][0], "before")
-    one.run("FLUSHALL")
+    engine.run("FLUSHALL")
     for broker, recorder in opened:
         await until(lambda recorder=recorder: recorder.epochs, "a new epoch")  # type: ignore[misc]
         assert recorder.epochs == [broker.epoch]
@@ -323,10 +325,10 @@ async def test_a_flushed_history_is_noticed_without_a_publish(server: Callable[.
 async def test_a_log_that_was_flushed_takes_no_event_of_the_old_epoch(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    broker, recorder = await nodes.open(one.url, timeout=60)  # so that the publish is the first to notice
+    engine = server()
+    broker, recorder = await nodes.open(engine.url, timeout=60)  # so that the publish is the first to notice
     await broker.publish([new_event()])
-    one.run("FLUSHALL")
+    engine.run("FLUSHALL")
     await unavailable(broker.publish([new_event("refused")]))
     await until(lambda: recorder.epochs, "a new epoch")
     assert (await publish_when_possible(broker, "taken")).offset == 1
@@ -337,13 +339,13 @@ async def test_a_log_that_was_flushed_takes_no_event_of_the_old_epoch(
 async def test_a_redis_that_went_back_in_time_begins_a_new_epoch_and_reuses_no_offset(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    broker, recorder = await nodes.open(one.url, timeout=60)
+    engine = server()
+    broker, recorder = await nodes.open(engine.url, timeout=60)
     await broker.publish([new_event("a"), new_event("b")])
-    past = _snapshot(one)
+    past = _snapshot(engine)
     await broker.publish([new_event("lost")])
     epoch = broker.epoch
-    _restore(one, past)
+    _restore(engine, past)
     await unavailable(broker.publish([new_event("refused")]))
     await until(lambda: recorder.epochs, "a new epoch")
     assert broker.epoch != epoch
@@ -353,18 +355,18 @@ async def test_a_redis_that_went_back_in_time_begins_a_new_epoch_and_reuses_no_o
 
 @pytest_twisted.ensureDeferred
 async def test_a_redis_restored_from_a_snapshot_is_detected(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server()
-    broker, recorder = await nodes.open(one.url, timeout=TIMEOUT)
+    engine = server()
+    broker, recorder = await nodes.open(engine.url, timeout=TIMEOUT)
     for name in "ab":
         await publish_when_possible(broker, name, key=name)
-    past = _snapshot(one)
+    past = _snapshot(engine)
     await publish_when_possible(broker, "lost", key="lost")
-    one.silence()
+    engine.silence()
     await until(lambda: not broker._sessions.is_ready, "the node to notice")  # type: ignore[attr-defined]
-    one.resume()
+    engine.resume()
     # a node that knows nothing of the lost event is quicker, and its events take the lost one's place and more
-    _restore(one, past)
-    quicker = nodes.make(one.url, timeout=60)
+    _restore(engine, past)
+    quicker = nodes.make(engine.url, timeout=60)
     await quicker.start(Recorder())
     for name in "xyz":
         await publish_when_possible(quicker, name)
@@ -387,10 +389,10 @@ def _restore(server: RedisServer, past: dict[bytes, bytes]) -> None:
 async def test_a_key_of_an_epoch_that_is_over_is_still_a_duplicate(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    broker, recorder = await nodes.open(one.url, timeout=60)
+    engine = server()
+    broker, recorder = await nodes.open(engine.url, timeout=60)
     await broker.publish([new_event("a"), new_event("b", key="k")])
-    one.run("DEL", "{chatws}:2:head")
+    engine.run("DEL", "{chatws}:2:head")
     await unavailable(broker.publish([new_event("refused")]))
     await until(lambda: recorder.epochs, "a new epoch")
     again = await publish_when_possible(broker, "b", key="k")
@@ -402,13 +404,13 @@ async def test_a_key_of_an_epoch_that_is_over_is_still_a_duplicate(
 
 @pytest_twisted.ensureDeferred
 async def test_a_restart_that_keeps_its_data_is_no_new_epoch(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server(persistent=True)
-    broker, recorder = await nodes.open(one.url)
-    other, heard = await nodes.open(one.url)
+    engine = server(persistent=True)
+    broker, recorder = await nodes.open(engine.url)
+    other, heard = await nodes.open(engine.url)
     await broker.publish([new_event("a", key="k")])
-    one.kill()
+    engine.kill()
     await unavailable(broker.publish([new_event("refused")]), broker.offset_range(), broker.read(0, 1), broker.online())
-    one.start()
+    engine.start()
     again = await publish_when_possible(other, "a", key="k")
     assert (again.offset, again.duplicate) == (1, True)
     await publish_when_possible(other, "b")
@@ -463,13 +465,13 @@ async def test_an_event_with_a_lost_response_is_delivered_once_and_keeps_its_key
 
 @pytest_twisted.ensureDeferred
 async def test_a_frozen_redis_fails_in_time_and_is_used_again(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server()
-    broker, recorder = await nodes.open(one.url, timeout=TIMEOUT)
-    one.silence()
+    engine = server()
+    broker, recorder = await nodes.open(engine.url, timeout=TIMEOUT)
+    engine.silence()
     publishing = [broker.publish([new_event(f"e{n}", key=f"k{n}")]) for n in range(3)]
     await unavailable(*publishing)
     await unavailable(broker.publish([new_event()]), broker.offset_range())
-    one.resume()
+    engine.resume()
     for number in range(3):
         await publish_when_possible(broker, f"e{number}", key=f"k{number}")
     assert recorder.names == ["e0", "e1", "e2"]
@@ -478,40 +480,40 @@ async def test_a_frozen_redis_fails_in_time_and_is_used_again(server: Callable[.
 
 @pytest_twisted.ensureDeferred
 async def test_an_idle_node_notices_that_redis_stands_still(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server()
-    broker, _ = await nodes.open(one.url, timeout=TIMEOUT)
-    one.silence()
+    engine = server()
+    broker, _ = await nodes.open(engine.url, timeout=TIMEOUT)
+    engine.silence()
     await until(lambda: not broker._sessions.is_ready, "the node to notice")  # type: ignore[attr-defined]
-    one.resume()
+    engine.resume()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_full_redis_rejects_events_until_there_is_room(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    broker, recorder = await nodes.open(one.url)
+    engine = server()
+    broker, recorder = await nodes.open(engine.url)
     await broker.publish([new_event("a")])
-    one.run("CONFIG", "SET", "maxmemory", "1")
+    engine.run("CONFIG", "SET", "maxmemory", "1")
     await unavailable(broker.publish([new_event("refused")]), broker.publish([new_event("typing", transient=True)]))
     assert await broker.offset_range() == (1, 1)
     assert [event.name for event in await broker.read(0, 5)] == ["a"]
-    one.run("CONFIG", "SET", "maxmemory", "0")
+    engine.run("CONFIG", "SET", "maxmemory", "0")
     await broker.publish([new_event("b")])
     assert recorder.names == ["a", "b"]
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_full_redis_still_trims_expired_events(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server()
+    engine = server()
     clock = Clock()
     clock.advance(1_800_000_000)
-    broker, _ = await nodes.open(one.url, Retention(seconds=60.0), now=clock.seconds)
+    broker, _ = await nodes.open(engine.url, Retention(seconds=60.0), now=clock.seconds)
     await broker.publish([new_event() for _ in range(5)])
-    one.run("CONFIG", "SET", "maxmemory", "1")
+    engine.run("CONFIG", "SET", "maxmemory", "1")
     clock.advance(61)
     await unavailable(broker.publish([new_event("refused")]))
-    await until(lambda: one.run("XLEN", "{chatws}:2:history") == 0, "room")
+    await until(lambda: engine.run("XLEN", "{chatws}:2:history") == 0, "room")
     assert await broker.offset_range() == (6, 5)
 
 
@@ -519,11 +521,11 @@ async def test_a_full_redis_still_trims_expired_events(server: Callable[..., Red
 async def test_a_redis_that_lacks_replicas_refuses_without_losing_anything(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    broker, recorder = await nodes.open(one.url)
-    one.run("CONFIG", "SET", "min-replicas-to-write", "1")
+    engine = server()
+    broker, recorder = await nodes.open(engine.url)
+    engine.run("CONFIG", "SET", "min-replicas-to-write", "1")
     await unavailable(broker.publish([new_event("refused")]))
-    one.run("CONFIG", "SET", "min-replicas-to-write", "0")
+    engine.run("CONFIG", "SET", "min-replicas-to-write", "0")
     await broker.publish([new_event("a")])
     assert recorder.offsets == [1]
 
@@ -532,13 +534,13 @@ async def test_a_redis_that_lacks_replicas_refuses_without_losing_anything(
 async def test_a_master_that_became_a_replica_is_left_until_it_is_one_again(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    broker, recorder = await nodes.open(one.url)
+    engine = server()
+    broker, recorder = await nodes.open(engine.url)
     await broker.publish([new_event("a")])
-    one.run("REPLICAOF", "127.0.0.1", "1")
+    engine.run("REPLICAOF", "127.0.0.1", "1")
     await unavailable(broker.publish([new_event("refused")]))
     await until(lambda: not broker._sessions.is_ready, "the node to leave")  # type: ignore[attr-defined]
-    one.run("REPLICAOF", "NO", "ONE")
+    engine.run("REPLICAOF", "NO", "ONE")
     assert (await publish_when_possible(broker, "b")).offset == 2
     assert recorder.names == ["a", "b"]
 
@@ -572,11 +574,11 @@ async def test_an_absent_redis_is_a_configuration_error(nodes: Nodes) -> None:
 async def test_a_start_waits_a_moment_for_a_redis_that_is_starting_too(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    one.stop()
-    broker = nodes.make(one.url, timeout=15)
+    engine = server()
+    engine.stop()
+    broker = nodes.make(engine.url, timeout=15)
     starting = broker.start(Recorder())
-    one.start(wait=False)
+    engine.start(wait=False)
     await starting
     await broker.publish([new_event()])
 
@@ -592,26 +594,26 @@ async def test_a_broker_stopped_while_it_starts_leaves_nothing(nodes: Nodes) -> 
 
 @pytest_twisted.ensureDeferred
 async def test_a_broker_stops_while_redis_is_silent(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server()
-    broker, _ = await nodes.open(one.url, timeout=TIMEOUT)
-    one.silence()
+    engine = server()
+    broker, _ = await nodes.open(engine.url, timeout=TIMEOUT)
+    engine.silence()
     publishing = broker.publish([new_event()])
     stopping = broker.stop()
     await unavailable(publishing)
     await stopping
-    one.resume()
+    engine.resume()
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_redis_password_is_required_and_never_logged(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server()
-    one.run("CONFIG", "SET", "requirepass", "s3cret")
+    engine = server()
+    engine.run("CONFIG", "SET", "requirepass", "s3cret")
     for userinfo in ("", ":wrong-pass@", "nobody:wrong-pass@"):
-        broker = nodes.make(one.url.replace("//", f"//{userinfo}"))
+        broker = nodes.make(engine.url.replace("//", f"//{userinfo}"))
         with pytest.raises(ConfigError, match=r"NOAUTH|WRONGPASS") as caught:
             await broker.start(Recorder())
         assert "wrong-pass" not in str(caught.value)
-    broker, _ = await nodes.open(one.url.replace("//", "//:s3cret@"))
+    broker, _ = await nodes.open(engine.url.replace("//", "//:s3cret@"))
     await broker.publish([new_event()])
 
 
@@ -626,15 +628,15 @@ ACL = (
 async def test_a_user_with_the_documented_rights_can_do_everything(
     server: Callable[..., RedisServer], nodes: Nodes
 ) -> None:
-    one = server()
-    one.run("ACL", "SETUSER", "chat", "on", ">pw", *ACL.split())
-    broker, recorder = await nodes.open(one.url.replace("//", "//chat:pw@"), Retention(events=2))
+    engine = server()
+    engine.run("ACL", "SETUSER", "chat", "on", ">pw", *ACL.split())
+    broker, recorder = await nodes.open(engine.url.replace("//", "//chat:pw@"), Retention(events=2))
     await broker.publish([new_event(key="k"), new_event(), new_event(), new_event(transient=True)])
     await broker.lease("a", {1: 1}, 60)
     assert await broker.online() == [1]
     assert len(await broker.read(0, 10)) == 2
     assert recorder.offsets == [1, 2, 3, 0]
-    other = nodes.make(one.url.replace("//", "//chat:pw@") + "?prefix=forbidden")
+    other = nodes.make(engine.url.replace("//", "//chat:pw@") + "?prefix=forbidden")
     with pytest.raises(ConfigError, match=r"NOPERM|permission"):
         await other.start(Recorder())
 
@@ -644,20 +646,20 @@ async def test_a_user_with_the_documented_rights_can_do_everything(
 async def test_a_redis_that_may_evict_the_log_is_warned_of(
     server: Callable[..., RedisServer], nodes: Nodes, logged: list[str], policy: str, warned: bool
 ) -> None:
-    one = server("--maxmemory", "100mb", "--maxmemory-policy", policy)
-    await nodes.open(one.url)
+    engine = server("--maxmemory", "100mb", "--maxmemory-policy", policy)
+    await nodes.open(engine.url)
     assert any("maxmemory-policy" in line for line in logged) == warned
 
 
 @pytest_twisted.ensureDeferred
 async def test_redis_is_reachable_by_a_unix_socket(server: Callable[..., RedisServer], nodes: Nodes) -> None:
-    one = server("--unixsocket", "redis.sock")
-    broker, _ = await nodes.open(f"redis+unix://{one.directory}/redis.sock?db=2&prefix=u")
+    engine = server("--unixsocket", "redis.sock")
+    broker, _ = await nodes.open(f"redis+unix://{engine.directory}/redis.sock?db=2&prefix=u")
     await broker.publish([new_event()])
-    assert redis_keys(one, 2) == [b"{u}:2:head", b"{u}:2:history"]
+    assert redis_keys(engine, 2) == [b"{u}:2:head", b"{u}:2:history"]
 
 
 def redis_keys(server: RedisServer, db: int) -> Sequence[bytes]:
     """The keys of a database."""
-    found: list[bytes] = server.run("EVAL", f"redis.call('SELECT', {db}) return redis.call('KEYS', '*')", 0)
-    return sorted(found)
+    result: list[bytes] = server.run("EVAL", f"redis.call('SELECT', {db}) return redis.call('KEYS', '*')", 0)
+    return sorted(result)

@@ -84,8 +84,8 @@ class Chaos:
                     self.redis.kill()
                     self.redis.start()
             await deferLater(reactor, self.random.uniform(0.02, 0.4))
-            for one in self.firewalls:
-                one.closed = False
+            for item in self.firewalls:
+                item.closed = False
 
 
 @pytest.mark.parametrize("seed", [1, 2])

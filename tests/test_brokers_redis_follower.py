@@ -60,8 +60,8 @@ class Redis:
 
     async def read(self, after: int, limit: int) -> tuple[bool, list[StoredEvent]]:
         entries = list(enumerate(self.log, 1))[after:]
-        found = [StoredEvent(open_body(body, offset, 1.0), name) for offset, (body, name) in entries]
-        return len(found) <= limit, found[:limit]
+        result = [StoredEvent(open_body(body, offset, 1.0), name) for offset, (body, name) in entries]
+        return len(result) <= limit, result[:limit]
 
 
 class Node:
@@ -155,7 +155,7 @@ def test_every_batch_is_delivered_once_in_redis_order_before_its_result(steps: l
         assert [event.name for event in events] == [new_event.name for new_event in new_events]
         before = node.told[:told]
         for event in events:
-            assert event.duplicate or any(event is one for one in before), "the very event that was told, and before"
+            assert event.duplicate or any(event is item for item in before), "the very event that was told, and before"
 
 
 class Sessions(SynchronousTestCase):

@@ -88,7 +88,7 @@ async def test_nodes_follow_the_master_that_sentinel_names_and_lose_nothing(serv
     await until(lambda: cluster.names(cluster.replica), "the failover", TILTED)
     cluster.give_up_after(60_000)
     # without a replica nothing is acknowledged; the stored event is told nevertheless, and its key is known
-    await until(lambda: all(one._sessions.is_ready for one, _ in opened), "the nodes to be there")  # type: ignore[attr-defined]
+    await until(lambda: all(redis._sessions.is_ready for redis, _ in opened), "the nodes to be there")  # type: ignore[attr-defined]
     with pytest.raises(Unavailable, match="1 replicas"):
         await broker.publish([new_event("b", key="b")])
     follow(cluster.replica, server("--repl-diskless-sync-delay", "0"))
@@ -140,8 +140,8 @@ async def test_a_lagging_replica_that_takes_over_begins_a_new_epoch(server: Make
     await until_told(heard, 2)
     sentinel.run("SENTINEL", "REMOVE", "main")
     sentinel.run("SENTINEL", "MONITOR", "main", "127.0.0.1", replica.port, 1)
-    for one in (recorder, heard):
-        await until(lambda one=one: one.epochs, "a new epoch")  # type: ignore[misc]
+    for listener in (recorder, heard):
+        await until(lambda listener=listener: listener.epochs, "a new epoch")  # type: ignore[misc]
     assert recorder.epochs == heard.epochs == [broker.epoch] != [epoch]
     assert (await publish_when_possible(broker, "b", key="b")).offset == 1
     await until(lambda: "b" in heard.names, "the event")
@@ -161,11 +161,11 @@ async def test_an_event_without_its_replica_is_delivered_and_not_acknowledged(se
 async def test_a_duplicate_is_acknowledged_when_the_replicas_have_the_first(server: Make, nodes: Nodes) -> None:
     master, replica = server("--repl-diskless-sync-delay", "0"), server()
     follow(master, replica)
-    one, _ = await nodes.open(f"{master.url}?replicas=1", timeout=FOR_REPLICAS)
+    redis, _ = await nodes.open(f"{master.url}?replicas=1", timeout=FOR_REPLICAS)
     other, _ = await nodes.open(f"{master.url}?replicas=1", timeout=FOR_REPLICAS)
     replica.silence()
     with pytest.raises(Unavailable, match="1 replicas"):
-        await one.publish([new_event("a", key="k")])
+        await redis.publish([new_event("a", key="k")])
     with pytest.raises(Unavailable, match="1 replicas"):
         await other.publish([new_event("a", key="k")])
     replica.resume()

@@ -112,7 +112,7 @@ class RelayTestCase(SynchronousTestCase):
         return worker
 
     def settle(self) -> None:
-        while [one for one in self.workers if one.ours.connected and one.pump()]:
+        while [worker for worker in self.workers if worker.ours.connected and worker.pump()]:
             pass
 
 
@@ -122,7 +122,7 @@ class EventTests(RelayTestCase):
             (self.a, self.b)[n % 2].broker.publish([new_event(f"{n}.1"), new_event(f"{n}.2")]) for n in range(6)
         ]
         self.settle()
-        receipts = [self.successResultOf(one) for one in publishing]
+        receipts = [self.successResultOf(publish_) for publish_ in publishing]
         self.assertEqual(self.a.listener.events, self.b.listener.events)
         self.assertEqual([event.offset for event in self.a.listener.events], list(range(1, 13)))
         for number, events in enumerate(receipts):
@@ -158,8 +158,8 @@ class EventTests(RelayTestCase):
         publishing = [self.a.broker.publish([new_event(name)]) for name in ("1", "2", "3")]
         self.settle()
         self.assertEqual(batches, [["1", "2", "3"]])
-        receipts = [self.successResultOf(one) for one in publishing]
-        self.assertEqual([[event.offset for event in one] for one in receipts], [[1], [2], [3]])
+        receipts = [self.successResultOf(publish_) for publish_ in publishing]
+        self.assertEqual([[event.offset for event in receipt] for receipt in receipts], [[1], [2], [3]])
 
     def test_key_counts_for_all_workers_and_receipts_keep_the_order(self) -> None:
         self.a.broker.publish([new_event("first", key="k")])
@@ -180,9 +180,9 @@ class EventTests(RelayTestCase):
         self.settle()
         self.assertEqual(late.listener.names, ["after"])
         self.assertEqual(late.broker.epoch, self.a.broker.epoch)
-        found = late.broker.read(0, 10)
+        result = late.broker.read(0, 10)
         self.settle()
-        self.assertEqual([event.name for event in self.successResultOf(found)], ["before", "after"])
+        self.assertEqual([event.name for event in self.successResultOf(result)], ["before", "after"])
 
     def test_a_new_epoch_reaches_all_workers(self) -> None:
         self.exchange.reset("other")
@@ -208,8 +208,8 @@ class TroubleTests(RelayTestCase):
         self.exchange.broker = ForbiddingLog()
         asked = [self.a.broker.publish([new_event("x")]), self.a.broker.lease("a", {}, 1)]
         self.settle()
-        for one in asked:
-            self.assertEqual(self.failureResultOf(one, Unavailable).value.message, "the disk is full")
+        for item in asked:
+            self.assertEqual(self.failureResultOf(item, Unavailable).value.message, "the disk is full")
 
     def test_an_unexpected_error_is_logged_by_the_supervisor_without_details_for_workers(self) -> None:
         self.exchange.broker = ForbiddingLog()
@@ -227,8 +227,8 @@ class TroubleTests(RelayTestCase):
         ]
         self.a.die()
         pending += [self.a.broker.publish([new_event("x")]), self.a.broker.offset_range(), self.a.broker.online()]
-        for one in pending:
-            self.failureResultOf(one, Unavailable)
+        for item in pending:
+            self.failureResultOf(item, Unavailable)
         self.successResultOf(self.a.broker.stop())
 
     def test_start_without_a_server_is_a_config_error(self) -> None:

@@ -473,9 +473,9 @@ async def test_a_failed_durable_publish_is_an_error_and_the_next_one_succeeds(
     await broker.start(recorder)
     monkeypatch.setattr(space, "allocate", no_room)
     publishing = [broker.publish([new_event(data=b"x" * 2_000_000)]) for _ in range(3)]
-    for one in publishing:
+    for publish_ in publishing:
         with pytest.raises(Unavailable):
-            await one
+            await publish_
     monkeypatch.undo()
     assert [event.offset for event in await broker.publish([new_event()])] == [1]
     assert recorder.offsets == [1]

@@ -26,7 +26,7 @@ class ChannelTests(SynchronousTestCase):
 
     def test_messages_cut_anywhere_arrive_whole_and_in_order(self) -> None:
         sent = [b"one", b"", b"x" * 70_000, b"last"]
-        data = b"".join(encode_frame(one) for one in sent)
+        data = b"".join(encode_frame(item) for item in sent)
         for size in (1, 3, 4, 5, 65_536, len(data)):
             self.messages.clear()
             for start in range(0, len(data), size):

@@ -328,12 +328,12 @@ def test_client_that_continues_after_rejections_is_closed() -> None:
 
 def test_rejections_are_forgiven_at_the_message_rate() -> None:
     session = make(message_rate=20.0, message_burst=100)
-    found: list[str] = []
+    result: list[str] = []
     for number in range(30 * 600):  # a key held down for ten minutes
         actions = say(session, {"type": "typing", "conversation_id": 456}, number / 30)
         assert not any(isinstance(action, Close) for action in actions)
-        found += codes(actions)
-    assert "rate_limited" in found
+        result += codes(actions)
+    assert "rate_limited" in result
     for number in range(1000):  # 60 a second: three times the rate
         actions = say(session, {"type": "presence"}, 600 + number / 60)
         if any(isinstance(action, Close) for action in actions):
@@ -363,9 +363,9 @@ def test_held_key_after_a_stall_of_the_network_closes_only_above_both_bursts(sta
 )
 def test_empty_subscription_bucket_pauses_reading_and_rejects_nothing(message: Any) -> None:
     session = subscribed(subscription_rate=10.0, subscription_burst=4, message_burst=1, message_rate=0.001)
-    found = [say(session, message) for _ in range(3)]  # the fourth was the subscribe before
-    assert [codes(actions) for actions in found] == [[], [], []]
-    assert [pauses(actions) for actions in found] == [[], [], [pytest.approx(0.1)]]
+    result = [say(session, message) for _ in range(3)]  # the fourth was the subscribe before
+    assert [codes(actions) for actions in result] == [[], [], []]
+    assert [pauses(actions) for actions in result] == [[], [], [pytest.approx(0.1)]]
     assert session.read_delay(0.05) == pytest.approx(0.05)
     assert session.read_delay(0.1001) == 0.0
     # messages that a decorator had read before the pause are processed too

@@ -52,7 +52,7 @@ def client(request: Any) -> Iterator[Any]:
             return lambda publishes: in_thread(made.publish_many, publishes)
         twisted = PushClient(addresses, **{**PATIENT, **options})
         closing.append(lambda: pytest_twisted.blockon(twisted.close()))
-        return lambda publishes: gatherResults([twisted.publish(**one) for one in publishes])
+        return lambda publishes: gatherResults([twisted.publish(**publishe) for publishe in publishes])
 
     yield make
     for close in closing:
@@ -109,8 +109,8 @@ async def test_a_node_that_is_silent_leaves_the_other_its_share_of_the_time(node
     await publish(events("c"))
     assert len(silent) == 1
     assert published(second) == ["a", "b", "c"]
-    for one in silent:
-        one.transport.abortConnection()
+    for item in silent:
+        item.transport.abortConnection()
 
 
 @pytest.mark.parametrize("code", ["unavailable", "overloaded"])
@@ -202,8 +202,8 @@ async def test_tls_is_for_the_addresses_that_say_so(nodes: Any, tmp_path: Path) 
 
 
 def test_addresses_are_parted_by_commas() -> None:
-    found = parse_addresses("10.0.0.1:8081, [::1]:8082,tls://chat.example:8443,unix:/run/push.sock")
-    assert found == [
+    result = parse_addresses("10.0.0.1:8081, [::1]:8082,tls://chat.example:8443,unix:/run/push.sock")
+    assert result == [
         Address("10.0.0.1:8081", "10.0.0.1", 8081),
         Address("[::1]:8082", "::1", 8082),
         Address("tls://chat.example:8443", "chat.example", 8443, True),
@@ -223,8 +223,13 @@ def test_one_bad_address_is_an_error_wherever_it_stands(bad: str) -> None:
 def test_twisted_s_own_descriptions_and_endpoints_may_stand_beside_plain_addresses() -> None:
     own = UNIXClientEndpoint(reactor, "/own.sock")
     texts = make_endpoints("tcp:10.0.0.1:8081, 10.0.0.2:8081,[::1]:8081,unix:/push.sock", reactor)
-    assert [type(one) for one in texts] == [TCP4ClientEndpoint, HostnameEndpoint, HostnameEndpoint, UNIXClientEndpoint]
-    assert [str(one) for one in texts[1:3]] == ["<HostnameEndpoint 10.0.0.2:8081>", "<HostnameEndpoint [::1]:8081>"]
+    assert [type(text) for text in texts] == [
+        TCP4ClientEndpoint,
+        HostnameEndpoint,
+        HostnameEndpoint,
+        UNIXClientEndpoint,
+    ]
+    assert [str(text) for text in texts[1:3]] == ["<HostnameEndpoint 10.0.0.2:8081>", "<HostnameEndpoint [::1]:8081>"]
     listed = make_endpoints([own, "unix:/with,comma.sock"], reactor)
     assert (listed[0], listed[1]._path) == (own, "/with,comma.sock")
     assert make_endpoints(own, reactor) == [own]
@@ -269,7 +274,7 @@ class InMemoryTests(SynchronousTestCase):
         publishing = self.make("ABC", deadline=1.0).publish("new_message", DATA)
         times: list[float] = []
         while not publishing.called:
-            (call, *_) = sorted(self.clock.getDelayedCalls(), key=lambda one: one.getTime())
+            (call, *_) = sorted(self.clock.getDelayedCalls(), key=lambda item: item.getTime())
             self.clock.advance(call.getTime() - self.clock.seconds())
             if len(self.lines) > len(times):
                 times.append(round(self.clock.seconds(), 3))
@@ -283,10 +288,10 @@ class InMemoryTests(SynchronousTestCase):
         client = self.make()
         first = client.publish("new_message", DATA, key="a")
         line = self.connect()
-        said = line.said()
+        output = line.sent()
         line.lose()
         line = self.connect()
-        assert (self.names(), line.said()) == ("AB", said)
+        assert (self.names(), line.sent()) == ("AB", output)
         line.answer(id="a")
         assert self.successResultOf(first).ok
         line.lose()
@@ -305,17 +310,17 @@ class InMemoryTests(SynchronousTestCase):
         line.answer(id="a")
         line.answer(ok=False, id="b", code="unavailable", message="no log")
         assert line.transport.disconnected
-        line.said()
+        line.sent()
         without = client.publish("new_message", DATA, key="d", ack=False)
-        assert line.said() == [], "it would be lost"
+        assert line.sent() == [], "it would be lost"
         self.assertNoResult(without)
         line.lose()
         line = self.connect()
         assert self.names() == "AB"
-        assert [said["id"] for said in line.said()] == ["b", "c", "d"]
+        assert [element["id"] for element in line.sent()] == ["b", "c", "d"]
         for key in ("b", "c"):
             line.answer(id=key)
-        assert [self.successResultOf(one).id for one in (*publishing, without)] == ["a", "b", "c", "d"]
+        assert [self.successResultOf(item).id for item in (*publishing, without)] == ["a", "b", "c", "d"]
         line.lose()
 
     def test_unavailable_addresses_are_tried_in_turn_with_pauses(self) -> None:
@@ -351,5 +356,5 @@ class InMemoryTests(SynchronousTestCase):
         assert self.names() == "ABAB"
         last.answer(id="b")
         assert self.successResultOf(publishing).ok
-        for one in (line, last):
-            one.lose()
+        for item in (line, last):
+            item.lose()

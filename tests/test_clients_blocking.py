@@ -56,8 +56,8 @@ def client() -> Iterator[Any]:
         return made[-1]
 
     yield make
-    for one in made:
-        one.close()
+    for item in made:
+        item.close()
 
 
 @pytest_twisted.ensureDeferred

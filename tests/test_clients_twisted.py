@@ -48,11 +48,11 @@ class Line:
     def refuse(self) -> None:
         self.waiting.errback(ConnectionRefusedError())
 
-    def said(self) -> list[dict[str, Any]]:
+    def sent(self) -> list[dict[str, Any]]:
         """Since the last call."""
-        said = [json.loads(line) for line in self.transport.value().splitlines()]
+        output = [json.loads(line) for line in self.transport.value().splitlines()]
         self.transport.clear()
-        return said
+        return output
 
     def answer(self, **fields: Any) -> None:
         self.protocol.dataReceived(json.dumps({"ok": True, **fields}).encode() + b"\n")
@@ -100,9 +100,9 @@ class InMemoryTests(SynchronousTestCase):
         (line,) = self.lines
         line.accept()
         third = self.client.disconnect(5, "bye", ban=True)
-        one, two, three = line.said()
-        assert one == {"event": "new_message", "data": DATA, "id": "a", "ack": True}
-        assert two == {**one, "id": "b", "to": "everyone", "except_user_id": 3, "transient": True}
+        left, two, three = line.sent()
+        assert left == {"event": "new_message", "data": DATA, "id": "a", "ack": True}
+        assert two == {**left, "id": "b", "to": "everyone", "except_user_id": 3, "transient": True}
         assert three == {"op": "disconnect", "id": three["id"], "user_id": 5, "reason": "bye", "ban": True}
         line.answer(id="a", event_id="E:1", delivered=2)
         line.answer(id="b", duplicate=True)
@@ -116,27 +116,27 @@ class InMemoryTests(SynchronousTestCase):
     def test_every_publish_has_a_key_of_its_own(self) -> None:
         line, first = self.connected(None)
         second = self.publish()
-        keys = [said["id"] for said in line.said()]
+        keys = [element["id"] for element in line.sent()]
         assert len(set(keys)) == 2
         for key in keys:
             line.answer(id=key)
-        assert [self.successResultOf(one).id for one in (first, second)] == keys
+        assert [self.successResultOf(item).id for item in (first, second)] == keys
         line.lose()
 
     def test_unanswered_events_are_sent_again_on_the_next_connection(self) -> None:
         line, first = self.connected("a")
         second, third = self.publish("b"), self.publish("c")
-        said = line.said()
+        output = line.sent()
         line.answer(id="a")
         line.lose()
         self.clock.advance(0)
         assert len(self.lines) == 2
         self.lines[1].accept()
-        assert self.lines[1].said() == said[1:]
+        assert self.lines[1].sent() == output[1:]
         self.lines[1].answer(id="b")
         self.lines[1].answer(id="c")
-        for one in (first, second, third):
-            assert self.successResultOf(one).ok
+        for item in (first, second, third):
+            assert self.successResultOf(item).ok
         self.lines[1].lose()
         self.clock.advance(10)
         assert len(self.lines) == 2  # idle, it does not connect
@@ -145,7 +145,9 @@ class InMemoryTests(SynchronousTestCase):
         publishing = self.publish("k")
         times = []
         while not publishing.called:
-            (call,) = [one for one in self.clock.getDelayedCalls() if one.func.__name__ in ("_connect", "_expire")][:1]
+            (call,) = [item for item in self.clock.getDelayedCalls() if item.func.__name__ in ("_connect", "_expire")][
+                :1
+            ]
             self.clock.advance(call.getTime() - self.clock.seconds())
             if len(self.lines) > len(times):
                 times.append(self.clock.seconds())
@@ -164,7 +166,7 @@ class InMemoryTests(SynchronousTestCase):
         assert self.lines[0].cancelled
         self.clock.advance(0.05)
         self.lines[1].accept()
-        self.lines[1].answer(id=self.lines[1].said()[0]["id"])
+        self.lines[1].answer(id=self.lines[1].sent()[0]["id"])
         assert self.successResultOf(publishing).ok
         self.lines[1].lose()
 
@@ -213,13 +215,13 @@ class InMemoryTests(SynchronousTestCase):
     def test_unavailable_is_tried_again_with_growing_pauses_until_the_deadline(self) -> None:
         for code in ("unavailable", "overloaded"):
             line, publishing = self.connected("k")
-            (first,) = line.said()
+            (first,) = line.sent()
             for pause in (0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0, 1.0):
                 line.answer(ok=False, id="k", code=code, message="not now")
                 self.clock.advance(pause - 0.001)
-                assert line.said() == []
+                assert line.sent() == []
                 self.clock.advance(0.002)
-                assert line.said() == [first]
+                assert line.sent() == [first]
             line.answer(ok=False, id="k", code=code, message="not now")
             self.clock.advance(1.0)
             assert "not now" in str(self.failureResultOf(publishing, PushUnavailable).value)
@@ -233,9 +235,9 @@ class InMemoryTests(SynchronousTestCase):
         line.lose()
         self.clock.advance(0)
         self.lines[1].accept()
-        assert self.lines[1].said() == []
+        assert self.lines[1].sent() == []
         self.clock.advance(0.05)
-        assert [said["id"] for said in self.lines[1].said()] == ["b"]
+        assert [item["id"] for item in self.lines[1].sent()] == ["b"]
         self.lines[1].answer(id="b")
         assert self.successResultOf(gatherResults([first, second]))
         self.lines[1].lose()
@@ -248,7 +250,7 @@ class InMemoryTests(SynchronousTestCase):
         line.lose()
         self.clock.advance(0)
         self.lines[1].accept()
-        assert [said["id"] for said in self.lines[1].said()] == ["b"]
+        assert [item["id"] for item in self.lines[1].sent()] == ["b"]
         self.lines[1].answer(id="b")
         assert self.successResultOf(second).ok
         self.lines[1].lose()
@@ -268,7 +270,7 @@ class InMemoryTests(SynchronousTestCase):
         (line,) = self.lines
         line.accept()
         assert self.successResultOf(publishing) == PushResult(True, "k")
-        assert "ack" not in line.said()[0]
+        assert "ack" not in line.sent()[0]
         self.clock.advance(60)
         assert not line.transport.disconnected
         line.answer(ok=False, id="k", code="no_audience", message="say who")
@@ -284,7 +286,7 @@ class InMemoryTests(SynchronousTestCase):
         line.lose()
         self.clock.advance(0)
         self.lines[1].accept()
-        assert [said["id"] for said in self.lines[1].said()] == ["b"]
+        assert [item["id"] for item in self.lines[1].sent()] == ["b"]
         self.lines[1].answer(id="b")
         assert self.successResultOf(second).ok
         self.lines[1].lose()
@@ -301,13 +303,13 @@ class InMemoryTests(SynchronousTestCase):
 
     def test_while_the_server_does_not_read_nothing_is_written(self) -> None:
         line, first = self.connected("a")
-        line.said()
+        line.sent()
         line.protocol.pauseProducing()
         second, third = self.publish("b"), self.publish("c", ack=False)
-        assert line.said() == []
+        assert line.sent() == []
         self.assertNoResult(third)
         line.protocol.resumeProducing()
-        assert [said["id"] for said in line.said()] == ["b", "c"]
+        assert [item["id"] for item in line.sent()] == ["b", "c"]
         assert self.successResultOf(third).ok
         line.protocol.pauseProducing()
         line.answer(id="a")
@@ -326,12 +328,12 @@ class InMemoryTests(SynchronousTestCase):
         self.client = self.make(secret=b"sesame")
         line, first = self.connected("a")
         auth = {"op": "auth", "id": "auth", "secret": "sesame"}
-        assert [said.get("id") for said in line.said()] == ["auth", "a"]
+        assert [item.get("id") for item in line.sent()] == ["auth", "a"]
         line.lose()
         self.clock.advance(0.05)
         line = self.lines[1]
         line.accept()
-        assert line.said()[0] == auth
+        assert line.sent()[0] == auth
         line.answer(id="auth")
         line.answer(id="a")
         assert self.successResultOf(first).ok
@@ -342,8 +344,8 @@ class InMemoryTests(SynchronousTestCase):
         line, first = self.connected("a")
         second = self.publish("b")
         line.answer(ok=False, id="auth", code="bad_secret", message="the secret is wrong")
-        for one in (first, second):
-            assert self.failureResultOf(one, PushRejected).value.code == "bad_secret"
+        for item in (first, second):
+            assert self.failureResultOf(item, PushRejected).value.code == "bad_secret"
         assert line.transport.disconnected
         line.lose()
         assert len(self.lines) == 1
@@ -420,7 +422,7 @@ class InMemoryTests(SynchronousTestCase):
         line, publishing = self.connected("a")
         line.answer(id="a")
         asked, pinged = self.client.online(), self.client.ping()
-        _, question, ping = line.said()
+        _, question, ping = line.sent()
         assert (question["op"], ping["op"]) == ("presence", "ping")
         line.answer(id=question["id"], online=[1, "b"])
         line.answer(id=ping["id"])

@@ -75,9 +75,9 @@ def test_a_wrong_command_line_is_answered_with_one_line(words: tuple[str, ...], 
 )
 def test_an_invalid_push_address_is_one_line(address: str, capsys: Any) -> None:
     assert main(["agents", "--push", address]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("chatws agents: --push: ")
-    assert said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("chatws agents: --push: ")
+    assert output.count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -162,8 +162,8 @@ def test_table_of_an_agent_without_a_connection_has_its_line() -> None:
 def test_an_event_is_a_line_even_when_its_text_has_several() -> None:
     assert one_line('{"event":"x", "data":{}}', {"event": "x", "data": {}}) == '{"event":"x", "data":{}}'
     assert "\r" not in one_line('{"event":"x",\r"data":{}}', {"event": "x", "data": {}})
-    found = shown({"event": "x", "data": {"conversation_id": "a\n"}}, Output())
-    assert found.endswith(' x [a\\u000a] {"conversation_id":"a\\n"}')
+    result = shown({"event": "x", "data": {"conversation_id": "a\n"}}, Output())
+    assert result.endswith(' x [a\\u000a] {"conversation_id":"a\\n"}')
 
 
 # the spool
@@ -227,7 +227,7 @@ def test_spool_entry_that_is_no_line_is_moved_and_the_next_one_is_read(tmp_path:
 
 
 def test_percentiles() -> None:
-    assert [percentile([1.0, 2.0, 3.0, 4.0], one) for one in (50, 99, 100, 0)] == [2.0, 4.0, 4.0, 1.0]
+    assert [percentile([1.0, 2.0, 3.0, 4.0], item) for item in (50, 99, 100, 0)] == [2.0, 4.0, 4.0, 1.0]
     assert percentile([], 50) == 0.0
 
 

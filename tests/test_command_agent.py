@@ -84,7 +84,7 @@ class AgentTests(SynchronousTestCase):
     def test_it_recovers_from_the_last_event(self) -> None:
         self.enter()
         self.say("x", "E:12")
-        assert [one.get("last_event_id") for one in self.come_back()] == ["E:12", "E:12", "E:12", None]
+        assert [item.get("last_event_id") for item in self.come_back()] == ["E:12", "E:12", "E:12", None]
 
     def test_reconnect_without_an_event_recovers_from_the_first_position(self) -> None:
         self.enter("E:10")
@@ -126,19 +126,21 @@ class AgentTests(SynchronousTestCase):
             self.clock.advance(20)
         assert pauses[0] <= 0.25
         assert 5 <= pauses[-1] <= 10
-        assert [one for one in self.notes if "trying again" in one] == ["the connection is gone: refused; trying again"]
+        assert [note for note in self.notes if "trying again" in note] == [
+            "the connection is gone: refused; trying again"
+        ]
 
     def test_a_permanent_close_code_ends_the_agent(self) -> None:
         self.enter()
         self.agent.closed(4903, "not allowed")
-        assert [str(one) for one in self.ends] == ["disconnected for good: not allowed (4903)"]
+        assert [str(end) for end in self.ends] == ["disconnected for good: not allowed (4903)"]
         assert self.clock.getDelayedCalls() == []
 
     def test_a_failed_auth_ends_the_agent_with_its_reason(self) -> None:
         self.agent.opened()
         self.say("error", code="auth_failed", message="the ticket has expired")
         self.agent.closed(4901, "authentication failed")
-        assert [str(one) for one in self.ends] == ["cannot be 5 at ws://x/ws: auth_failed: the ticket has expired"]
+        assert [str(end) for end in self.ends] == ["cannot be 5 at ws://x/ws: auth_failed: the ticket has expired"]
 
     def test_a_forbidden_conversation_is_noted_and_others_continue(self) -> None:
         self.enter()
@@ -177,7 +179,7 @@ class ComparisonTests(SynchronousTestCase):
         for number, (old, young) in enumerate([(1, "1"), (1, True), (1, 1.0), ([1, 2], [2, 1]), (None, 0)]):
             self.comparison.add("legacy", f"e{number}", old, 0)
             self.comparison.add("new", f"e{number}", young, 0)
-        assert [one.kind for one in self.comparison.differences()] == ["different"] * 5
+        assert [difference.kind for difference in self.comparison.differences()] == ["different"] * 5
 
     def test_missing_and_extra(self) -> None:
         self.comparison.add("legacy", "a", 1, 0)
@@ -195,7 +197,7 @@ class ComparisonTests(SynchronousTestCase):
     def test_a_late_event_is_a_difference(self) -> None:
         self.comparison.add("legacy", "a", 1, 0)
         self.comparison.add("new", "a", 1, 6)
-        assert [one.kind for one in self.comparison.differences()] == ["missing", "extra"]
+        assert [difference.kind for difference in self.comparison.differences()] == ["missing", "extra"]
 
     def test_events_outside_of_the_period_only_match(self) -> None:
         self.comparison.add("legacy", "early", 1, 0, counts=False)

@@ -133,9 +133,10 @@ def test_a_password_in_a_world_readable_file_is_a_warning(tmp_path: Path, text: 
     file = tmp_path / "chatws.toml"
     file.write_text(f"[history]\n{text}\n")
     file.chmod(mode)
-    found = load({}, {}, str(file)).warnings
+    result = load({}, {}, str(file)).warnings
     assert (
-        list(found) == [f"{file} holds a password and every user of this machine can read it: chmod 640 {file}"] * notes
+        list(result)
+        == [f"{file} holds a password and every user of this machine can read it: chmod 640 {file}"] * notes
     )
 
 

@@ -280,15 +280,15 @@ ENDINGS: dict[str, list[Callable[[socket.socket], None]]] = {
 def test_connections_with_the_collector_off_are_freed(
     server: Server, listener: str, ending: Callable[[socket.socket], None]
 ) -> None:
-    def one(_: int) -> None:
+    def first(_: int) -> None:
         with server.connect(listener) as connection:
             ending(connection)
 
     threads = WAITING_THREADS if ending in (auth_deadline, no_pong, head_timeout) else THREADS
     with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(one, range(WARM_UP)))
+        list(pool.map(first, range(WARM_UP)))
         before = server.quiet()
-        list(pool.map(one, range(COUNT)))
+        list(pool.map(first, range(COUNT)))
     grown = server.quiet() - before
     end = time.monotonic() + DEADLINE
     # The server reports many simultaneous resets to the application in batches, after it has counted them.

@@ -256,10 +256,10 @@ def addresses(mysql: Mysql, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:  
             self.first.closed = True
             self.named = ["127.0.0.3"]
 
-    found = Addresses()
-    monkeypatch.setattr("chatws.database.pool.resolve", found.resolve)
-    yield found
-    for firewall in (found.first, found.second):
+    result = Addresses()
+    monkeypatch.setattr("chatws.database.pool.resolve", result.resolve)
+    yield result
+    for firewall in (result.first, result.second):
         pytest_twisted.blockon(Deferred.fromCoroutine(firewall.stop()))
 
 
@@ -543,9 +543,9 @@ async def test_stop_while_connecting_or_querying_is_bounded(mysql: Mysql, opened
         await connecting.stop()
         await querying.stop()
         assert reactor.seconds() - began < PATIENCE / 2 + standstill.seconds
-    for one in asked:
+    for item in asked:
         with pytest.raises(Unavailable):
-            await one
+            await item
     mysql.resume()
 
 

@@ -81,10 +81,10 @@ def test_placeholder_in_a_quote_or_comment_of_its_engine_is_rejected(engine: Dat
 def test_the_default_queries_use_their_parameters() -> None:
     config = Config()
     assert check_sql("user_query", config.user_query, ["user_id"], DatabaseEngine.MYSQL) == {"user_id"}
-    found = check_sql(
+    result = check_sql(
         "conversation_query", config.conversation_query, ["user_id", "conversation_id"], DatabaseEngine.MYSQL
     )
-    assert found == {"conversation_id"}
+    assert result == {"conversation_id"}
 
 
 #: Parts of SQL that a translation has to tell apart. Single characters would hardly ever form a placeholder.

@@ -494,14 +494,14 @@ class TestWithoutAServer:
         assert clock.getDelayedCalls() == []
 
     def test_the_url_wins_over_our_own_settings(self) -> None:
-        found = connection_parameters("postgresql://u@h/d?keepalives_idle=7&application_name=x", timeout=2.0)
-        assert (found["keepalives_idle"], found["application_name"]) == ("7", "x")
-        assert found["tcp_user_timeout"] == "2000"
-        assert found["options"] == "-c statement_timeout=1600"
-        found = connection_parameters("postgresql://h/d?options=-csearch_path%3Dshop", timeout=2.0)
-        assert found["options"] == "-csearch_path=shop -c statement_timeout=1600"
-        found = connection_parameters("postgresql://h/d?options=-cstatement_timeout%3D5", timeout=2.0)
-        assert found["options"] == "-cstatement_timeout=5"
+        result = connection_parameters("postgresql://u@h/d?keepalives_idle=7&application_name=x", timeout=2.0)
+        assert (result["keepalives_idle"], result["application_name"]) == ("7", "x")
+        assert result["tcp_user_timeout"] == "2000"
+        assert result["options"] == "-c statement_timeout=1600"
+        result = connection_parameters("postgresql://h/d?options=-csearch_path%3Dshop", timeout=2.0)
+        assert result["options"] == "-csearch_path=shop -c statement_timeout=1600"
+        result = connection_parameters("postgresql://h/d?options=-cstatement_timeout%3D5", timeout=2.0)
+        assert result["options"] == "-cstatement_timeout=5"
         assert "options" not in connection_parameters("postgresql://h/d?options=", timeout=2.0)
 
 
@@ -541,6 +541,6 @@ def test_a_closed_descriptor_is_removed_and_its_number_reusable(way: str) -> Non
     reactor.removeReader(second)
     reactor.removeWriter(second)
     assert (number in books._reads, number in books._writes, number in books._selectables) == (False, False, False)
-    for one in (first.far, second.near, second.far):
-        one.close()
+    for item in (first.far, second.near, second.far):
+        item.close()
     books._poller.close()

@@ -114,9 +114,9 @@ async def test_a_query_past_its_timeout_frees_its_thread(path: Path, database: S
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     database.timeout = TIMEOUT
     asked = [Deferred.fromCoroutine(database.query(endless, {})) for _ in range(6)]
-    for one in asked:
+    for item in asked:
         with pytest.raises(Unavailable):
-            await one
+            await item
     database.timeout = PATIENCE
     assert await database.query("SELECT 1 AS one", {}) == [{"one": 1}]
 
@@ -130,9 +130,9 @@ async def test_a_stop_ends_threads_in_the_middle_of_a_query(path: Path) -> None:
     endless = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
     asked = [Deferred.fromCoroutine(database.query(endless, {})) for _ in range(4)]
     await database.stop()
-    for one in asked:
+    for item in asked:
         with pytest.raises(Unavailable):
-            await one
+            await item
     assert threading.active_count() <= threads
 
 

@@ -68,7 +68,7 @@ def names(requirements: list[Requirement]) -> set[str]:
 def test_every_imported_distribution_is_declared() -> None:
     optional = names(EXTRAS["redis"]) | names(EXTRAS["mysql"])
     assert imported("chatws") - BROUGHT_BY.keys() <= names(RUNTIME) | optional
-    declared = names(RUNTIME) | names([one for extra in EXTRAS.values() for one in extra])
+    declared = names(RUNTIME) | names([item for extra in EXTRAS.values() for item in extra])
     assert imported("tests") | imported("benchmarks") <= declared | BROUGHT_BY.keys()
 
 
@@ -128,14 +128,14 @@ def closure(requirements: list[Requirement], environment: dict[str, str]) -> Ite
             further = [Requirement(text) for text in distribution(requirement.name).requires or ()]
         except PackageNotFoundError:
             continue
-        for one in further:
+        for item in further:
             extras = ["", *requirement.extras]
-            if one.marker is None or any(one.marker.evaluate({**environment, "extra": extra}) for extra in extras):
-                one.marker = None
-                waiting.append(one)
+            if item.marker is None or any(item.marker.evaluate({**environment, "extra": extra}) for extra in extras):
+                item.marker = None
+                waiting.append(item)
 
 
-ALL = [*RUNTIME, *(one for extra in EXTRAS.values() for one in extra)]
+ALL = [*RUNTIME, *(item for extra in EXTRAS.values() for item in extra)]
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -163,7 +163,7 @@ def test_this_environment_has_the_pinned_versions() -> None:
 
 @pytest.mark.parametrize("name", ["twisted", "autobahn", "txpostgres"])
 def test_a_library_whose_private_attributes_are_used_has_an_upper_bound(name: str) -> None:
-    (requirement,) = [one for one in RUNTIME if one.name == name]
+    (requirement,) = [item for item in RUNTIME if item.name == name]
     assert "<" in {specifier.operator for specifier in requirement.specifier}
     lines = (ROOT / "setup.cfg").read_text().splitlines()
     (number,) = [at for at, line in enumerate(lines) if line.strip().startswith((f"{name} ", f"{name}["))]

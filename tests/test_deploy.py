@@ -45,16 +45,16 @@ __all__ = ["chatws_server"]
 
 def unit(path: Path) -> dict[str, dict[str, list[str]]]:
     """A unit file: section → key → its values, in order."""
-    found: dict[str, dict[str, list[str]]] = {}
+    result: dict[str, dict[str, list[str]]] = {}
     section: dict[str, list[str]] = {}
     for line in path.read_text().splitlines():
         if line.startswith("["):
-            section = found.setdefault(line.strip("[]"), {})
+            section = result.setdefault(line.strip("[]"), {})
         elif line and not line.startswith("#"):
             key, equals, value = line.partition("=")
             assert equals, line
             section.setdefault(key, []).append(value)
-    return found
+    return result
 
 
 def exec_start() -> list[str]:
@@ -91,11 +91,11 @@ def dockerfile() -> list[tuple[str, str]]:
 
 
 def image_environment() -> dict[str, str]:
-    found: dict[str, str] = {}
+    result: dict[str, str] = {}
     for instruction, rest in dockerfile():
         if instruction == "ENV":
-            found.update(one.split("=", 1) for one in shlex.split(rest))
-    return found
+            result.update(word.split("=", 1) for word in shlex.split(rest))
+    return result
 
 
 def configuration(directory: Path, text: str = "", **ports: int) -> str:
@@ -115,7 +115,7 @@ def options(words: list[str]) -> tuple[set[str], set[str]]:
     """The options of a command line, twistd's own and those of chatws."""
     words = from_twistd(words)
     at = words.index("chatws")
-    return tuple({one.split("=")[0] for one in some if one.startswith("-")} for some in (words[:at], words[at:]))  # type: ignore[return-value]
+    return tuple({item.split("=")[0] for item in some if item.startswith("-")} for some in (words[:at], words[at:]))  # type: ignore[return-value]
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +156,8 @@ def test_each_option_exists(name: str, helps: tuple[str, str]) -> None:
 
 
 def test_the_image_s_variables_are_settings(helps: tuple[str, str]) -> None:
-    known = {"CHATWS_" + one.upper().replace("-", "_") for one in re.findall(r"--([a-z][a-z-]*)", helps[1])}
-    used = {one for one in image_environment() if one.startswith("CHATWS_")}
+    known = {"CHATWS_" + text.upper().replace("-", "_") for text in re.findall(r"--([a-z][a-z-]*)", helps[1])}
+    used = {item for item in image_environment() if item.startswith("CHATWS_")}
     assert used
     assert used <= known, used - known
 
@@ -201,9 +201,9 @@ def test_systemd_counts_the_service_among_the_hardened_ones(units: list[Path]) -
 LAUNCHER = """
 import fcntl, os, sys
 count = int(sys.argv[1])
-high = [fcntl.fcntl(int(one), fcntl.F_DUPFD, 100) for one in sys.argv[2 : 2 + count]]
-for number, one in enumerate(high):
-    os.dup2(one, 3 + number)
+high = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 100) for number in sys.argv[2 : 2 + count]]
+for number, descriptor in enumerate(high):
+    os.dup2(descriptor, 3 + number)
 environment = {**os.environ, "LISTEN_FDS": str(count), "LISTEN_PID": str(os.getpid()),
                "LISTEN_FDNAMES": ":".join(["chatws.socket"] * count)}
 program = sys.argv[2 + count :]
@@ -223,10 +223,10 @@ class Activated(Program):
         backends.bind(self.push_path)
         os.chmod(self.push_path, int(unit(SOCKET)["Socket"]["SocketMode"][0], 8))
         self.sockets = [browsers, backends]
-        for one in self.sockets:
-            one.listen(int(unit(SOCKET)["Socket"]["Backlog"][0]))
+        for item in self.sockets:
+            item.listen(int(unit(SOCKET)["Socket"]["Backlog"][0]))
         self.port: int = browsers.getsockname()[1]
-        numbers = self.options["pass_fds"] = [one.fileno() for one in self.sockets]
+        numbers = self.options["pass_fds"] = [item.fileno() for item in self.sockets]
         self._launch = [sys.executable, "-c", LAUNCHER, str(len(numbers)), *map(str, numbers)]
         configuration(directory)
         self.environment["CHATWS_DRAIN_TIMEOUT"] = "0.2"
@@ -248,11 +248,11 @@ class Activated(Program):
 
 @pytest.fixture
 def activated(tmp_path: Path) -> Iterator[Activated]:
-    one = Activated(tmp_path)
-    yield one
-    if one.process is not None:
-        one.stop()
-    for each in one.sockets:
+    first = Activated(tmp_path)
+    yield first
+    if first.process is not None:
+        first.stop()
+    for each in first.sockets:
         each.close()
     one.manager.close()
 
@@ -287,7 +287,7 @@ def test_the_file_of_the_documents_runs_under_systemd_s_sockets(document: str, a
 def test_a_unit_names_only_the_file_and_the_sockets(name: str) -> None:
     used = options(commands()[name])[1]
     if name == "image":
-        variables = {one for one in image_environment() if one.startswith("CHATWS_")}
+        variables = {item for item in image_environment() if item.startswith("CHATWS_")}
         assert used == set()
         assert variables - {"CHATWS_PUSH_SECRET_FILE", "CHATWS_ALLOW_WORLD_READABLE_SECRETS"} == {
             "CHATWS_CONFIG",

@@ -25,10 +25,10 @@ from tests.variants import others_long
 @pytest.fixture
 def taken() -> Iterator[int]:
     """A TCP port on 127.0.0.1 that another server listens on."""
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        one.listen(1)
-        yield one.getsockname()[1]
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen(1)
+        yield first.getsockname()[1]
 
 
 @pytest.mark.parametrize(
@@ -140,9 +140,9 @@ def test_a_free_port_is_free_again_afterwards() -> None:
 
 def test_a_unix_socket_that_is_listened_on_is_taken_and_a_stale_one_is_not(tmp_path: Path) -> None:
     path = str(tmp_path / "push.sock")
-    with socket.socket(socket.AF_UNIX) as one:
-        one.bind(path)
-        one.listen(1)
+    with socket.socket(socket.AF_UNIX) as first:
+        first.bind(path)
+        first.listen(1)
         with pytest.raises(ConfigError, match="another server listens there"):
             try_to_listen([(f"unix:{path}", "--push-listen")])
     try_to_listen([(f"unix:{path}", "--push-listen")])

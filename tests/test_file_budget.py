@@ -37,8 +37,8 @@ class FileBudgetTests(SynchronousTestCase):
 
     def arrive(self, budget: FileBudget, count: int, closes: str = "next turn") -> list[Connection]:
         connections = [Connection(budget, closes) for _ in range(count)]
-        for one in connections:
-            budget.arrive(one, HTTP)
+        for connection in connections:
+            budget.arrive(connection, HTTP)
         return connections
 
     def test_an_eighth_is_kept_for_each_guaranteed_kind(self) -> None:
@@ -57,16 +57,16 @@ class FileBudgetTests(SynchronousTestCase):
     def test_arrive_with_enough_files_evicts_no_newcomer(self) -> None:
         budget = self.budget(256)
         newcomers = self.arrive(budget, 160)
-        assert not any(one.evicted for one in newcomers)
+        assert not any(newcomer.evicted for newcomer in newcomers)
         assert budget.sockets() == {HTTP: 160}
 
     def test_the_oldest_newcomer_is_evicted_for_the_latest(self) -> None:
         for closes in ("at once", "next turn"):
             budget = self.budget(256)
             newcomers = self.arrive(budget, 165, closes)
-            assert [one.evicted for one in newcomers] == [1] * 5 + [0] * 160
-            for one in newcomers:
-                budget.depart(one)
+            assert [newcomer.evicted for newcomer in newcomers] == [1] * 5 + [0] * 160
+            for newcomer in newcomers:
+                budget.depart(newcomer)
             assert budget.sockets() == {}
             assert budget.evicted == {HTTP: 5}
 
@@ -74,18 +74,18 @@ class FileBudgetTests(SynchronousTestCase):
         budget = self.budget(256)
         http = self.arrive(budget, 20)
         metrics = [Connection(budget) for _ in range(500)]
-        for one in metrics:
-            budget.arrive(one, METRICS)
-        assert not any(one.evicted for one in http)
-        assert sum(one.evicted for one in metrics) == 360
+        for metric in metrics:
+            budget.arrive(metric, METRICS)
+        assert not any(item.evicted for item in http)
+        assert sum(metric.evicted for metric in metrics) == 360
 
     def test_an_evicted_connection_counts_until_it_is_closed(self) -> None:
         budget = self.budget(256)
         newcomers = self.arrive(budget, 161, "later")
         # each that is evicted frees nothing, down to the latest
-        assert [one.evicted for one in newcomers] == [1] * 160 + [0]
-        for one in newcomers[:160]:
-            budget.depart(one)
+        assert [newcomer.evicted for newcomer in newcomers] == [1] * 160 + [0]
+        for newcomer in newcomers[:160]:
+            budget.depart(newcomer)
         assert budget.sockets() == {HTTP: 1}
 
     def test_admitted_connections_are_not_evicted(self) -> None:
@@ -137,7 +137,7 @@ def test_the_files_counted_never_exceed_the_limit_by_more_than_a_turn(files: int
             case "admit" | "backend" if newcomers:
                 if budget.admit(WEBSOCKET if step == "admit" else BACKEND):
                     budget.depart(newcomers.pop())
-        newcomers = [one for one in newcomers if not one.evicted or one.closes == "later"]
+        newcomers = [newcomer for newcomer in newcomers if not newcomer.evicted or newcomer.closes == "later"]
         assert sum(budget.sockets().values()) == len(newcomers) + budget.admitted.total()
         assert budget.admitted.total() <= budget.admission_limit <= files
         seen.append(sum(budget.sockets().values()))

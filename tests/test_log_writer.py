@@ -57,13 +57,13 @@ def gate() -> Iterator[Gate]:
 @pytest.fixture
 def notes() -> Iterator[list[str]]:
     """What is logged meanwhile."""
-    found: list[str] = []
+    result: list[str] = []
 
     def hear(event: Any) -> None:
-        found.append(formatEvent(event))
+        result.append(formatEvent(event))
 
     globalLogPublisher.addObserver(hear)
-    yield found
+    yield result
     globalLogPublisher.removeObserver(hear)
 
 
@@ -177,8 +177,8 @@ def test_lines_are_written_when_the_interpreter_starts_no_thread_any_more(
 
 def test_the_file_is_opened_again_behind_the_lines_that_wait(gate: Gate) -> None:
     writer = LogWriter(gate)
-    for one in ("old\n", "older\n"):
-        writer.write(one)
+    for item in ("old\n", "older\n"):
+        writer.write(item)
     writer.reopen()
     writer.write("new\n")
     gate.open.set()
@@ -232,20 +232,20 @@ def stream(encoding: str) -> tuple[io.TextIOWrapper, io.BytesIO]:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "said"),
+    ("encoding", "output"),
     [
         ("utf-8", "olá Ж 😀 \\ud800".encode()),
         ("iso-8859-1", b"ol\xe1 \\u0416 \\U0001f600 \\ud800"),
         ("ascii", b"ol\\xe1 \\u0416 \\U0001f600 \\ud800"),
     ],
 )
-def test_text_is_written_in_every_encoding(encoding: str, said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_is_written_in_every_encoding(encoding: str, output: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     wrapper, buffer = stream(encoding)
     monkeypatch.setattr("sys.stdout", wrapper)
     log = open_log({"nodaemon": True}, "text")
     log({**EVENT, "text": TEXT})
     log.writer.finish()
-    assert said in buffer.getvalue()
+    assert output in buffer.getvalue()
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1", "ascii", "utf-16"])
@@ -271,17 +271,17 @@ def test_a_log_file_is_utf_8_and_takes_everything(tmp_path: Path) -> None:
 def test_syslog_gets_a_message_a_line_with_the_level_s_priority(monkeypatch: pytest.MonkeyPatch) -> None:
     import syslog
 
-    said: list[tuple[int, str]] = []
-    monkeypatch.setattr(syslog, "openlog", lambda prefix: said.append((-1, prefix)))
-    monkeypatch.setattr(syslog, "syslog", lambda priority, line: said.append((priority, line)))
+    output: list[tuple[int, str]] = []
+    monkeypatch.setattr(syslog, "openlog", lambda prefix: output.append((-1, prefix)))
+    monkeypatch.setattr(syslog, "syslog", lambda priority, line: output.append((priority, line)))
     log = open_log({"nodaemon": True, "syslog": True, "prefix": "chat"}, "text")
     log({**EVENT, "text": "one\ntwo\0 \ud800"})
     log.writer.finish()
-    assert said == [(-1, "chat"), (4, "[chatws.x#warn] one"), (4, "\ttwo? \\ud800")]
+    assert output == [(-1, "chat"), (4, "[chatws.x#warn] one"), (4, "\ttwo? \\ud800")]
     log = open_log({"nodaemon": True, "syslog": True}, "json")
     log({**EVENT, "text": "hello", "log_level": LogLevel.error})
     log.writer.finish()
-    assert (said[-1][0], json.loads(said[-1][1])["message"]) == (3, "hello")
+    assert (output[-1][0], json.loads(output[-1][1])["message"]) == (3, "hello")
 
 
 def test_a_process_without_standard_output_logs_to_nowhere() -> None:

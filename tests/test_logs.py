@@ -25,8 +25,8 @@ from tests.fakes import FakeConnection
 def line(**event: Any) -> dict[str, Any]:
     text = format_event({"log_time": 0.0, "log_level": LogLevel.warn, "log_namespace": "chatws.x", **event})
     assert "\n" not in text
-    found: dict[str, Any] = json.loads(text)
-    return found
+    result: dict[str, Any] = json.loads(text)
+    return result
 
 
 # --- JSON -----------------------------------------------------------------------------------------------------------
@@ -47,17 +47,17 @@ def test_an_event_is_one_object_with_its_fields() -> None:
 
 
 def test_line_breaks_and_half_characters_cannot_end_a_line() -> None:
-    found = line(log_format="{text}", text='a\n{"level":"critical"}\r\u2028\ud800')
-    assert found["text"].startswith('a\n{"level"')
+    result = line(log_format="{text}", text='a\n{"level":"critical"}\r\u2028\ud800')
+    assert result["text"].startswith('a\n{"level"')
 
 
 def test_a_failure_is_one_json_field() -> None:
     try:
         raise ValueError("no good")
     except ValueError:
-        found = line(log_format="it broke", log_failure=Failure())
-    assert "ValueError: no good" in found["traceback"]
-    assert found["message"] == "it broke"
+        result = line(log_format="it broke", log_failure=Failure())
+    assert "ValueError: no good" in result["traceback"]
+    assert result["message"] == "it broke"
 
 
 def test_values_without_a_json_form_are_logged_as_text() -> None:
@@ -65,22 +65,24 @@ def test_values_without_a_json_form_are_logged_as_text() -> None:
         def __repr__(self) -> str:
             raise RuntimeError
 
-    found = line(log_format="x", where=Path("/x"), nan=float("nan"), broken=Broken(), level=LogLevel.info)
-    assert found["where"] == "PosixPath('/x')"
-    assert found["nan"] == "nan"
-    assert found["broken"] == "(cannot be shown)"
-    assert found["level"] == "warn"
+    result = line(log_format="x", where=Path("/x"), nan=float("nan"), broken=Broken(), level=LogLevel.info)
+    assert result["where"] == "PosixPath('/x')"
+    assert result["nan"] == "nan"
+    assert result["broken"] == "(cannot be shown)"
+    assert result["level"] == "warn"
 
 
 def test_long_texts_are_cut() -> None:
-    found = line(log_format="{text}", text="x" * (LONGEST + 1))
-    assert found["text"] == found["message"] == "x" * LONGEST + "…"
+    result = line(log_format="{text}", text="x" * (LONGEST + 1))
+    assert result["text"] == result["message"] == "x" * LONGEST + "…"
 
 
 def test_events_of_the_old_logging_have_their_message() -> None:
-    found = line(log_format="{log_text}", log_text="as of old", message=("as of old",), system="-", isError=0, time=1.0)
-    assert found["message"] == "as of old"
-    assert set(found) == {"time", "level", "logger", "message"}
+    result = line(
+        log_format="{log_text}", log_text="as of old", message=("as of old",), system="-", isError=0, time=1.0
+    )
+    assert result["message"] == "as of old"
+    assert set(result) == {"time", "level", "logger", "message"}
 
 
 # --- connections ----------------------------------------------------------------------------------------------------

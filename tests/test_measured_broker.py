@@ -65,7 +65,7 @@ class MeasuredBrokerTests(SynchronousTestCase):
         self.assertEqual(event.offset, 1)
         self.assertEqual(self.successResultOf(self.broker.offset_range()), (1, 1))
         self.assertEqual(self.successResultOf(self.broker.online()), [])
-        self.assertEqual([one.name for one in self.successResultOf(self.broker.read(0, 9))], ["new_message"])
+        self.assertEqual([item.name for item in self.successResultOf(self.broker.read(0, 9))], ["new_message"])
         self.successResultOf(self.broker.lease("a", {5: 1}, 10.0))
         counts = {kind: histogram.buckets()[-1][1] for kind, histogram in self.broker.histograms.items()}
         measured = {kind for kind, count in counts.items() if count == 1}

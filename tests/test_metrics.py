@@ -120,8 +120,10 @@ class ExporterTests(SynchronousTestCase):
         service = ChatwsService(Config(port=0, push_port=0, metrics_port=9100), reactor)
         registry = CollectorRegistry()
         registry.register(Exporter(service, service.lag))
-        families = {one.name: one for one in text_string_to_metric_families(generate_latest(registry).decode())}
-        self.assertTrue(all(one.documentation for one in families.values()))
+        families = {
+            family.name: family for family in text_string_to_metric_families(generate_latest(registry).decode())
+        }
+        self.assertTrue(all(family.documentation for family in families.values()))
         self.assertTrue(all(name.startswith("chatws_") for name in families))
         self.assertEqual(families["chatws_connections"].samples[0].value, 0)
         self.assertEqual(families["chatws_database_up"].samples, [])
@@ -130,9 +132,13 @@ class ExporterTests(SynchronousTestCase):
         service = ChatwsService(Config(port=0, push_port=0), MemoryReactorClock())
         families = [
             *Exporter(service, service.lag).collect(),
-            *[one for one in self.successResultOf(MetricsCollector([], Clock())()) if one.name.startswith("chatws_")],
+            *[
+                item
+                for item in self.successResultOf(MetricsCollector([], Clock())())
+                if item.name.startswith("chatws_")
+            ],
         ]
-        exposed = {one.name + ("_total" if one.type == "counter" else "") for one in families}
+        exposed = {family.name + ("_total" if family.type == "counter" else "") for family in families}
         document = Path(chatws.__file__).parents[1] / "docs" / "operations.md"
         table = [line for line in document.read_text(encoding="utf-8").splitlines() if line.startswith("| `chatws_")]
         named = {name for line in table for name in re.findall(r"`(chatws_\w+)", line)}
@@ -177,8 +183,8 @@ class ReadinessTests(SynchronousTestCase):
         waiting = [self.ready(), self.ready()]
         self.assertNoResult(waiting[0])
         self.clock.advance(CHECK_TIMEOUT)
-        for one in waiting:
-            self.assertEqual(self.successResultOf(one), {"database": "does not answer"})
+        for item in waiting:
+            self.assertEqual(self.successResultOf(item), {"database": "does not answer"})
         self.assertEqual(self.asked, 1)
 
     def test_many_readiness_requests_cause_one_query_a_second(self) -> None:

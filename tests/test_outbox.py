@@ -84,18 +84,18 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
             connection.autocommit(False)
             return connection
 
-        found = Engine(maria.url, connect_mysql)
+        result = Engine(maria.url, connect_mysql)
     elif request.param == "postgres":
         server: Postgres = request.getfixturevalue("postgres")
-        found = Engine(server.url, lambda: psycopg2.connect(server.url))
+        result = Engine(server.url, lambda: psycopg2.connect(server.url))
     else:
         path = tmp_path / "shop.db"
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA journal_mode = WAL")
-        found = Engine(f"sqlite:///{path}", lambda: sqlite3.connect(path))
-    assert upgrade_outbox(found.url, "")
-    assert not upgrade_outbox(found.url, "")
-    return found
+        result = Engine(f"sqlite:///{path}", lambda: sqlite3.connect(path))
+    assert upgrade_outbox(result.url, "")
+    assert not upgrade_outbox(result.url, "")
+    return result
 
 
 class Target:

@@ -36,13 +36,13 @@ def engine(mysql: Mysql) -> Engine:  # noqa: F811
 
 @pytest.fixture
 def lines() -> Iterator[list[str]]:
-    found: list[str] = []
+    result: list[str] = []
 
     def observe(event: Any) -> None:
-        found.append(formatEvent(event))
+        result.append(formatEvent(event))
 
     globalLogPublisher.addObserver(observe)
-    yield found
+    yield result
     globalLogPublisher.removeObserver(observe)
 
 
@@ -338,7 +338,7 @@ async def test_deleted_definer_breaks_a_trigger_with_1449_and_not_the_view(
 def test_query_of_the_guide_names_the_transaction_that_stays_open(mysql: Mysql, engine: Engine) -> None:  # noqa: F811
     guides = [DOCS / "outbox.md", DOCS / "pt-BR" / "MYSQL.md"]
     queries = [re.findall(r"`(SELECT [^`]*innodb_trx[^`]*)`", guide.read_text("utf-8")) for guide in guides]
-    assert [len(found) for found in queries] == [1, 1]
+    assert [len(item) for item in queries] == [1, 1]
     with closing(mysql.connect()) as worker:
         worker.begin()
         worker.query("""INSERT INTO chatws_outbox (event, data) VALUES ('new_message', '{"conversation_id":1}')""")

@@ -135,7 +135,7 @@ def own_attributes(tree: ast.AST, context: type[ast.expr_context]) -> Iterator[s
     """The names N in `self.N` that are read (`ast.Load`) or set (`ast.Store`)."""
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=found) if isinstance(found, context):
+            case ast.Attribute(value=ast.Name(id="self"), attr=name, ctx=result) if isinstance(result, context):
                 yield name
 
 
@@ -157,17 +157,17 @@ def parse_source(what: Any) -> Any:
 
 
 def library_classes(owner: type) -> list[type]:
-    return [one for one in owner.__mro__ if one.__module__.split(".")[0] in ("autobahn", "twisted", "txpostgres")]
+    return [item for item in owner.__mro__ if item.__module__.split(".")[0] in ("autobahn", "twisted", "txpostgres")]
 
 
 @cache
 def attributes(owner: Any) -> set[str]:
     """What a class or module has, and what a class's methods set on its instances."""
-    found = set(dir(owner))
+    result = set(dir(owner))
     if inspect.isclass(owner):
-        for one in library_classes(owner):
-            found |= set(own_attributes(parse_source(one), ast.Store))
-    return found
+        for class_ in library_classes(owner):
+            result |= set(own_attributes(parse_source(class_), ast.Store))
+    return result
 
 
 def missing(owner: Any, names: Iterable[str]) -> list[str]:
@@ -190,7 +190,7 @@ def test_a_version_that_lacks_an_attribute_is_found() -> None:
 
 
 def test_autobahn_calls_each_hook_that_is_overridden() -> None:
-    trees = [parse_source(one) for one in library_classes(WebSocketServerProtocol)]
+    trees = [parse_source(class_) for class_ in library_classes(WebSocketServerProtocol)]
     assert HOOKS - {name for tree in trees for name in own_attributes(tree, ast.Load)} == set()
 
 
@@ -218,9 +218,9 @@ def test_everything_that_the_protocol_shares_with_autobahn_is_listed() -> None:
 
 
 def modules() -> Iterator[Any]:
-    for found in pkgutil.walk_packages(chatws.__path__, "chatws."):
-        if not found.name.endswith("__main__"):
-            yield importlib.import_module(found.name)
+    for package in pkgutil.walk_packages(chatws.__path__, "chatws."):
+        if not package.name.endswith("__main__"):
+            yield importlib.import_module(package.name)
 
 
 def is_private(name: str) -> bool:
@@ -231,14 +231,14 @@ def test_every_private_attribute_of_a_base_class_is_listed() -> None:
     listed = {name for _, names in PRIVATE for name in names}
     wrong = []
     for module in modules():
-        for name, one in vars(module).items():
-            if not inspect.isclass(one) or one.__module__ != module.__name__:
+        for name, first in vars(module).items():
+            if not inspect.isclass(first) or first.__module__ != module.__name__:
                 continue
-            bases = list(library_classes(one))
+            bases = list(library_classes(first))
             if not bases:
                 continue
-            tree = parse_source(one)
-            used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | set(vars(one))
+            tree = parse_source(first)
+            used = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)} | set(vars(first))
             for base in bases:
                 shared = {attribute for attribute in used & attributes(base) if is_private(attribute)}
                 wrong += [f"{module.__name__}.{name}: {attribute}" for attribute in sorted(shared - listed)]

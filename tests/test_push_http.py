@@ -68,12 +68,12 @@ class Client:
     @property
     def responses(self) -> list[Response]:
         """The responses since the last time."""
-        text, found = self.transport.value(), []
+        text, result = self.transport.value(), []
         self.transport.clear()
         while text:
-            found.append(Response(text))
-            text = found[-1].rest
-        return found
+            result.append(Response(text))
+            text = result[-1].rest
+        return result
 
     @property
     def response(self) -> Response:

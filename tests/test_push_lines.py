@@ -278,14 +278,14 @@ def reference(text: bytes) -> dict[str, Any] | None:
 
     def look(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal halves
-        halves = halves or not is_whole([one for pair in pairs for one in pair])
+        halves = halves or not is_whole([item for pair in pairs for item in pair])
         return dict(pairs)
 
     try:
-        found = json.loads(text.decode(), parse_constant=refuse, parse_int=float, object_pairs_hook=look)
+        result = json.loads(text.decode(), parse_constant=refuse, parse_int=float, object_pairs_hook=look)
     except ValueError:
         return None
-    return found if isinstance(found, dict) and not halves else None
+    return result if isinstance(result, dict) and not halves else None
 
 
 def is_whole(value: Any) -> bool:
@@ -466,8 +466,8 @@ class TogetherTests(SynchronousTestCase):
     def test_an_id_is_the_same_conversation_as_an_integer_and_as_a_string(self) -> None:
         for value, channel in ((456, "456"), ("456", "456"), ("0456", "0456"), ("abc", "abc"), (0, "0"), ("0", "0")):
             for _ in range(2):  # and once more, when it is known
-                found = self.handler.parse_simple_batch([line(data={"conversation_id": value})])
-                assert [new_event.audience.channels for new_event in found or []] == [(f"conversation:{channel}",)]
+                result = self.handler.parse_simple_batch([line(data={"conversation_id": value})])
+                assert [new_event.audience.channels for new_event in result or []] == [(f"conversation:{channel}",)]
 
 
 def make_event(number: int, *, transient: bool, duplicate: bool) -> Event:

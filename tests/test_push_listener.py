@@ -452,7 +452,7 @@ class FramingTests(Case):
 
     def test_lines_split_anywhere_have_the_same_effect(self) -> None:
         expected = self.run_script([self.SCRIPT])
-        assert [type(one) for one in expected[0]] == [NewEvent, NewEvent, tuple, NewEvent, NewEvent]
+        assert [type(item) for item in expected[0]] == [NewEvent, NewEvent, tuple, NewEvent, NewEvent]
         assert [answer.get("code") for answer in expected[1]] == [None, "bad_json", None, None, None, "bad_json"]
         for cut in range(len(self.SCRIPT) + 1):
             assert self.run_script([self.SCRIPT[:cut], self.SCRIPT[cut:]]) == expected, cut
@@ -879,9 +879,9 @@ class LimitTests(Case):
 class StatsTests(Case):
     def test_lines_connections_and_errors_are_counted(self) -> None:
         backend = self.connect()
-        said = PUBLISH + b"bad\n" + PING + SILENT[:-1]
-        backend.say(said)
+        output = PUBLISH + b"bad\n" + PING + SILENT[:-1]
+        backend.say(output)
         backend.fin()
         stats = self.factory.stats
-        assert (stats.connections, stats.lines, stats.bytes, stats.published) == (1, 4, len(said), 2)
+        assert (stats.connections, stats.lines, stats.bytes, stats.published) == (1, 4, len(output), 2)
         assert stats.errors == {ErrorCode.BAD_JSON.value: 1}

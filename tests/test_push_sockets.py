@@ -34,11 +34,11 @@ def codes(received: bytes) -> list[str | None]:
     return [json.loads(line).get("code") for line in received.splitlines()]
 
 
-def talk(server: PushServer, *said: bytes, fin: bool = True) -> bytes:
+def talk(server: PushServer, *output: bytes, fin: bool = True) -> bytes:
     """Say it, and read to the end."""
     with server.connect() as connection:
-        for one in said:
-            connection.sendall(one)
+        for item in output:
+            connection.sendall(item)
         if fin:
             connection.shutdown(socket.SHUT_WR)
         return read_to_the_end(connection)
@@ -179,9 +179,9 @@ async def test_over_tls_lines_and_refusals_go_the_same_way(started: Any) -> None
     server = await started(certificate=certificate, max_line_size=1000)
     context = certificate.trusted()
 
-    def talk_tls(*said: bytes, count: int = 0) -> bytes:
+    def talk_tls(*output: bytes, count: int = 0) -> bytes:
         with context.wrap_socket(server.connect(), server_hostname="127.0.0.1") as connection:
-            connection.sendall(b"".join(said))
+            connection.sendall(b"".join(output))
             received = b""
             while not count or received.count(b"\n") < count:
                 more = connection.recv(65536)

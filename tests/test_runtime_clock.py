@@ -81,8 +81,8 @@ def test_steady_time_is_seconds_since_1970_and_is_not_set(monkeypatch: pytest.Mo
     assert before <= steady_time() < before + 60
 
 
-@pytest.mark.parametrize(("step", "said"), [(3600.0, "set forward by 3600 s"), (-3600.0, "set back by 3600 s")])
-def test_a_clock_that_is_set_is_logged_once(step: float, said: str) -> None:
+@pytest.mark.parametrize(("step", "output"), [(3600.0, "set forward by 3600 s"), (-3600.0, "set back by 3600 s")])
+def test_a_clock_that_is_set_is_logged_once(step: float, output: str) -> None:
     clock = Clock()
     wall = [1_800_000_000.0]
     watch = ClockWatch(clock, lambda: wall[0] + clock.seconds())
@@ -95,7 +95,7 @@ def test_a_clock_that_is_set_is_logged_once(step: float, said: str) -> None:
         wall[0] += step
         clock.pump([INTERVAL] * 3)
     assert len(warnings) == 1
-    assert said in warnings[0]
+    assert output in warnings[0]
     watch.stop()
     watch.stop()
     assert clock.getDelayedCalls() == []

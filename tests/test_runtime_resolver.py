@@ -48,10 +48,10 @@ class NameServer:
             self.answer.wait(60)
         if host == "unknown.example":
             raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-        found = [(socket.AF_INET, kind, 6, "", ("192.0.2.1", port))]
+        result = [(socket.AF_INET, kind, 6, "", ("192.0.2.1", port))]
         if family != socket.AF_INET:
-            found.append((socket.AF_INET6, kind, 6, "", ("2001:db8::1", port, 0, 0)))  # type: ignore[arg-type]
-        return found
+            result.append((socket.AF_INET6, kind, 6, "", ("2001:db8::1", port, 0, 0)))  # type: ignore[arg-type]
+        return result
 
 
 @pytest.fixture
@@ -83,7 +83,7 @@ async def test_a_name_that_cannot_be_one_has_no_address(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "types", "found"),
+    ("host", "types", "result"),
     [
         ("192.0.2.7", None, [IPv4Address("TCP", "192.0.2.7", 80)]),
         ("2001:db8::7", None, [IPv6Address("TCP", "2001:db8::7", 80)]),
@@ -91,11 +91,11 @@ async def test_a_name_that_cannot_be_one_has_no_address(name: str) -> None:
     ],
 )
 def test_a_literal_address_resolves_without_a_thread(
-    host: str, types: Any, found: list[Any], names: NameServer
+    host: str, types: Any, result: list[Any], names: NameServer
 ) -> None:
     receiver = look_up(Resolver(reactor), host, addressTypes=types)
     assert receiver.done.called
-    assert receiver.addresses == found
+    assert receiver.addresses == result
     assert names.asked == []
 
 
@@ -106,7 +106,7 @@ async def test_callers_share_a_look_up_and_one_may_cancel(names: NameServer) -> 
     receivers[0].resolution.cancel()
     assert await look_up(resolver, "other.example").done != []
     names.answer.set()
-    await gatherResults([one.done for one in receivers[1:]])
+    await gatherResults([receiver.done for receiver in receivers[1:]])
     assert names.asked == ["stuck.example", "other.example"]
     assert not receivers[0].done.called
     assert receivers[0].addresses == []
@@ -123,7 +123,7 @@ async def test_look_ups_beyond_the_limit_fail_at_once_and_are_logged_once(names:
             assert refused.addresses == []
     assert len(warnings) == 1
     names.answer.set()
-    await gatherResults([one.done for one in stuck])
+    await gatherResults([item.done for item in stuck])
     assert await look_up(resolver, "late.example").done != []
 
 

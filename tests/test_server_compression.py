@@ -154,9 +154,9 @@ class CompressionTests(ServerCase):
         )
         connection.send(LONG)
         connection.send(b"x" * 1000)
-        found = wire.frames()
-        assert [first for first, _ in found] == [0x81, 0xC1, 0x81, 0xC1, 0xC2]
-        assert (found[0][1], inflate(found[1][1]), found[2][1]) == (b"short", LONG, b"short too")
+        result = wire.frames()
+        assert [first for first, _ in result] == [0x81, 0xC1, 0x81, 0xC1, 0xC2]
+        assert (result[0][1], inflate(result[1][1]), result[2][1]) == (b"short", LONG, b"short too")
 
     def test_a_slow_reader_of_compressed_frames_gets_them_whole(self) -> None:
         self.serve(compression=True, send_buffer=100_000)
@@ -167,9 +167,9 @@ class CompressionTests(ServerCase):
             noise.append("".join(dice.choices("0123456789abcdefghijklmnopqrstuvwxyz", k=1500)))
             connection.send(noise[-1])
             assert len(noise) < 5000
-        found = wire.frames()
-        assert found[-1][1][:2] == (4001).to_bytes(2, "big")
-        assert [inflate(payload) for _, payload in found[:-1]] == noise[: len(found) - 1]
+        result = wire.frames()
+        assert result[-1][1][:2] == (4001).to_bytes(2, "big")
+        assert [inflate(payload) for _, payload in result[:-1]] == noise[: len(result) - 1]
 
 
 @needs_io_uring

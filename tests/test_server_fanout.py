@@ -284,9 +284,9 @@ class SlowReaderTests(FanOutCase):
         wire, connection = self.connect(send_buffer=4096)
         self.fill(connection, 100)
         wire.send(frame("are you there", opcode=9))
-        found = wire.frames()
-        assert found[-1] == (0x8A, b"are you there")
-        assert len(found) == 101
+        result = wire.frames()
+        assert result[-1] == (0x8A, b"are you there")
+        assert len(result) == 101
 
     def test_send_queue_over_its_limit_closes_with_4001_and_frees_the_memory(self) -> None:
         self.serve(send_buffer=200_000)
@@ -303,12 +303,12 @@ class SlowReaderTests(FanOutCase):
         bystander.send("fine")
         assert bystander_wire.texts() == ["fine"]
         # it reads on after all, and what comes is whole
-        found = wire.frames()
+        result = wire.frames()
         assert wire.received == b""
-        assert [payload[:5] for _, payload in found[:-1]] == [b"%05d" % number for number in range(len(found) - 1)]
-        assert found[-1][0] == 0x88
-        assert found[-1][1][:2] == (4001).to_bytes(2, "big")
-        wire.send(frame(found[-1][1][:2], opcode=8))
+        assert [payload[:5] for _, payload in result[:-1]] == [b"%05d" % number for number in range(len(result) - 1)]
+        assert result[-1][0] == 0x88
+        assert result[-1][1][:2] == (4001).to_bytes(2, "big")
+        wire.send(frame(result[-1][1][:2], opcode=8))
         wire.read()
         assert wire.at_eof
         assert self.component.events[-1] == ("close", 1)
@@ -334,9 +334,9 @@ class SlowReaderTests(FanOutCase):
         wire, connection = self.connect(send_buffer=4096)
         self.fill(connection, 100)
         connection.close(4012, "restart")
-        found = wire.frames()
-        assert len(found) == 101
-        assert found[-1] == (0x88, b"\x0f\xacrestart")
+        result = wire.frames()
+        assert len(result) == 101
+        assert result[-1] == (0x88, b"\x0f\xacrestart")
 
     def test_close_with_an_unread_queue_ends_after_a_timeout(self) -> None:
         _, connection = self.connect(send_buffer=4096)
@@ -351,9 +351,9 @@ class SlowReaderTests(FanOutCase):
         self.fill(connection, 500)
         wire.send(frame(b"\x03\xe8", opcode=8))
         assert connection.unsent < CHUNK_SIZE + 2000
-        found = wire.frames()
-        assert found[-1] == (0x88, b"\x03\xe8")
-        assert len(found) < 200
+        result = wire.frames()
+        assert result[-1] == (0x88, b"\x03\xe8")
+        assert len(result) < 200
         assert wire.at_eof
 
     def test_lost_connection_releases_its_send_queue(self) -> None:
@@ -426,8 +426,8 @@ class StreamTests(ServerCase):
         for _ in range(60):
             connection.send(MARK)
         assert not connection.is_open
-        found = wire.frames()
-        assert found[-1][1][:2] == (4001).to_bytes(2, "big")
+        result = wire.frames()
+        assert result[-1][1][:2] == (4001).to_bytes(2, "big")
         assert len(asked) < 20
 
     def test_a_failing_stream_reaches_on_error_and_later_messages_are_sent(self) -> None:
@@ -450,9 +450,9 @@ class StreamTests(ServerCase):
             yield text_frame(b"two")
 
         connection.stream(closing())
-        found = wire.frames()
-        assert found[0] == (0x81, b"one")
-        assert found[-1] == (0x88, b"\x0f\xa0enough")
+        result = wire.frames()
+        assert result[0] == (0x81, b"one")
+        assert result[-1] == (0x88, b"\x0f\xa0enough")
 
     def test_a_stream_may_send_on_its_connection(self) -> None:
         wire, connection = self.connect()
@@ -491,9 +491,9 @@ class OtherTransportTests(ServerCase):
         super().tearDown()
 
     def frames(self) -> list[tuple[int, bytes]]:
-        found, rest = split_frames(self.pipe.value())
+        result, rest = split_frames(self.pipe.value())
         assert rest == b""
-        return found
+        return result
 
     def test_messages_are_written(self) -> None:
         _, connection = self.open()

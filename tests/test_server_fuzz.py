@@ -55,10 +55,10 @@ class FuzzTests(SynchronousTestCase):
 
     def end(self) -> None:
         """The connection goes; what was sent is whole frames, of which a close frame is the last if there is one."""
-        found, rest = split_frames(self.transport.value())
+        result, rest = split_frames(self.transport.value())
         assert rest == b""
-        closes = [index for index, (first, _) in enumerate(found) if first == 0x88]
-        assert closes in ([], [len(found) - 1])
+        closes = [index for index, (first, _) in enumerate(result) if first == 0x88]
+        assert closes in ([], [len(result) - 1])
         self.clock.advance(10)
         self.visitor.connectionLost()
         assert self.component.errors == []

@@ -108,8 +108,8 @@ class RefusalTests(ServerCase):
     def rejected(self, data: bytes, status: int) -> dict[str, str]:
         wire = self.wire()
         wire.send(data)
-        found, headers, body = wire.response()
-        assert found == status, body
+        result, headers, body = wire.response()
+        assert result == status, body
         assert headers["connection"] == "close"
         if not data.startswith(b"HEAD"):
             assert len(body) == int(headers["content-length"])

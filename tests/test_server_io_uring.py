@@ -100,10 +100,10 @@ class SendTests(RingCase):
         ((place, taken),) = send(Ring(), [([send_key(sender)], data)]).items()
         assert place == 0
         assert 0 < taken < len(data)
-        found = b""
-        while len(found) < taken:
-            found += reader.recv(65536)
-        assert found == data[:taken]
+        result = b""
+        while len(result) < taken:
+            result += reader.recv(65536)
+        assert result == data[:taken]
 
     def test_broken_and_invalid_sockets_fail_alone(self) -> None:
         ring = Ring(8)

@@ -64,22 +64,22 @@ DEADLINE = 20.0
 
 
 class Server:
-    """A server process; what it says on standard error is in `said`."""
+    """A server process; what it says on standard error is in `output`."""
 
     def __init__(self, script: str, *arguments: str, **options: Any) -> None:
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         self.process = subprocess.Popen(
             [sys.executable, "-c", script, *arguments], stderr=subprocess.PIPE, text=True, env=environment, **options
         )
-        self.said: list[str] = []
+        self.output: list[str] = []
 
     def wait_for(self, words: str) -> str:
         assert self.process.stderr is not None
         for line in self.process.stderr:
-            self.said.append(line)
+            self.output.append(line)
             if words in line:
                 return line
-        raise AssertionError("".join(self.said))
+        raise AssertionError("".join(self.output))
 
     def port(self) -> int:
         line = self.wait_for("listening on")
@@ -90,7 +90,7 @@ class Server:
             self.process.send_signal(number)
         status = self.process.wait(DEADLINE)
         assert self.process.stderr is not None
-        self.said += self.process.stderr.readlines()
+        self.output += self.process.stderr.readlines()
         self.process.stderr.close()
         return status
 
@@ -143,7 +143,7 @@ def test_the_script_of_the_readme_serves_and_ends_cleanly(start: Any, number: in
             client.recv(timeout=DEADLINE)
         assert caught.value.rcvd is not None
         assert caught.value.rcvd.code == 4012
-    assert "Traceback" not in "".join(server.said)
+    assert "Traceback" not in "".join(server.output)
 
 
 def test_a_port_in_use_is_one_line_and_status_1(start: Any) -> None:
@@ -154,7 +154,7 @@ def test_a_port_in_use_is_one_line_and_status_1(start: Any) -> None:
         server = start(SCRIPT, str(port))
         assert server.end(signal.SIGCONT) == 1
     way_out = "stop the other server or choose another with --port"
-    assert server.said == [f"port {port} on 127.0.0.1 is in use: {way_out}\n"]
+    assert server.output == [f"port {port} on 127.0.0.1 is in use: {way_out}\n"]
 
 
 def test_importing_chooses_no_reactor_and_the_package_alone_loads_nothing() -> None:
@@ -181,8 +181,8 @@ def test_a_unix_socket_is_served_and_trusted(start: Any, tmp_path: Path) -> None
         client.send("x" * 60_000)
         assert client.recv(timeout=DEADLINE) == "x" * 60_000
     assert server.end() == 0
-    assert "Traceback" not in "".join(server.said)
-    assert "error" not in "".join(server.said)
+    assert "Traceback" not in "".join(server.output)
+    assert "error" not in "".join(server.output)
 
 
 def test_tls_is_served_messages_and_pages_and_a_closing_handshake(start: Any, tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_tls_is_served_messages_and_pages_and_a_closing_handshake(start: Any, tm
         silent.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert b"HTTP" not in silent.recv(100)
     assert server.end() == 0
-    assert "Traceback" not in "".join(server.said)
+    assert "Traceback" not in "".join(server.output)
 
 
 def test_a_server_out_of_files_rejects_connections_and_serves_others(start: Any) -> None:
@@ -222,7 +222,7 @@ def test_a_server_out_of_files_rejects_connections_and_serves_others(start: Any)
 
     server = start(SCRIPT, "0", preexec_fn=few_files)
     port = server.port()
-    assert "up to 80 open files" in server.said[-1]
+    assert "up to 80 open files" in server.output[-1]
     address = f"ws://127.0.0.1:{port}/"
     with ExitStack() as silent, ExitStack() as others, connect(address, compression=None) as first:
         for _ in range(80 - 20 - 20 - 1):  # a quarter is the server's own, and one is for newcomers
@@ -252,7 +252,7 @@ def test_a_server_out_of_files_rejects_connections_and_serves_others(start: Any)
 
         until(lets_in_again)
     assert server.end() == 0
-    assert "Traceback" not in "".join(server.said)
+    assert "Traceback" not in "".join(server.output)
 
 
 def test_a_peer_that_stops_reading_does_not_delay_others(start: Any) -> None:

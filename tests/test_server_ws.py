@@ -248,9 +248,9 @@ class LimitTests(ServerCase):
     def test_a_flood_of_pings_is_refused(self) -> None:
         wire, _ = self.connect()
         wire.send(frame("", opcode=9) * 1100)
-        found = wire.frames()
-        assert found[-1][1][:2] == (4429).to_bytes(2, "big")
-        assert found[:-1] == [(138, b"")] * 1000
+        result = wire.frames()
+        assert result[-1][1][:2] == (4429).to_bytes(2, "big")
+        assert result[:-1] == [(138, b"")] * 1000
 
     def test_garbage_after_the_failure_is_read_and_forgotten(self) -> None:
         wire, _ = self.connect()
@@ -376,15 +376,15 @@ class PingTests(ServerCase):
 
     def seconds_of_pings(self, wire: Wire, seconds: int, *, answer: bool) -> list[float]:
         """When pings came, from the first one's time on."""
-        found = []
+        result = []
         for _ in range(4 * seconds):
             self.reactor.advance(0.25)
             self.reactor.turn()
             for _ in wire.frames():
-                found.append(self.reactor.seconds())
+                result.append(self.reactor.seconds())
                 if answer:
                     wire.send(frame(b"", opcode=10))
-        return [moment - found[0] for moment in found]
+        return [moment - result[0] for moment in result]
 
     def test_an_interval_below_the_time_out_is_kept(self) -> None:
         self.serve(ping_interval=5, ping_timeout=60)
@@ -438,8 +438,8 @@ class ClosingTests(ServerCase):
         connection.send("last words")
         connection.close(CloseCode.RESTARTING, "bye")
         assert self.component.events == [("open", 1)]
-        found = wire.frames()
-        assert found == [(129, b"last words"), (136, b"\x0f\xacbye")]
+        result = wire.frames()
+        assert result == [(129, b"last words"), (136, b"\x0f\xacbye")]
         wire.send(frame(b"\x0f\xac", opcode=8))
         assert wire.read() == b""
         assert wire.at_eof

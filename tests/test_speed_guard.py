@@ -204,7 +204,7 @@ class HotPathTests(ChatCase):
 
 def peak(work: Callable[[], object]) -> int:
     """Bytes of Python's memory that `work` takes at once, when it is done for the fiftieth time."""
-    found = []
+    result = []
     for _ in range(3):
         for _ in range(50):
             work()
@@ -214,11 +214,11 @@ def peak(work: Callable[[], object]) -> int:
             tracemalloc.reset_peak()
             before, _ = tracemalloc.get_traced_memory()
             work()
-            found.append(tracemalloc.get_traced_memory()[1] - before)
+            result.append(tracemalloc.get_traced_memory()[1] - before)
         finally:
             tracemalloc.stop()
             gc.enable()
-    return min(found)  # the test runner's own thread may take some too
+    return min(result)  # the test runner's own thread may take some too
 
 
 class Sink:

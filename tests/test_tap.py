@@ -33,10 +33,10 @@ def no_settings_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def taken() -> Iterator[int]:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        one.listen(1)
-        yield one.getsockname()[1]
+    with socket.socket() as first:
+        first.bind(("127.0.0.1", 0))
+        first.listen(1)
+        yield first.getsockname()[1]
 
 
 def parsed(*words: str) -> Config:

@@ -53,10 +53,10 @@ def test_a_secret_s_file_is_taken_or_its_encoding_is_named(
     if kind == "the command's push secret":
         words = ["agents", "--push", "127.0.0.1:1", "--timeout", "0.1", "--push-secret-file", str(path)]
         assert main(words) == 1
-        said = capsys.readouterr().err
-        assert len(said.splitlines()) == 1
+        output = capsys.readouterr().err
+        assert len(output.splitlines()) == 1
         # with a good secret it is the address that does not answer
-        assert (f"{path} {problem}" if problem else "is this its push address") in said
+        assert (f"{path} {problem}" if problem else "is this its push address") in output
     elif problem:
         with pytest.raises(ConfigError, match=f"^--[a-z-]+: {path} {problem}"):
             read()
@@ -160,7 +160,7 @@ def pem() -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("prefix", "encoding", "said"),
+    ("prefix", "encoding", "output"),
     [
         (codecs.BOM_UTF8, "utf-8", ""),  # OpenSSL passes over it
         (b"", "utf-16", "is UTF-16"),
@@ -168,7 +168,7 @@ def pem() -> bytes:
     ],
 )
 def test_an_invalid_authority_file_is_named(
-    prefix: bytes, encoding: str, said: str, pem: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    prefix: bytes, encoding: str, output: str, pem: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
     path = tmp_path / "ca.pem"
@@ -176,7 +176,7 @@ def test_an_invalid_authority_file_is_named(
     monkeypatch.setenv("CHATWS_PUSH_TLS_CA", str(path))
     assert main(["agents", "--push", "tls://127.0.0.1:1", "--timeout", "0.1"]) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert (f"CHATWS_PUSH_TLS_CA: {path} {said}" if said else "is this its push address") in line
+    assert (f"CHATWS_PUSH_TLS_CA: {path} {output}" if output else "is this its push address") in line
 
 
 def test_redis_authorities_may_have_a_byte_order_mark_and_crlf_and_must_be_there(pem: bytes, tmp_path: Path) -> None:

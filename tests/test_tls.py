@@ -47,7 +47,7 @@ def files(tmp_path: Path) -> Files:
 
 
 def subjects(pem: bytes) -> list[str]:
-    return [one.subject.rfc4514_string() for one in x509.load_pem_x509_certificates(pem)]
+    return [certificate.subject.rfc4514_string() for certificate in x509.load_pem_x509_certificates(pem)]
 
 
 def refused(arguments: dict[str, str]) -> str:
@@ -121,8 +121,8 @@ def test_read_certificate_of_a_fifo_names_it_without_waiting(files: Files, signe
 
 
 def test_read_certificate_with_a_key_of_another_certificate_is_refused(files: Files, authority: Authority) -> None:
-    one, other = authority.issue("one.example"), authority.issue("other.example")
-    arguments = files(privateKey=one.key, certKey=other.fullchain)
+    first, other = authority.issue("one.example"), authority.issue("other.example")
+    arguments = files(privateKey=first.key, certKey=other.fullchain)
     assert refused(arguments) == (
         f'the private key {arguments["privateKey"]} does not belong to the certificate "other.example" '
         f"in {arguments['certKey']}"
@@ -170,7 +170,7 @@ def test_read_certificate_with_an_expired_issuer_names_the_issuer(files: Files) 
     issuer_key, key = new_key(), new_key()
     issuer = make_certificate("old issuer", issuer_key, issuer_key, authority=True, start=-9, end=-1)
     leaf = make_certificate("shop", key, issuer_key, issuer=issuer.subject)
-    chain = b"".join(one.public_bytes(serialization.Encoding.PEM) for one in (leaf, issuer))
+    chain = b"".join(item.public_bytes(serialization.Encoding.PEM) for item in (leaf, issuer))
     assert 'the certificate "old issuer"' in refused(files(privateKey=private_pem(key), certKey=chain))
 
 

@@ -135,23 +135,23 @@ class SupervisorTestCase(SynchronousTestCase):
 
 class StartTests(SupervisorTestCase):
     def test_each_worker_gets_its_number_and_its_sockets(self) -> None:
-        (one,), (two,) = self.first.heard(), self.second.heard()
-        self.assertEqual((one.number, two.number), (0, 1))
-        self.assertTrue(one.node.startswith("w0-"))
-        self.assertNotEqual(one.node[3:], two.node[3:])
-        self.assertEqual(one.config.max_connections, 2)
-        self.assertEqual([socket.listener for socket in one.sockets], ["backends", "browsers"])
-        inherited = {socket.descriptor for socket in one.sockets} | {
+        (first,), (two,) = self.first.heard(), self.second.heard()
+        self.assertEqual((first.number, two.number), (0, 1))
+        self.assertTrue(first.node.startswith("w0-"))
+        self.assertNotEqual(first.node[3:], two.node[3:])
+        self.assertEqual(first.config.max_connections, 2)
+        self.assertEqual([socket.listener for socket in first.sockets], ["backends", "browsers"])
+        inherited = {socket.descriptor for socket in first.sockets} | {
             0,
             1,
             2,
             control_messages.CONTROL,
-            one.broker_descriptor,
+            first.broker_descriptor,
         }
         self.assertEqual(set(self.first.descriptors), inherited)
         of_one, of_two = (
             {process.descriptors[socket.descriptor] for socket in setup.sockets}
-            for process, setup in ((self.first, one), (self.second, two))
+            for process, setup in ((self.first, first), (self.second, two))
         )
         self.assertFalse(of_one & of_two)
 
@@ -244,8 +244,8 @@ class DeathTests(SupervisorTestCase):
         self.first.protocol.childDataReceived(2, b"Segmenta")
         self.first.protocol.childDataReceived(2, b"tion fault\nrest")
         self.die(self.first)
-        said = [line for line in self.lines if line.startswith("worker 0 wrote")]
-        self.assertEqual(said, ["worker 0 wrote: Segmentation fault", "worker 0 wrote: rest"])
+        output = [line for line in self.lines if line.startswith("worker 0 wrote")]
+        self.assertEqual(output, ["worker 0 wrote: Segmentation fault", "worker 0 wrote: rest"])
 
     def test_a_worker_that_reads_no_events_is_killed(self) -> None:
         self.supervisor._kill_stuck_worker(self.supervisor.workers[1])
@@ -387,7 +387,7 @@ class MonitoringTests(SupervisorTestCase):
         merged = merge([("0", [gauge, counter]), ("1", [told])])
         self.assertEqual([family.name for family in merged], ["chatws_connections", "chatws_events"])
         self.assertEqual(
-            [(one.name, one.labels, one.value) for family in merged for one in family.samples],
+            [(sample.name, sample.labels, sample.value) for family in merged for sample in family.samples],
             [
                 ("chatws_connections", {"worker": "0"}, 2),
                 ("chatws_connections", {"worker": "1"}, 5),
@@ -398,19 +398,19 @@ class MonitoringTests(SupervisorTestCase):
 
 class LineTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.said: list[LogRecord] = []
+        self.output: list[LogRecord] = []
         self.channel = IpcConnection(lambda messages: None, lambda: None)
         self.transport = FakePipe()
         self.channel.makeConnection(self.transport)
         self.log = Logger(namespace="chatws.chat", observer=RelayingObserver(self.channel))
 
     def told(self) -> list[LogRecord]:
-        found: list[Any] = []
-        end = IpcConnection(lambda some: found.extend(map(control_messages.from_worker.decode, some)), lambda: None)
+        result: list[Any] = []
+        end = IpcConnection(lambda some: result.extend(map(control_messages.from_worker.decode, some)), lambda: None)
         end.makeConnection(FakePipe())
         end.dataReceived(self.transport.value())
         self.transport.clear()
-        return found
+        return result
 
     def again(self) -> list[dict[str, Any]]:
         """Through the supervisor's log, as JSON."""
@@ -421,8 +421,8 @@ class LineTests(SynchronousTestCase):
 
         globalLogPublisher.addObserver(observe)
         try:
-            for one in self.told():
-                relog(4, one)
+            for item in self.told():
+                relog(4, item)
         finally:
             globalLogPublisher.removeObserver(observe)
         return lines
@@ -475,18 +475,18 @@ class PlainTests(SynchronousTestCase):
     def test_a_worker_inherits_modules_and_no_secrets(self) -> None:
         given = {"CHATWS_SECRET": "s" * 32, "LISTEN_FDS": "2", "PGPASSFILE": "x"}
         with mock.patch.dict(os.environ, given):
-            found = environment()
-        self.assertNotIn("CHATWS_SECRET", found)
-        self.assertNotIn("LISTEN_FDS", found)
-        self.assertEqual(found["PGPASSFILE"], "x")
-        self.assertIn(str(Path(validate.__file__).parents[2]), found["PYTHONPATH"].split(os.pathsep))
+            result = environment()
+        self.assertNotIn("CHATWS_SECRET", result)
+        self.assertNotIn("LISTEN_FDS", result)
+        self.assertEqual(result["PGPASSFILE"], "x")
+        self.assertIn(str(Path(validate.__file__).parents[2]), result["PYTHONPATH"].split(os.pathsep))
 
     def test_settings_that_workers_cannot_share_are_rejected_first(self) -> None:
-        for settings, said in (
+        for settings, output in (
             ({"listen": ("fd:3",), "auth_methods": ("trust",)}, '--listen "fd:3"'),
             ({"demo": True}, "--demo runs in one process"),
             ({"max_connections": 1}, "--max-connections"),
         ):
             with self.assertRaises(ConfigError) as caught:
                 validate.check(Config(workers=2, **settings), None)
-            self.assertIn(said, str(caught.exception))
+            self.assertIn(output, str(caught.exception))

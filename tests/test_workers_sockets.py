@@ -54,14 +54,14 @@ class Worker:
 
 class Greeted(Protocol):
     def __init__(self) -> None:
-        self.said: Deferred[bytes] = Deferred()
+        self.output: Deferred[bytes] = Deferred()
         self._data = b""
 
     def dataReceived(self, data: bytes) -> None:
         self._data += data
 
     def connectionLost(self, reason: Any = None) -> None:
-        self.said.callback(self._data)
+        self.output.callback(self._data)
 
 
 async def greeting(client: Any) -> bytes:
@@ -70,8 +70,8 @@ async def greeting(client: Any) -> bytes:
     factory.protocol = Greeted  # type: ignore[assignment]
     factory.noisy = False
     protocol: Any = await client.connect(factory)
-    said: bytes = await protocol.said
-    return said
+    output: bytes = await protocol.output
+    return output
 
 
 class Doors:
@@ -111,22 +111,22 @@ def doors() -> Iterator[Doors]:
 async def test_each_worker_has_an_accept_queue_that_its_replacement_takes_over(doors: Doors) -> None:
     door = doors.open("tcp:0:interface=127.0.0.1")
     port = door.getHost().port
-    one, _ = await doors.worker(0, door), await doors.worker(1, door)
+    first, _ = await doors.worker(0, door), await doors.worker(1, door)
     client = clientFromString(doors.reactor, f"tcp:127.0.0.1:{port}")
-    said: set[bytes] = set()
+    output: set[bytes] = set()
     for _ in range(100):
-        said.add(await greeting(client))
-        if len(said) == 2:
+        output.add(await greeting(client))
+        if len(output) == 2:
             break
-    assert said == {b"0", b"1"}
-    await one.end()
+    assert output == {b"0", b"1"}
+    await first.end()
     waiting = [Deferred.fromCoroutine(greeting(client)) for _ in range(40)]
     # those of the other worker are answered: half of them as a rule, and hardly ever fewer than three
-    while sum(one.called for one in waiting) < 3:
+    while sum(item.called for item in waiting) < 3:
         await deferLater(doors.reactor, 0.01)
-    assert sum(one.called for one in waiting) < 40
+    assert sum(item.called for item in waiting) < 40
     await doors.worker(0, door)
-    assert {await one for one in waiting} == {b"0", b"1"}
+    assert {await item for item in waiting} == {b"0", b"1"}
 
 
 @pytest_twisted.ensureDeferred

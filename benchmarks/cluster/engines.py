@@ -35,7 +35,7 @@ def free_ports(count: int) -> list[int]:
     """Free ports of 127.0.0.1."""
     with contextlib.ExitStack() as stack:
         taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in taken]
+        return [item.getsockname()[1] for item in taken]
 
 
 def _threads_cpu(pid: int) -> float:
@@ -203,13 +203,13 @@ class Redis(Engine):
         return published or self._info("commandstats", r"cmdstat_xadd:calls=(\d+)")
 
     def _info(self, section: str, pattern: str) -> int:
-        with socket.create_connection(("127.0.0.1", self.port)) as one:
-            one.sendall(f"INFO {section}\r\n".encode())
+        with socket.create_connection(("127.0.0.1", self.port)) as figures:
+            figures.sendall(f"INFO {section}\r\n".encode())
             answer = b""
             while not answer.endswith(b"\r\n\r\n"):
-                answer += one.recv(65536)
-        found = re.findall(pattern, answer.decode())
-        return int(found[0]) if found else 0
+                answer += figures.recv(65536)
+        results = re.findall(pattern, answer.decode())
+        return int(results[0]) if results else 0
 
 
 class Postgres(Engine):

@@ -117,7 +117,7 @@ class Cluster:
 
 
 def _clusters() -> dict[str, Cluster]:
-    found = {
+    results = {
         "memory-1": Cluster("chatws, memory", "", 1),
         "sqlite-1": Cluster("chatws, sqlite", "", 1, options=("--broker=sqlite:///log.db",)),
         "sqlite-durable-1": Cluster(
@@ -129,7 +129,7 @@ def _clusters() -> dict[str, Cluster]:
         ),
     }
     for broker, option in (("memory", "memory"), ("sqlite", "sqlite:///log.db")):
-        found[f"workers-{broker}-2"] = Cluster(
+        results[f"workers-{broker}-2"] = Cluster(
             f"chatws, 2 workers, {broker}",
             "",
             1,
@@ -139,11 +139,11 @@ def _clusters() -> dict[str, Cluster]:
         )
     for engine, title in (("redis", "Redis"), ("postgresql", "PostgreSQL")):
         for nodes in (1, 2, 3):
-            found[f"{engine}-{nodes}"] = Cluster(f"chatws, {title}", engine, nodes)
+            results[f"{engine}-{nodes}"] = Cluster(f"chatws, {title}", engine, nodes)
     for nodes in (1, 2, 3):
-        found[f"socketio-{nodes}"] = Cluster("Socket.IO, Redis adapter", "redis", nodes, "redis", in_model=False)
-    found["socketio-streams-2"] = Cluster("Socket.IO, Redis Streams adapter", "redis", 2, "streams", in_model=False)
-    return found
+        results[f"socketio-{nodes}"] = Cluster("Socket.IO, Redis adapter", "redis", nodes, "redis", in_model=False)
+    results["socketio-streams-2"] = Cluster("Socket.IO, Redis Streams adapter", "redis", 2, "streams", in_model=False)
+    return results
 
 
 CLUSTERS = _clusters()
@@ -234,8 +234,8 @@ class Flow:
         if not line:
             self._process.wait()
             raise RuntimeError(f"the load client: {self._process.stderr.read()[-300:]}")
-        found: dict[str, Any] = json.loads(line)
-        return found
+        results: dict[str, Any] = json.loads(line)
+        return results
 
     def run(self) -> dict[str, Any]:
         """Start the phase, and wait for the results."""
@@ -297,13 +297,15 @@ def measure(cluster: Cluster, scale: float = 1.0) -> dict[str, Any]:
         `resident_kib`; per event what the engine received, sent and stored, in bytes, and how many batches it took.
     :raises RuntimeError: something failed, was lost or came twice.
     """
-    found: dict[str, Any] = {}
+    results: dict[str, Any] = {}
     with started(cluster) as (nodes, engine):
         processes = _processes(cluster, nodes, engine)
         _await_quiet(processes)
         before = {name: process.cpu() for name, process in processes.items()}
         time.sleep(IDLE_SECONDS)
-        found["idle_cpu"] = {name: (process.cpu() - before[name]) / IDLE_SECONDS for name, process in processes.items()}
+        results["idle_cpu"] = {
+            name: (process.cpu() - before[name]) / IDLE_SECONDS for name, process in processes.items()
+        }
         for name, phase in PHASES.items():
             if name in FOR_THE_MODEL and not cluster.in_model:
                 continue
@@ -332,9 +334,9 @@ def measure(cluster: Cluster, scale: float = 1.0) -> dict[str, Any]:
                 if isinstance(engine, Postgres):
                     seen["engine_bytes"]["logged"] = (engine.logged() - logged) / events
             if name != "warm":
-                found[name] = seen
-        found["resident_kib"] = {name: process.resident_kib() for name, process in processes.items()}
-    return found
+                results[name] = seen
+        results["resident_kib"] = {name: process.resident_kib() for name, process in processes.items()}
+    return results
 
 
 def _slab_kib() -> int:
@@ -377,15 +379,15 @@ def staying() -> dict[str, float]:
 
 def versions() -> dict[str, str]:
     """The versions of everything that was measured."""
-    found = {"python": platform.python_version(), "kernel": platform.release(), "machine": platform.machine()}
+    results = {"python": platform.python_version(), "kernel": platform.release(), "machine": platform.machine()}
     for name in ("chatws", "Twisted", "txpostgres", "psycopg2-binary", "txredisapi"):
         with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
+            results[name] = version(name)
     for name in NODE_PEERS:
         package = PEERS / "cluster" / "node_modules" / name / "package.json"
-        found["node-redis" if name == "redis" else name] = json.loads(package.read_text())["version"]
-    found["node"] = subprocess.check_output(["node", "--version"], text=True).strip().removeprefix("v")
-    return found
+        results["node-redis" if name == "redis" else name] = json.loads(package.read_text())["version"]
+    results["node"] = subprocess.check_output(["node", "--version"], text=True).strip().removeprefix("v")
+    return results
 
 
 def middle(runs: list[Any]) -> Any:
@@ -423,13 +425,13 @@ def main() -> None:
         stays.append(staying())
         for name in arguments.only:
             try:
-                one = measure(CLUSTERS[name], scale)
+                figures = measure(CLUSTERS[name], scale)
             except (RuntimeError, OSError, subprocess.CalledProcessError) as error:
                 failed = True
                 print(f"{number + 1} {name:18} failed: {error}", file=sys.stderr)
                 continue
-            runs.setdefault(name, []).append(one)
-            quiet, busy = one["quiet"], one["busy"]
+            runs.setdefault(name, []).append(figures)
+            quiet, busy = figures["quiet"], figures["busy"]
             near, far = quiet["same"], quiet["other"] or {"p50_ms": 0, "p99_ms": 0}
             print(
                 f"{number + 1} {name:18} same {near['p50_ms']:5.2f}/{near['p99_ms']:5.2f} ms  "
@@ -451,8 +453,8 @@ def main() -> None:
         "disk_sync_ms": disk_sync_ms(),
         "phases": {name: vars(phase) for name, phase in PHASES.items()},
         "clusters": {
-            name: {"title": one.title, "engine": one.engine, "nodes": one.nodes, "workers": one.workers}
-            for name, one in CLUSTERS.items()
+            name: {"title": figures.title, "engine": figures.engine, "nodes": figures.nodes, "workers": figures.workers}
+            for name, figures in CLUSTERS.items()
         },
         "staying": middle(stays),
         "medians": {name: middle(runs[name]) for name in CLUSTERS if name in runs},

@@ -230,8 +230,8 @@ def _cost(medians: dict[str, Any], process: str) -> Cost:
     small, large = medians["small"], medians["flood"]
     # without a count: each event is a batch, and in the large phase the batch costs nothing
     few, many = small.get("batches", 1.0), large.get("batches", 0.0)
-    one, other = (phase["cpu_us"][process] - idle / phase["per_s"] * 1e6 for phase in (small, large))
-    batch = max(0.0, (one - other) / (few - many)) if few > many else 0.0
+    figures, other = (phase["cpu_us"][process] - idle / phase["per_s"] * 1e6 for phase in (small, large))
+    batch = max(0.0, (figures - other) / (few - many)) if few > many else 0.0
     return Cost(idle, batch, max(0.0, other - batch * many))
 
 

@@ -115,15 +115,15 @@ def _alone(medians: dict[str, Any]) -> float:
 
 def _measured(document: dict[str, Any]) -> str:
     rows = []
-    for key, one in document["medians"].items():
+    for key, figures in document["medians"].items():
         rates = [run["busy"]["per_s"] for run in document["runs"][key]]
-        quiet, busy = one["quiet"], one["busy"]
+        quiet, busy = figures["quiet"], figures["busy"]
         rows.append(
             [
                 _name(document, key),
                 *[_delay(quiet[where], which) for where in ("same", "other") for which in ("p50_ms", "p99_ms")],
                 f"{busy['per_s']:,.0f}" + (f" ({min(rates):,.0f} to {max(rates):,.0f})" if len(rates) > 1 else ""),
-                f"{_alone(one):,.0f}",
+                f"{_alone(figures):,.0f}",
                 "yes" if busy["orders"] == 1 else "no",
             ]
         )
@@ -133,13 +133,13 @@ def _measured(document: dict[str, Any]) -> str:
 
 def _costs_per_event(document: dict[str, Any]) -> str:
     rows = []
-    for key, one in document["medians"].items():
+    for key, figures in document["medians"].items():
         cells = [_name(document, key)]
         for phase in ("quiet", "busy"):
-            costs = one[phase]["cpu_us"]
+            costs = figures[phase]["cpu_us"]
             nodes = sum(cost for name, cost in costs.items() if name != "engine")
             cells += [number(nodes), number(costs.get("engine"))]
-        traffic = one["busy"].get("engine_bytes", {})
+        traffic = figures["busy"].get("engine_bytes", {})
         cells += [number(traffic.get(which)) for which in ("received", "sent", "stored")]
         rows.append(cells)
     head = ["µs per event", "quiet: nodes", "engine", "busy: nodes", "engine"]
@@ -189,7 +189,7 @@ def chart(document: dict[str, Any]) -> str:
         for key, (first, second) in figures.items():
             y += row
             kind, head = ("ours", ' class="head"') if not key.startswith("socketio") else ("bar", "")
-            short, long = (min(1.0, one / scale) * width for one in (first, second))
+            short, long = (min(1.0, item / scale) * width for item in (first, second))
             cut = " →" if second > scale else ""
             parts.append(
                 f'<text{head} x="{left - 8}" y="{y}" text-anchor="end">{escape(_name(document, key))}</text>'
@@ -201,12 +201,12 @@ def chart(document: dict[str, Any]) -> str:
 
     bars(
         "push to browser (on another node with several nodes), ms: median, 99th percentile",
-        {key: _pair(one["quiet"]["other"] or one["quiet"]["same"]) for key, one in medians.items()},
+        {key: _pair(result["quiet"]["other"] or result["quiet"]["same"]) for key, result in medians.items()},
         lambda first, second: f"{first:.2f}, {second:.2f}",
     )
     bars(
         f"events a second, on {document['cores']} cores for everything",
-        {key: (one["busy"]["per_s"], one["busy"]["per_s"]) for key, one in medians.items()},
+        {key: (result["busy"]["per_s"], result["busy"]["per_s"]) for key, result in medians.items()},
         lambda first, _: f"{first:,.0f}",
     )
     size = f'width="800" height="{y + 10}" viewBox="0 0 800 {y + 10}"'

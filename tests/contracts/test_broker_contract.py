@@ -239,7 +239,7 @@ async def test_an_event_is_delivered_unchanged(world: World) -> None:
     receipts = await broker.publish(new_events)
     for events in (receipts, recorder.events, await read_all(broker)):
         assert [(event.name, event.audience, event.data) for event in events] == [
-            (one.name, one.audience, one.data) for one in new_events
+            (item.name, item.audience, item.data) for item in new_events
         ]
         assert [event.time for event in events] == [world.clock.seconds()] * 3
         assert not any(event.duplicate for event in events)
@@ -608,7 +608,7 @@ async def test_a_user_who_moves_from_a_dead_node_is_not_reported(world: World) -
 async def test_lease_ids_are_returned_unchanged(world: World) -> None:
     broker, _ = await world.open()
     ids = {0: 1, 2**53 - 1: 1, "x" * 128: 1, "é:'\"\\ %s": 1, "007": 1, "#nodes": 1}
-    assert set((await broker.lease("a", ids, 15)).changed) == {(one, True) for one in ids}
+    assert set((await broker.lease("a", ids, 15)).changed) == {(item, True) for item in ids}
     assert set(await broker.online()) == set(ids)
 
 

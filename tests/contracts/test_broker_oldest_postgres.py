@@ -79,6 +79,6 @@ async def lasting_world(request: pytest.FixtureRequest, tmp_path: Path) -> Async
 
 @pytest_twisted.async_yield_fixture
 async def nodes(oldest_postgres_logs: object) -> AsyncIterator[Nodes]:
-    found = Nodes(oldest_postgres_logs.server)  # type: ignore[attr-defined]
-    yield found
-    await found.close()
+    result = Nodes(oldest_postgres_logs.server)  # type: ignore[attr-defined]
+    yield result
+    await result.close()

@@ -51,11 +51,11 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
     if request.param == "postgres":
         server: Postgres = request.getfixturevalue("postgres")
         server.run(SCHEMA + ROWS)
-        found = Engine(server.url, server.run)
+        result = Engine(server.url, server.run)
     elif request.param == "mysql":
         maria: Mysql = request.getfixturevalue("mysql")
         maria.run(SCHEMA + ROWS)
-        found = Engine(maria.url, maria.run)
+        result = Engine(maria.url, maria.run)
     else:
         path = tmp_path / "shop %.db"
         with sqlite3.connect(path) as connection:
@@ -68,10 +68,10 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
             connection.close()
             return rows
 
-        found = Engine(f"sqlite:///{str(path).replace('%', '%25')}", run)
-    pytest_twisted.blockon(found.database.start())
-    yield found
-    pytest_twisted.blockon(found.database.stop())
+        result = Engine(f"sqlite:///{str(path).replace('%', '%25')}", run)
+    pytest_twisted.blockon(result.database.start())
+    yield result
+    pytest_twisted.blockon(result.database.stop())
 
 
 def start(work: Any) -> Deferred[Any]:
@@ -235,9 +235,9 @@ async def test_queries_before_start_and_after_stop_are_unavailable(engine: Engin
 async def test_a_stop_answers_pending_queries(engine: Engine) -> None:
     asked = [start(engine.database.query("SELECT 1", {})) for _ in range(10)]
     await engine.database.stop()
-    for one in asked:
+    for item in asked:
         try:
-            await one
+            await item
         except Unavailable:
             continue
 
@@ -256,9 +256,9 @@ async def test_a_query_that_is_too_slow_is_unavailable_and_the_next_is_answered(
     try:
         slow = SLOW[engine.url.partition(":")[0]]
         asked = [start(database.query(slow, {})) for _ in range(3)]
-        for one in asked:
+        for item in asked:
             with pytest.raises(Unavailable):
-                await one
+                await item
         database.timeout = 15.0  # the one after them is not to be given up
         assert await database.query("SELECT 1 AS one", {}) == [{"one": 1}]
         assert database.healthy

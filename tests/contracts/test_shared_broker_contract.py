@@ -61,11 +61,11 @@ def facts(events: list[Event]) -> list[tuple[object, ...]]:
 
 @pytest_twisted.ensureDeferred
 async def test_shared_brokers_have_one_epoch(world: World) -> None:
-    one, _ = await world.open()
+    broker, _ = await world.open()
     other, _ = await world.open()
-    assert one.shared
+    assert broker.shared
     assert other.shared
-    assert one.epoch == other.epoch
+    assert broker.epoch == other.epoch
 
 
 @pytest_twisted.ensureDeferred
@@ -99,21 +99,21 @@ async def test_every_node_receives_every_event_once_in_the_same_order(world: Wor
 
 @pytest_twisted.ensureDeferred
 async def test_an_event_is_delivered_unchanged_on_other_nodes(world: World) -> None:
-    one, _ = await world.open()
+    broker, _ = await world.open()
     _, other = await world.open()
     new_events = [
         NewEvent("new_message", Audience(("conversation:5",)), b'{"b":1,"a":1.0,"text":"\xc3\xa9\\u0000"}'),
         NewEvent("note", Audience(("user:7", "user:abc", "*"), except_user_id=7), b"{}", transient=True),
         NewEvent("x" * 64, Audience((f"user:{'é' * 128}",), except_user_id="7é"), b"{}" + b" " * 100_000),
     ]
-    receipts = await one.publish(new_events)
+    receipts = await broker.publish(new_events)
     await until(lambda: len(other.events) == 3, "three events")
     assert facts(other.events) == facts(receipts)
 
 
 @pytest_twisted.ensureDeferred
 async def test_a_publish_is_acknowledged_after_all_earlier_events_were_delivered(world: World) -> None:
-    one, first = await world.open()
+    node, first = await world.open()
     other, second = await world.open()
     behind: list[str] = []
 
@@ -127,7 +127,7 @@ async def test_a_publish_is_acknowledged_after_all_earlier_events_were_delivered
         [
             broker.publish([new_event()]).addCallback(check, recorder)
             for _ in range(50)
-            for broker, recorder in ((one, first), (other, second))
+            for broker, recorder in ((node, first), (other, second))
         ]
     )
     assert behind == []
@@ -135,9 +135,9 @@ async def test_a_publish_is_acknowledged_after_all_earlier_events_were_delivered
 
 @pytest_twisted.ensureDeferred
 async def test_a_key_counts_once_over_all_nodes(world: World) -> None:
-    one, first = await world.open()
+    node, first = await world.open()
     other, second = await world.open()
-    receipts = await gatherResults([broker.publish([new_event(key="k")]) for broker in (one, other) * 5])
+    receipts = await gatherResults([broker.publish([new_event(key="k")]) for broker in (node, other) * 5])
     assert sorted(event.duplicate for [event] in receipts) == [False] + [True] * 9
     assert {event.offset for [event] in receipts} == {1}
     await until_told(first, 1)
@@ -147,10 +147,10 @@ async def test_a_key_counts_once_over_all_nodes(world: World) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_node_that_joins_late_receives_new_events_and_reads_older_ones(world: World) -> None:
-    one, _ = await world.open()
-    await one.publish([new_event("a"), new_event("b")])
+    broker, _ = await world.open()
+    await broker.publish([new_event("a"), new_event("b")])
     other, recorder = await world.open()
-    await one.publish([new_event("c")])
+    await broker.publish([new_event("c")])
     await until_told(recorder, 3)
     assert recorder.names == ["c"]
     assert [event.name for event in await other.read(0, 10)] == ["a", "b", "c"]
@@ -159,12 +159,12 @@ async def test_a_node_that_joins_late_receives_new_events_and_reads_older_ones(w
 
 @pytest_twisted.ensureDeferred
 async def test_a_node_that_stops_is_not_missed(world: World) -> None:
-    one, first = await world.open()
+    broker, first = await world.open()
     other, second = await world.open()
-    await one.publish([new_event("a")])
+    await broker.publish([new_event("a")])
     await until_told(second, 1)
     await other.stop()
-    await one.publish([new_event("b")])
+    await broker.publish([new_event("b")])
     assert first.names == ["a", "b"]
     assert second.names == ["a"]
     with pytest.raises(Unavailable):
@@ -173,11 +173,11 @@ async def test_a_node_that_stops_is_not_missed(world: World) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_large_events_reach_other_nodes_too(world: World) -> None:
-    one, _ = await world.open(Retention(size=0))
+    broker, _ = await world.open(Retention(size=0))
     _, other = await world.open(Retention(size=0))
     large = b'"' + b"x" * (1024 * 1024 - 2) + b'"'
-    await one.publish([new_event(f"e{n}", large, transient=n == 2) for n in range(6)])
-    await one.publish([new_event("last")])
+    await broker.publish([new_event(f"e{n}", large, transient=n == 2) for n in range(6)])
+    await broker.publish([new_event("last")])
     await until(lambda: "last" in other.names, "the last event")
     assert other.names == [f"e{n}" for n in range(6)] + ["last"]
     assert {event.data for event in other.events[:-1]} == {large}
@@ -185,18 +185,18 @@ async def test_large_events_reach_other_nodes_too(world: World) -> None:
 
 @pytest_twisted.ensureDeferred
 async def test_a_batch_beyond_the_retention_is_delivered_completely(world: World) -> None:
-    one, _ = await world.open(Retention(events=3))
+    broker, _ = await world.open(Retention(events=3))
     _, other = await world.open(Retention(events=3))
-    await one.publish([new_event() for _ in range(700)])
+    await broker.publish([new_event() for _ in range(700)])
     await until_told(other, 700)
     assert other.offsets == sorted(other.offsets)
-    await one.publish([new_event()])
+    await broker.publish([new_event()])
     await until_told(other, 701)
 
 
 @pytest_twisted.ensureDeferred
 async def test_events_published_by_a_listener_reach_all_nodes(world: World) -> None:
-    one, first = await world.open()
+    node, first = await world.open()
     other, second = await world.open()
 
     def react(broker: Broker, recorder: Recorder) -> None:
@@ -204,9 +204,9 @@ async def test_events_published_by_a_listener_reach_all_nodes(world: World) -> N
             broker.publish([new_event(f"{event.name}.re")]) for event in events if event.name.count(".") == 0
         ]
 
-    react(one, first)
+    react(node, first)
     react(other, second)
-    await one.publish([new_event("a")])
+    await node.publish([new_event("a")])
     await until_told(first, 3)
     await until_told(second, 3)
     assert first.names == second.names == ["a", "a.re", "a.re"]
@@ -214,12 +214,12 @@ async def test_events_published_by_a_listener_reach_all_nodes(world: World) -> N
 
 @pytest_twisted.ensureDeferred
 async def test_leases_are_those_of_all_nodes(world: World) -> None:
-    one, _ = await world.open()
+    broker, _ = await world.open()
     other, _ = await world.open()
-    assert (await one.lease("a", {1: 1, 2: 1}, 15)).changed in ([(1, True), (2, True)], [(2, True), (1, True)])
+    assert (await broker.lease("a", {1: 1, 2: 1}, 15)).changed in ([(1, True), (2, True)], [(2, True), (1, True)])
     assert await other.lease("b", {2: 1}, 30) == ([], 1, 2)
     assert set(await other.online()) == {1, 2}
     world.clock.advance(16)
     assert set(await other.online()) == {2}
     assert await other.lease("b", {}, 30) == ([(1, False)], 1, 1)
-    assert await one.lease("a", {}, 15) == ([], 0, 1)
+    assert await broker.lease("a", {}, 15) == ([], 0, 1)

@@ -101,7 +101,7 @@ def open_page(
         room.set_default_timeout(timeout * 1000)
         page = room.new_page()
         page.on("pageerror", lambda error: complaints.append(f"uncaught: {error}"))
-        page.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda item: complaints.append(item.text) if item.type == "error" else None)
         if url is not None:
             page.goto(url)
         yield page
@@ -110,5 +110,5 @@ def open_page(
         raise
     finally:
         _close(room)
-    unforgiven = [one for one in complaints if forgive is None or not re.search(forgive, one)]
+    unforgiven = [complaint for complaint in complaints if forgive is None or not re.search(forgive, complaint)]
     assert not unforgiven, f"the page complained: {unforgiven}"

@@ -66,9 +66,9 @@ class RedisEngine(RedisServer):
     def lose_data(self) -> None:
         """Lose the data, as a restart without persistence does."""
         self.kill()
-        for one in self.directory.rglob("appendonly.aof*"):
-            if one.is_file():
-                one.unlink()
+        for path in self.directory.rglob("appendonly.aof*"):
+            if path.is_file():
+                path.unlink()
         self.start()
 
 
@@ -190,12 +190,12 @@ class Cluster:
 
     def faults_in_logs(self) -> dict[str, list[str]]:
         """Lines of tracebacks in the logs, by node."""
-        found: dict[str, list[str]] = {}
+        result: dict[str, list[str]] = {}
         for node in self.nodes:
             lines = [line for line in node.log.splitlines() if "Traceback" in line or "Unhandled" in line]
             if lines:
-                found[node.directory.name] = lines
-        return found
+                result[node.directory.name] = lines
+        return result
 
 
 def upstream(*addresses: str) -> str:

@@ -145,29 +145,29 @@ def fuzz(wstest: Path, cases: list[str]) -> dict[str, Case]:
     log_text = (ARTIFACTS / "server.log").read_text()
     if "Traceback" in log_text:
         sys.exit(f"the server's log has a traceback:\n{log_text}")
-    found: dict[str, Case] = json.loads((ARTIFACTS / "report" / "index.json").read_text())["chatws"]
-    return found
+    result: dict[str, Case] = json.loads((ARTIFACTS / "report" / "index.json").read_text())["chatws"]
+    return result
 
 
-def failures(found: dict[str, Case]) -> list[str]:
+def failures(result: dict[str, Case]) -> list[str]:
     """The cases that failed, in message or in closing."""
     return [
         f"{number}: {case['behavior']}, closing {case['behaviorClose']}"
-        for number, case in sorted(found.items(), key=lambda item: [int(part) for part in item[0].split(".")])
+        for number, case in sorted(result.items(), key=lambda item: [int(part) for part in item[0].split(".")])
         if case["behavior"] not in GOOD or case["behaviorClose"] not in GOOD
     ]
 
 
-def summary(found: dict[str, Case]) -> str:
+def summary(result: dict[str, Case]) -> str:
     """The counts in Markdown. They differ between runs only if the results do."""
     by_group: dict[int, Counter[str]] = {}
-    for number, case in found.items():
+    for number, case in result.items():
         by_group.setdefault(int(number.split(".")[0]), Counter())[verdict(case)] += 1
     columns = ["OK", "NON-STRICT", "INFORMATIONAL", "FAILED"]
     lines = [
-        f"{len(found)} cases of {SUITE.replace('==', ' ')}:",
+        f"{len(result)} cases of {SUITE.replace('==', ' ')}:",
         "",
-        f"| group | {' | '.join(one.lower() for one in columns)} |",
+        f"| group | {' | '.join(first.lower() for first in columns)} |",
         f"| --- {'| ---: ' * len(columns)}|",
     ]
     total: Counter[str] = Counter()
@@ -212,12 +212,12 @@ def main() -> None:
         return
     wstest = install(python)
     print("conformance: this takes a quarter of an hour or two", flush=True)
-    found = fuzz(wstest, options.cases.split(","))
-    print(summary(found))
+    result = fuzz(wstest, options.cases.split(","))
+    print(summary(result))
     if options.write and options.cases == "*":
-        write(summary(found))
-    failed = failures(found)
-    if not found:
+        write(summary(result))
+    failed = failures(result)
+    if not result:
         sys.exit("no case was run")
     if failed:
         print("\n".join(failed), file=sys.stderr)

@@ -46,7 +46,7 @@ class Server(WebServer):
 
     def command(self) -> list[str]:
         def given(*names: str) -> bool:
-            return any(one.split("=")[0] in names for one in self.arguments)
+            return any(argument.split("=")[0] in names for argument in self.arguments)
 
         ports = [] if given("--port", "--listen") else ["--port", str(self.port)]
         ports += [] if given("--push-port", "--push-listen") else ["--push-port", str(self.push_port)]
@@ -94,16 +94,16 @@ class Server(WebServer):
                 self._browsers.pop().drop()
         if self.process is not None:
             self.stop()
-        found = [word for word in ("Traceback", "Unhandled") if word in self.log]
-        assert self.allow_errors or not found, f"{' and '.join(found)} in the log of {self}:\n{self.log}"
+        result = [word for word in ("Traceback", "Unhandled") if word in self.log]
+        assert self.allow_errors or not result, f"{' and '.join(result)} in the log of {self}:\n{self.log}"
 
     def is_ready(self) -> bool:
         """Whether it accepts connections on its ports."""
         try:
             for address in self._addresses():
                 if isinstance(address, str):
-                    with socket.socket(socket.AF_UNIX) as one:
-                        one.connect(address)
+                    with socket.socket(socket.AF_UNIX) as client:
+                        client.connect(address)
                 elif address == self.port:
                     connection = http.client.HTTPConnection("127.0.0.1", address, timeout=DEADLINE)
                     connection.request("GET", "/healthz")
@@ -188,5 +188,5 @@ def browser() -> Iterator[Any]:
     """The module's Chromium (tests/e2e/browser.py)."""
     from tests.e2e.browser import open_browser
 
-    with open_browser() as one:
-        yield one
+    with open_browser() as connection:
+        yield connection

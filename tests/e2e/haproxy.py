@@ -59,9 +59,9 @@ class _HaProxy(Program):
         header, *rows = text.removeprefix("# ").splitlines()
         columns = header.split(",")
         for row in rows:
-            found = dict(zip(columns, row.split(","), strict=False))
-            if found.get("pxname") == name and found.get("svname") == server:
-                return " ".join((found["status"], found["check_status"].lstrip("* "), found["check_code"])).strip()
+            result = dict(zip(columns, row.split(","), strict=False))
+            if result.get("pxname") == name and result.get("svname") == server:
+                return " ".join((result["status"], result["check_status"].lstrip("* "), result["check_code"])).strip()
         raise AssertionError(text)
 
 

@@ -152,7 +152,7 @@ class Page:
             if story is not None:
                 story.handled_by += 1
                 story.last_handled = time.monotonic()
-        if not self.live.is_set() and all(one.live for one in self.library.channels.values()):
+        if not self.live.is_set() and all(channel.live for channel in self.library.channels.values()):
             self.live.set()
 
     @property
@@ -189,7 +189,7 @@ class Publisher(threading.Thread):
         self.failure: BaseException | None = None
 
     def run(self) -> None:
-        clients = [BlockingPushClient(one, timeout=2.0, deadline=self.attempt) for one in self.addresses]
+        clients = [BlockingPushClient(address, timeout=2.0, deadline=self.attempt) for address in self.addresses]
         try:
             while not self.ending.wait(self.pause):
                 number = next(iter(self.report.numbers))

@@ -129,10 +129,10 @@ class Network:
         self._router.ip(f"rule add {rule}")
         self._rules.append(rule)
 
-    def cut_both(self, one: str, other: str) -> None:
+    def cut_both(self, first: str, other: str) -> None:
         """Drop all packets between the two."""
-        self.cut(one, other)
-        self.cut(other, one)
+        self.cut(first, other)
+        self.cut(other, first)
 
     def heal(self) -> None:
         """Drop no more packets."""

@@ -46,11 +46,11 @@ def adapt(text: str, *, listen: str, upstream: str, cache: str, root: str, serve
         "server_name shop.example;": f"server_name {server_name};",
         "root /var/www/shop/public; ": f"root {root}; ",
     }
-    marked = [one for one in text.splitlines() if re.search(r"# ADAPT\b", one)]
+    marked = [line for line in text.splitlines() if re.search(r"# ADAPT\b", line)]
     assert len(marked) == len(values)
     for old, new in values.items():
         assert text.count(old) == 1, old
-        assert any(old in one for one in marked), old
+        assert any(old in item for item in marked), old
         text = text.replace(old, new)
     return text
 

@@ -35,15 +35,15 @@ def free_port() -> int:
     """A TCP port on 127.0.0.1 that was free just now, and that no other test gets."""
     while True:
         port = next(_candidates)
-        with socket.socket() as one, suppress(OSError):
-            one.bind(("127.0.0.1", port))
+        with socket.socket() as connection, suppress(OSError):
+            connection.bind(("127.0.0.1", port))
             return port
 
 
 def listens(port: int) -> bool:
     """Whether a process accepts connections on this port of 127.0.0.1."""
-    with socket.socket() as one:
-        return one.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 def clean_environment(**more: str) -> dict[str, str]:

@@ -123,8 +123,8 @@ class Raw:
             self.send(frame(payload, 10))
             first, payload = self.next_frame()
         assert first == 0x81, (first, payload)
-        found: dict[str, Any] = json.loads(payload)
-        return found
+        result: dict[str, Any] = json.loads(payload)
+        return result
 
     def expect(self, event: str, **data: Any) -> dict[str, Any]:
         """The data of the next message with this `event` or `type` and these values. Skips others."""
@@ -156,15 +156,15 @@ class Raw:
 
     def say(self, *messages: dict[str, Any] | str) -> bool:
         """Send text messages in one write."""
-        texts = (one if isinstance(one, str) else json.dumps(one) for one in messages)
-        return self.send(b"".join(frame(one) for one in texts))
+        texts = (message if isinstance(message, str) else json.dumps(message) for message in messages)
+        return self.send(b"".join(frame(text) for text in texts))
 
     def enter(self, user_id: Any, *conversations: Any, **more: Any) -> Self:
         """Send `auth`, and `subscribe` for each conversation."""
         self.say({"type": "auth", "user_id": user_id, **more})
         self.expect("authenticated")
-        for one in conversations:
-            self.say({"type": "subscribe", "conversation_id": one})
+        for conversation in conversations:
+            self.say({"type": "subscribe", "conversation_id": conversation})
             self.expect("subscribed")
         return self
 

@@ -58,13 +58,13 @@ def unharmed(request: pytest.FixtureRequest) -> Iterator[None]:
 @contextmanager
 def bystander(server: Server, push_secret: str = "") -> Iterator[Raw]:
     """A connection that is opened before, and gets an event afterwards."""
-    with Raw(server.port, source=ELSEWHERE) as one:
-        one.upgrade().enter(BYSTANDER, BYSTANDER)
-        yield one
+    with Raw(server.port, source=ELSEWHERE) as connection:
+        connection.upgrade().enter(BYSTANDER, BYSTANDER)
+        yield connection
         number = next(_numbers)
         with server.backend() as backend:
             if push_secret:
                 assert backend.request({"op": "auth", "secret": push_secret})["ok"]
             answer = backend.push("new_message", {"conversation_id": BYSTANDER, "number": number})
         assert answer["delivered"] >= 1
-        one.expect("new_message", number=number)
+        connection.expect("new_message", number=number)

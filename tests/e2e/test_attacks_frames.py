@@ -24,8 +24,8 @@ PING = '{"type":"ping"}'
 def deflated(data: bytes, repeat: int = 1) -> bytes:
     """RFC 7692 §7.2.1."""
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15)
-    found = b"".join(deflate.compress(data) for _ in range(repeat))
-    return (found + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
+    result = b"".join(deflate.compress(data) for _ in range(repeat))
+    return (result + deflate.flush(zlib.Z_SYNC_FLUSH))[:-4]
 
 
 @pytest.mark.parametrize(
@@ -116,9 +116,9 @@ def test_a_flood_of_control_frames_is_ended(opcode: int, besieged: Server) -> No
     with Raw(besieged.port) as page:
         page.upgrade().enter(1)
         page.send(frame(b"x" * 100, opcode=opcode) * 2_000)
-        while (found := page.next_frame())[0] != 0x88:
-            assert found == (0x8A, b"x" * 100)
-        assert int.from_bytes(found[1][:2], "big") == 4429
+        while (result := page.next_frame())[0] != 0x88:
+            assert result == (0x8A, b"x" * 100)
+        assert int.from_bytes(result[1][:2], "big") == 4429
 
 
 def test_a_binary_message_is_unsupported_and_the_connection_stays(besieged: Server) -> None:

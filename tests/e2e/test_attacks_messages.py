@@ -248,11 +248,11 @@ def test_a_flood_of_messages_is_limited_and_then_ended(besieged: Server) -> None
         for _ in range(40):
             page.send(frame('{"type":"presence"}') * 100)
         seen: dict[str, int] = {}
-        while (found := page.next_frame())[0] != 0x88:
-            message = json.loads(found[1])
+        while (result := page.next_frame())[0] != 0x88:
+            message = json.loads(result[1])
             name = message["data"].get("code", message["event"])
             seen[name] = seen.get(name, 0) + 1
-        assert int.from_bytes(found[1][:2], "big") == 4429
+        assert int.from_bytes(result[1][:2], "big") == 4429
         # about a hundred at once, and twenty more for each second that it took
         assert 99 <= seen["presence"] < 400
         assert 100 <= seen["rate_limited"] < 400

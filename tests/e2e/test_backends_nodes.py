@@ -53,7 +53,9 @@ async def client(kind: str, *addresses: str, seconds: float) -> AsyncIterator[Pu
 
         def push(php: Php, numbers: range) -> None:
             arguments = [[1, "note", {"n": n}, f"key {n}"] for n in numbers]
-            assert php.batch([{"method": "notifyUser", "arguments": one} for one in arguments]) is True, php.log
+            assert php.batch([{"method": "notifyUser", "arguments": argument} for argument in arguments]) is True, (
+                php.log
+            )
 
         with Php(address=together, **times) as php:
             yield lambda numbers: in_thread(push, php, numbers)
@@ -94,10 +96,10 @@ class Relay:
     def cut(self) -> None:
         with self._lock:
             closing, self._open = self._open, []
-        for one in closing:
+        for item in closing:
             with suppress(OSError):  # closed by the other side
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                item.shutdown(socket.SHUT_RDWR)
+            item.close()
 
     def __enter__(self) -> Relay:
         self.restore()
@@ -159,7 +161,7 @@ def notes(browser: Browser, *, until_n: int) -> list[int]:
     """All that have come, and come before that one."""
     browser.expect("note", n=until_n)
     browser.settle()
-    return [one["data"]["n"] for one in browser.received if one.get("event") == "note"]
+    return [item["data"]["n"] for item in browser.received if item.get("event") == "note"]
 
 
 def get(port: int, path: str) -> tuple[int, str]:
@@ -237,4 +239,4 @@ def test_the_commands_pass_over_a_node_that_is_away(chatws_server: Callable[...,
         done = chatws("kick", "1", "--push", f"unix:/nowhere, {node}")
         assert done.returncode == 0, done.stderr
         assert browser.expect_close()[0] == 4000
-        assert [one["event"] for one in browser.received].count("note") == 2
+        assert [item["event"] for item in browser.received].count("note") == 2

@@ -109,15 +109,15 @@ def test_every_configured_query_is_tried_and_nothing_is_written(shop: Shop) -> N
 def test_check_prints_the_connection_and_each_query_with_its_time(shop: Shop) -> None:
     done = shop.check("--json")
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)["queries"]
-    assert [(step["name"], step["result"]) for step in found] == [
+    result = json.loads(done.stdout)["queries"]
+    assert [(step["name"], step["result"]) for step in result] == [
         ("connection", "the database answers"),
         ("user_query", "a row"),
         ("conversation_query", "no row"),
         ("heartbeat_query", "planned, not run"),
         ("activity_query", "planned, not run"),
     ]
-    assert all(step["ms"] > 0 for step in found)
+    assert all(step["ms"] > 0 for step in result)
     (line,) = (line for line in shop.check().stdout.splitlines() if line.startswith("  heartbeat_query  "))
     assert line.endswith(" ms")
 
@@ -227,10 +227,10 @@ def test_a_database_that_is_away_is_a_warning(url: str) -> None:
 
 
 def steps(done: CompletedProcess[str]) -> list[tuple[str, str]]:
-    found = json.loads(done.stdout)
-    assert all(step["ms"] is None or step["ms"] >= 0 for step in found["steps"])
+    result = json.loads(done.stdout)
+    assert all(step["ms"] is None or step["ms"] >= 0 for step in result["steps"])
     # MySQL is asked again, to compare the ids byte by byte
-    return [step for step, _ in groupby((step["name"], step["result"]) for step in found["steps"])]
+    return [step for step, _ in groupby((step["name"], step["result"]) for step in result["steps"])]
 
 
 def test_a_login_by_the_database_is_decided_step_by_step(shop: Shop) -> None:

@@ -95,7 +95,7 @@ def test_clock_set_forward_keeps_connections_and_history(machine: Machine) -> No
         other.auth(2)
         answer = other.subscribe(456, last_event_id=seen)
         assert (answer["recovered"], answer["replayed"]) == (True, 3)
-    assert {one["data"]["agent_id"] for one in browser.settle()} == {2}, "nobody else was thought to have left"
+    assert {item["data"]["agent_id"] for item in browser.settle()} == {2}, "nobody else was thought to have left"
     server.restart(signal.SIGTERM)
     with server.backend() as backend:
         backend.push("new_message", {"conversation_id": 456, "n": 5})

@@ -52,8 +52,8 @@ def test_faults_of_nodes_and_engine_lose_and_repeat_no_event(cluster: Cluster) -
     dying.start()
     cluster.wait_until_ready()
     watcher.settle()
-    told = [one["data"] for one in watcher.received if one.get("event") == "agent_status"]
-    assert [one["status"] for one in told if one["agent_id"] == "doomed"] == ["online", "offline"]
+    told = [item["data"] for item in watcher.received if item.get("event") == "agent_status"]
+    assert [item["status"] for item in told if item["agent_id"] == "doomed"] == ["online", "offline"]
     watcher.close()
 
     # and an engine that has lost its data: everybody is told to reload, and what is pushed then arrives

@@ -103,10 +103,10 @@ def background() -> Iterator[Callable[..., Background]]:
         return started[-1]
 
     yield start
-    for one in started:
-        if one.process.poll() is None:
-            one.process.kill()
-        one.end(None) if one.readers[0].is_alive() else None
+    for item in started:
+        if item.process.poll() is None:
+            item.process.kill()
+        item.end(None) if item.readers[0].is_alive() else None
 
 
 def spooled(directory: Path, number: int, line: dict[str, Any] | bytes) -> Path:
@@ -134,7 +134,7 @@ def test_push_reaches_the_audience_and_prints_its_size(server: Server) -> None:
     towards(server, "push", "note", "{}", "--to", "everyone", "--except-user", "5", "--transient")
     assert "id" in other.expect("note")
     assert "id" not in other.expect("note")
-    assert [one for one in agent.settle() if one.get("event") == "note"] == []
+    assert [item for item in agent.settle() if item.get("event") == "note"] == []
 
 
 def test_push_sends_a_key_once(server: Server) -> None:
@@ -212,11 +212,11 @@ def test_the_spool_is_sent_in_order_and_emptied(server: Server, tmp_path: Path) 
         spooled(spool, number, {"event": "x", "id": f"k{number}", "ack": True, "to": "everyone", "data": data})
     (spool / ".half-written.tmp").write_bytes(b'{"event"')
     (spool / "README").write_text("nobody's line")
-    (found,) = values(towards(server, "push", "--spool", str(spool), "--json"))
-    assert found == {"sent": 250, "refused": 0, "waiting": 0}
-    assert sorted(one.name for one in spool.iterdir()) == [".half-written.tmp", ".lock", "README"]
+    (result,) = values(towards(server, "push", "--spool", str(spool), "--json"))
+    assert result == {"sent": 250, "refused": 0, "waiting": 0}
+    assert sorted(path.name for path in spool.iterdir()) == [".half-written.tmp", ".lock", "README"]
     assert (spool / ".lock").stat().st_mode & 0o777 == 0o660
-    assert [one["data"]["n"] for one in agent.settle() if one.get("event") == "x"] == list(range(250))
+    assert [item["data"]["n"] for item in agent.settle() if item.get("event") == "x"] == list(range(250))
 
 
 def test_rejected_lines_of_the_spool_are_moved_to_refused(server: Server, tmp_path: Path) -> None:
@@ -233,9 +233,9 @@ def test_rejected_lines_of_the_spool_are_moved_to_refused(server: Server, tmp_pa
     done = towards(server, "push", "--spool", str(spool))
     assert done.returncode == 1
     assert done.stdout == "1 line sent, 5 refused, 0 waiting\n"
-    assert sorted(one.name for one in (spool / "refused").iterdir()) == [one.name for one in refused]
+    assert sorted(path.name for path in (spool / "refused").iterdir()) == [item.name for item in refused]
     assert "reserved_event" in done.stderr
-    assert [one.name for one in spool.glob("*.json")] == []
+    assert [path.name for path in spool.glob("*.json")] == []
 
 
 def test_without_a_server_the_spool_keeps_everything(chatws_server: START, tmp_path: Path) -> None:
@@ -349,9 +349,9 @@ def test_agents_lists_agents_with_connections_and_addresses(server: Server) -> N
         ["ana", "1", "127.0.0.1"],
         ["2", "agents,", "3", "connections"],
     ]
-    (found,) = values(towards(server, "agents", "--json"))
-    assert found["online"] == [5, "ana"]
-    assert found["agents"][0]["connections"][0] == {"id": first, "address": "127.0.0.1"}
+    (result,) = values(towards(server, "agents", "--json"))
+    assert result["online"] == [5, "ana"]
+    assert result["agents"][0]["connections"][0] == {"id": first, "address": "127.0.0.1"}
     with server.backend() as backend:
         assert backend.request({"op": "presence"}) == {"ok": True, "online": [5, "ana"]}
 
@@ -377,8 +377,8 @@ def test_chatws_check_and_twistd_check_print_the_same(tmp_path: Path, chatws_ser
     twistd = [*server.command()[:1], "chatws", "--config", str(config), "--check"]
     theirs = subprocess.run(twistd, capture_output=True, text=True, env=clean_environment(), cwd=tmp_path, timeout=60)
     assert done.stdout == theirs.stdout
-    (found,) = values(chatws("check", str(config), "--json"))
-    assert found["browsers"] == ["tcp:8123:interface=127.0.0.1"]
+    (result,) = values(chatws("check", str(config), "--json"))
+    assert result["browsers"] == ["tcp:8123:interface=127.0.0.1"]
 
 
 def test_check_tells_a_wrong_configuration_in_one_line(tmp_path: Path) -> None:
@@ -430,7 +430,7 @@ def test_tail_recovers_missed_events(
     with server.backend() as backend:
         backend.push("new_message", {"conversation_id": 2, "message": {"id": 4}})
     seen = [json.loads(line) for line in tail.expect_lines(4)]
-    assert [one["data"]["message"]["id"] for one in seen] == [1, 2, 3, 4]
+    assert [item["data"]["message"]["id"] for item in seen] == [1, 2, 3, 4]
     assert not any("missing" in line for line in tail.err)
 
 
@@ -488,9 +488,9 @@ def test_tail_stops_when_its_reader_does(server: Server) -> None:
 def test_bench_measures(chatws_server: START) -> None:
     server = chatws_server(CHATWS_SECRET=SECRET)
     bench = ("bench", "--url", server.ws_url, "--connections", "30", "--messages", "20", "--rate", "0")
-    (found,) = values(towards(server, *bench, "--json", CHATWS_SECRET=SECRET))
-    assert (found["deliveries"], found["lost"], found["connections"]) == (600, 0, 30)
-    assert 0 < found["p50_ms"] <= found["p99_ms"] <= found["max_ms"]
+    (result,) = values(towards(server, *bench, "--json", CHATWS_SECRET=SECRET))
+    assert (result["deliveries"], result["lost"], result["connections"]) == (600, 0, 30)
+    assert 0 < result["p50_ms"] <= result["p99_ms"] <= result["max_ms"]
     without = towards(server, *bench)
     assert (without.returncode, without.stderr.count("\n")) == (1, 1)
     assert "auth_failed" in without.stderr
@@ -536,13 +536,13 @@ def test_compare_reports_missing_extra_and_different_events(
         for backend in (old, young):
             backend.push("same", {}, to="everyone")
     assert comparison.end(None) == 1
-    *found, summary = [json.loads(line) for line in comparison.out]
-    assert sorted((one["kind"], one["event"]) for one in found) == [
+    *result, summary = [json.loads(line) for line in comparison.out]
+    assert sorted((item["kind"], item["event"]) for item in result) == [
         ("different", "new_message"),
         ("extra", "added"),
         ("missing", "gone"),
     ]
-    different = next(one for one in found if one["kind"] == "different")
+    different = next(item for item in result if item["kind"] == "different")
     assert (different["legacy"]["message"], different["new"]["message"]) == ({"id": 1}, {"id": "1"})
     assert summary == {"same": 1, "differences": 3}
 

@@ -89,9 +89,9 @@ def test_operator_errors_are_one_line_and_status_78(mode: list[str], run: Run) -
         done = run(*mode, "chatws", *words)
         assert done.returncode == 78
         assert done.stdout == ""
-        (said,) = done.stderr.splitlines()
-        assert said.startswith("twistd chatws: ")
-        assert line in said
+        (output,) = done.stderr.splitlines()
+        assert output.startswith("twistd chatws: ")
+        assert line in output
         assert run.pid is None
 
 
@@ -147,11 +147,11 @@ def test_an_sqlite_file_that_cannot_be_used_is_one_line_and_its_status(
         done = run(*mode, "chatws", "--port", "0", "--push-port", "0", "--auth-timeout", "0.5", *demo, option, value)
     assert done.returncode == (78 if fault == "damaged" else 1)
     assert done.stdout == ""
-    said = [line for line in done.stderr.splitlines() if "--auth " not in line]
-    assert len(said) == 1
-    assert said[0].startswith(f"twistd chatws: {named}")
-    assert fault in said[0]
-    assert "one.db" in said[0]
+    output = [line for line in done.stderr.splitlines() if "--auth " not in line]
+    assert len(output) == 1
+    assert output[0].startswith(f"twistd chatws: {named}")
+    assert fault in output[0]
+    assert "one.db" in output[0]
     assert run.pid is None
 
 

@@ -170,8 +170,8 @@ def test_a_locked_table_does_not_delay_auth_beyond_its_timeout(chatws_server: St
 def asked(shop: Postgres) -> int:
     """How often the query with the sequence was run."""
     ((count,),) = shop.run("SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM asked")
-    found: int = count
-    return found
+    result: int = count
+    return result
 
 
 @contextmanager

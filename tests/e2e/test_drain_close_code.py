@@ -73,13 +73,13 @@ def test_a_page_that_polls_after_any_other_code_reconnects_after_1000(
     with open_page(browser) as page:
         page.clock.install()
         page.goto(url)
-        page.wait_for_function("wire.received.filter(one => one.event === 'subscribed').length === 3")
+        page.wait_for_function("wire.received.filter(message => message.event === 'subscribed').length === 3")
         page.evaluate("RECONNECT_DELAY = 3_600_000")  # not before the server is back, however long that takes here
         library = enter(server, 2, 5)
         server.restart()
         expect(page.locator("#status")).to_have_text("closed")
         page.clock.run_for(3_600_000)
-        page.wait_for_function("wire.received.filter(one => one.event === 'subscribed').length === 6")
+        page.wait_for_function("wire.received.filter(message => message.event === 'subscribed').length === 6")
         assert page.evaluate("wire.closes") == [1000]
         assert page.evaluate("wire.polls") is False
         (gone,) = wait_for(library, "disconnected")
@@ -91,7 +91,7 @@ def test_a_page_that_polls_after_any_other_code_reconnects_after_1000(
 def test_a_polling_page_after_4012_polls_permanently(chatws_server: Start, site: str, browser: Browser) -> None:
     server = chatws_server("--drain-timeout", "0")
     with open_page(browser, f"{site}/old_list.html?user=1&rows=3&url=ws://127.0.0.1:{server.port}") as page:
-        page.wait_for_function("wire.received.filter(one => one.event === 'subscribed').length === 3")
+        page.wait_for_function("wire.received.filter(message => message.event === 'subscribed').length === 3")
         server.restart()
         expect(page.locator("#status")).to_have_text("polling")
         assert page.evaluate("wire.closes") == [4012]

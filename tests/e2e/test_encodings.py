@@ -104,13 +104,13 @@ def test_tail_prints_events_in_any_locale(options: list[str], locale: str, serve
     data = {"conversation_id": 456, "message": {"id": 1, "content": WORDS}}
     with server.backend() as backend:
         until(lambda: backend.push("new_message", data)["delivered"], "tail to subscribe")
-    said, complaints = tail.communicate(timeout=60)
+    output, complaints = tail.communicate(timeout=60)
     assert tail.returncode == 0, complaints
     assert b"Traceback" not in complaints
     if options:
-        assert json.loads(said)["data"]["message"]["content"] == WORDS
+        assert json.loads(output)["data"]["message"]["content"] == WORDS
     else:
-        assert escaped(WORDS, locale) in said.decode(ENCODINGS[locale])
+        assert escaped(WORDS, locale) in output.decode(ENCODINGS[locale])
 
 
 @locales

@@ -215,9 +215,9 @@ class _Whoami(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def application() -> Iterator[Application]:
-    one = Application()
-    yield one
-    one.stop()
+    first = Application()
+    yield first
+    first.stop()
 
 
 def cookie(session: str) -> dict[str, str]:
@@ -396,6 +396,6 @@ def test_a_public_push_port_needs_a_secret(chatws_server: Start, tmp_path: Path)
 def test_an_authentication_method_without_its_setting_is_rejected(
     arguments: tuple[str, ...], line: str, chatws_server: Start
 ) -> None:
-    found = refused(chatws_server, *arguments)
-    assert line in found
-    assert SECRET not in found
+    result = refused(chatws_server, *arguments)
+    assert line in result
+    assert SECRET not in result

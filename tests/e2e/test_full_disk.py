@@ -76,13 +76,13 @@ def test_history_on_a_full_volume_is_trimmed_and_accepts_events(safety: tuple[st
     server = small_volume(*BROKER, *safety, "--history-seconds", "5")
     server.start()
     answers = push(server, 1000)  # three times what the volume holds
-    assert [one for one in answers if not one["ok"]] == []
+    assert [item for item in answers if not item["ok"]] == []
     assert "the disk of" in server.log
     assert "is full: the oldest events make room for new ones" in server.log
     for number in (signal.SIGKILL, signal.SIGTERM):
         server.restart(number)
         answers = push(server, 3)
-        assert [one for one in answers if not one["ok"]] == [], server.log
+        assert [item for item in answers if not item["ok"]] == [], server.log
         answer = recover(server, answers[0]["event_id"])
         assert (answer["recovered"], answer["replayed"]) == (True, 2)
 
@@ -98,12 +98,12 @@ def test_history_on_a_volume_filled_before_the_start_recovers(small_volume: Star
     server.expect_log("is full: the history can be read, and published to once there is space")
     answer = recover(server, seen)
     assert (answer["recovered"], answer["replayed"]) == (True, 4)
-    assert [one["code"] for one in push(server, 3)] == ["unavailable"] * 3
+    assert [item["code"] for item in push(server, 3)] == ["unavailable"] * 3
     assert fetch(server.port, "/readyz") == (503, "broker: the event history cannot be written now\n")
     assert fetch(server.port, "/healthz")[0] == 200
     server.run_inside("rm volume/filler")
     until(lambda: fetch(server.port, "/readyz")[0] == 200, "the server to be ready without a push")
-    assert all(one["ok"] for one in push(server, 3))
+    assert all(item["ok"] for item in push(server, 3))
     assert "the event history in" in server.log
     assert "can be written again" in server.log
     server.restart(signal.SIGKILL)
@@ -117,11 +117,11 @@ def test_history_on_a_volume_filled_during_the_run_accepts_events(small_volume: 
     seen = push(server, 30)[-10]["event_id"]
     fill(server)
     answers = push(server, 300)
-    assert [one for one in answers if not one["ok"]] == [], server.log
+    assert [answer for answer in answers if not answer["ok"]] == [], server.log
     server.restart(signal.SIGKILL)
     assert recover(server, seen)["recovered"] is False
     assert recover(server, answers[-10]["event_id"])["recovered"] is True
-    assert all(one["ok"] for one in push(server, 30))
+    assert all(item["ok"] for item in push(server, 30))
 
 
 def test_new_history_on_a_full_volume_is_one_line_and_status_1(small_volume: Start) -> None:
@@ -173,7 +173,7 @@ def test_spool_on_a_volume_without_room_for_a_lock_is_sent(small_volume: Start) 
     command = (
         f"{sys.executable} -m chatws.cli push --push 127.0.0.1:{server.push_port} --spool volume/spool 2>&1 || true"
     )
-    said = server.run_inside(command)
-    assert "cannot be moved" in said, said
-    assert "is in volume" not in said, said
-    assert server.run_inside("ls volume/spool").split() == ["a.json"], said
+    output = server.run_inside(command)
+    assert "cannot be moved" in output, output
+    assert "is in volume" not in output, output
+    assert server.run_inside("ls volume/spool").split() == ["a.json"], output

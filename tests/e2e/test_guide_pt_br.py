@@ -45,8 +45,8 @@ MARKS = {
 
 def block(language: str, mark: str) -> str:
     assert mark in MARKS[language]
-    (found,) = [text for kind, text in BLOCKS if kind == language and mark in text]
-    return found
+    (result,) = [text for kind, text in BLOCKS if kind == language and mark in text]
+    return result
 
 
 def test_each_block_is_one_that_a_test_here_runs() -> None:
@@ -107,7 +107,7 @@ def test_the_commands_of_the_last_section_ask_the_server(server: Server, tmp_pat
     with server.agent(123):
         written = shell(block("sh", "presence"), tmp_path, server).splitlines()
     answers = [json.loads(line) for line in written if line.startswith("{")]
-    assert [one["ok"] for one in answers if "online" not in one][-1] is True
+    assert [answer["ok"] for answer in answers if "online" not in answer][-1] is True
     assert answers[-1]["online"] == [123]
 
 
@@ -152,7 +152,7 @@ def test_each_browser_message_of_the_guide_gets_the_documented_reply(server: Ser
             browser.send_text(line)
         replies = ["authenticated", "subscribed", "pong", "presence", "unsubscribed"]
         seen = [browser.receive() for _ in replies]
-        assert [one.get("event") or one["type"] for one in seen] == replies
+        assert [item.get("event") or item["type"] for item in seen] == replies
         browser.send({"type": "subscribe"})
         assert set(browser.expect("error")["data"]) >= {"code", "message"}
 
@@ -164,9 +164,9 @@ def test_each_backend_event_of_the_guide_reaches_the_documented_audience(server:
         for line in lines:
             assert backend.request(line)["ok"]
         seen = subscriber.settle()
-        assert [(one["event"], one["data"]) for one in seen] == [(one["event"], one["data"]) for one in lines]
+        assert [(item["event"], item["data"]) for item in seen] == [(item["event"], item["data"]) for item in lines]
         everybody = ["conversation_updated", "new_conversation", "agent_status", "manutencao"]
-        assert [one["event"] for one in other.settle()] == everybody
+        assert [item["event"] for item in other.settle()] == everybody
         assert backend.request({"event": "sem_destino", "data": {}})["code"] == "no_audience"
 
 
@@ -219,10 +219,10 @@ def test_the_helper_s_calls_send_the_events_of_the_list(server: Server, tmp_path
     with server.agent(123, 456) as agent:
         address = f"127.0.0.1:{server.push_port}"
         assert run_snippet("notifyNewConversation", tmp_path, CHATWS_PUSH_ADDRESS=address) == "123\n"
-        seen = [(one["event"], one["data"]) for one in agent.settle()]
+        seen = [(item["event"], item["data"]) for item in agent.settle()]
     lines = [json.loads(line) for line in block("json", '"event":"new_message"').splitlines()]
     typing_ended = ("typing", {"conversation_id": 456, "user_id": 7, "is_typing": False})
-    assert seen == [*((one["event"], one["data"]) for one in lines), typing_ended]
+    assert seen == [*((item["event"], item["data"]) for item in lines), typing_ended]
 
 
 @needs("php-cli")
@@ -268,7 +268,7 @@ def test_the_guide_s_message_class_pushes_each_message_once(server: Server, tmp_
         run_php(str(tmp_path / "snippet.php"), environment={"CHATWS_PUSH_ADDRESS": address})
         seen = agent.settle()
     message = {"id": 1, "content": "Seu pedido saiu para entrega", "sender_type": "agent", "sender_id": 5}
-    assert [one["data"]["message"] for one in seen] == [message]
+    assert [item["data"]["message"] for item in seen] == [message]
 
 
 def test_limits_in_the_troubleshooting_table_are_the_defaults() -> None:

@@ -55,8 +55,8 @@ class Rotated:
             text = text.replace(old, new)
         # it stops between the move and the signal, until the test lets it go on
         stop = f"touch {directory}/moved; while [ ! -e {directory}/go ]; do sleep 0.01; done"
-        text, found = re.subn(r"(?m)^( *)(kill .*)$", rf"\1{stop}\n\1\2", text)
-        assert found == 1
+        text, result = re.subn(r"(?m)^( *)(kill .*)$", rf"\1{stop}\n\1\2", text)
+        assert result == 1
         self.rules = directory / "logrotate.conf"
         self.rules.write_text(text)
         self.rules.chmod(0o644)
@@ -74,8 +74,8 @@ class Rotated:
         self.count += 1
         self.set(self.count)
         os.kill(pid, signal.SIGHUP)
-        found: Path = until(self._file_of_last, f"line {self.count} in the log")
-        return found
+        result: Path = until(self._file_of_last, f"line {self.count} in the log")
+        return result
 
     def _file_of_last(self) -> Path | None:
         line = f"→ {1000 + self.count}\n"

@@ -23,9 +23,9 @@ TEXT = (Path(__file__).resolve().parents[2] / "docs/migrating-from-ratchet.md").
 
 
 def block(language: str, mark: str) -> str:
-    (found,) = [one for one in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if mark in one]
-    assert isinstance(found, str)
-    return found
+    (result,) = [text for text in re.findall(rf"```{language}\n(.*?)```", TEXT, re.DOTALL) if mark in text]
+    assert isinstance(result, str)
+    return result
 
 
 @contextmanager
@@ -40,7 +40,7 @@ def script(text: str, directory: Path) -> Iterator[Callable[..., Browser]]:
 
 
 def test_the_port_serves_all_tabs_and_keeps_the_others_when_one_closes(tmp_path: Path) -> None:
-    said = {"type": "message", "conversation_id": 1, "text": "hi"}
+    output = {"type": "message", "conversation_id": 1, "text": "hi"}
     with script(block("python", "class Chat"), tmp_path) as opened:
         tabs = first, second, other = opened(), opened(), opened()
         for number, (tab, user) in enumerate(zip(tabs, (5, 5, 6), strict=True)):
@@ -51,12 +51,12 @@ def test_the_port_serves_all_tabs_and_keeps_the_others_when_one_closes(tmp_path:
             tab.send({"type": "subscribe", "conversation_id": alone})
             tab.send({"type": "message", "conversation_id": alone})
             assert tab.receive() == {"type": "message", "conversation_id": alone}
-        other.send(said)
-        assert first.receive() == said
-        assert second.receive() == said
+        other.send(output)
+        assert first.receive() == output
+        assert second.receive() == output
         second.close()
-        other.send({**said, "text": "still there?"})
-        assert first.receive() == {**said, "text": "still there?"}
+        other.send({**output, "text": "still there?"})
+        assert first.receive() == {**output, "text": "still there?"}
         first.send_text("no JSON")
         assert first.expect_close() == (4500, "internal error")
         other.close()
@@ -90,8 +90,8 @@ def test_php_appends_to_an_overloaded_property_are_lost(tmp_path: Path) -> None:
     (tmp_path / "lost.php").write_text(block("php", "__get"))
     written = run_php("-d", "display_errors=1", str(tmp_path / "lost.php"))
     assert "Indirect modification of overloaded property" in written
-    said = re.findall(r"echo count.*// (\d)", block("php", "__get"))
-    assert [one for one in written.splitlines() if one.isdigit()] == said == ["0", "1"]
+    output = re.findall(r"echo count.*// (\d)", block("php", "__get"))
+    assert [line for line in written.splitlines() if line.isdigit()] == output == ["0", "1"]
 
 
 @pytest.mark.long

@@ -28,9 +28,9 @@ INSERT INTO conversations VALUES (456, 5), (457, 6);
 
 def snippet(guide: str, language: str) -> str:
     text = (DOCS / guide).read_text("utf-8")
-    found = re.search(rf"^   ```{language}\n(.*?)^   ```", text, re.DOTALL | re.MULTILINE)
-    assert found is not None
-    return "\n".join(line.removeprefix("   ") for line in found[1].splitlines())
+    result = re.search(rf"^   ```{language}\n(.*?)^   ```", text, re.DOTALL | re.MULTILINE)
+    assert result is not None
+    return "\n".join(line.removeprefix("   ") for line in result[1].splitlines())
 
 
 def prepare(mysql: Mysql, guide: str, password: str, directory: Path, options: str = "") -> Path:

@@ -25,8 +25,8 @@ def nginx_before(upstream: str, directory: Path) -> Iterator[Nginx]:
     (directory / "nginx").mkdir()
     (directory / "public").mkdir()
     (directory / "public" / "index.html").write_text("the application")
-    with Nginx(directory / "nginx", upstream, directory / "public") as one:
-        yield one
+    with Nginx(directory / "nginx", upstream, directory / "public") as connection:
+        yield connection
 
 
 def get(nginx: Nginx, path: str, **headers: str) -> tuple[int, dict[str, str], bytes]:
@@ -67,8 +67,11 @@ def test_websockets_and_pages_share_one_port(server: Server, tmp_path: Path) -> 
 
 def test_chatws_may_be_on_a_unix_socket(chatws_server: Callable[..., Server], tmp_path: Path) -> None:
     server = chatws_server("--listen", f"unix:{tmp_path}/ws.sock:mode=666")
-    with nginx_before(f"unix:{tmp_path}/ws.sock", tmp_path) as nginx, Browser(nginx.ws_url, origin=nginx.url) as one:
-        one.auth(1)
+    with (
+        nginx_before(f"unix:{tmp_path}/ws.sock", tmp_path) as nginx,
+        Browser(nginx.ws_url, origin=nginx.url) as connection,
+    ):
+        connection.auth(1)
         with server.backend() as backend:
             assert backend.request({"op": "presence"})["online"] == [1]
 

@@ -29,8 +29,8 @@ def test_two_nodes_are_one_chat(chatws_server: Start) -> None:
     try:
         redis.start()
         settings = ("--broker", redis.url, "--broker-timeout", "10", "--presence-ttl", "2", "--presence-grace", "0.2")
-        one, other = (chatws_server(*settings) for _ in range(2))
-        with one.backend() as backend, other.browser() as browser, one.browser() as agent:
+        node, other = (chatws_server(*settings) for _ in range(2))
+        with node.backend() as backend, other.browser() as browser, node.browser() as agent:
             browser.auth(1)
             browser.subscribe(7)
             agent.auth(5)
@@ -49,23 +49,23 @@ def test_two_nodes_are_one_chat(chatws_server: Start) -> None:
 
             # Redis dies and comes back: refused meanwhile, and then the browser, still there, gets what is pushed
             redis.kill()
-            until(lambda: not is_ready(one) and not is_ready(other), "the nodes to say that they are not ready")
+            until(lambda: not is_ready(node) and not is_ready(other), "the nodes to say that they are not ready")
             refused = backend.request({"event": "new_message", "data": {"conversation_id": 7, "n": 3}})
             assert (refused["ok"], refused["code"]) == (False, "unavailable")
             redis.start()
-            until(lambda: is_ready(one) and is_ready(other), "the nodes to be ready again")
+            until(lambda: is_ready(node) and is_ready(other), "the nodes to be ready again")
             last = backend.push("new_message", {"conversation_id": 7, "n": 4})
             assert browser.expect("new_message")["data"]["n"] == 4
 
             # who comes back to the other node recovers there
-            with one.browser() as third:
+            with node.browser() as third:
                 third.auth(3)
                 third.send({"type": "subscribe", "conversation_id": 7, "last_event_id": message["id"]})
                 assert third.expect("subscribed")["data"]["recovered"] is True
                 assert third.expect("new_message")["id"] == last["event_id"]
 
             # the node of agent 5 dies without a word
-            one.stop(signal.SIGKILL)
+            node.stop(signal.SIGKILL)
             assert browser.expect("agent_status", agent_id=5)["data"]["status"] == "offline"
             assert [event["data"]["n"] for event in browser.received if event.get("event") == "new_message"] == [
                 1,

@@ -148,27 +148,27 @@ def test_idle_browsers_leave_files_for_backends_and_health(served: Callable[...,
 
 
 @pytest.mark.parametrize(
-    "said",
+    "output",
     [
         pytest.param(b"", id="silent"),
         pytest.param(b"GET /ws HTTP/1.1\r\nHost: x\r\n", id="half a head"),
         pytest.param(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", id="a body that does not come"),
     ],
 )
-def test_idle_http_connections_are_closed_for_new_requests(served: Callable[..., Served], said: bytes) -> None:
+def test_idle_http_connections_are_closed_for_new_requests(served: Callable[..., Served], output: bytes) -> None:
     here = served("--handshake-timeout", "600")
     with ExitStack() as crowd:
         idle = []
         for number in range(CROWD):
             connection = crowd.enter_context(connect(here.server.port))
-            connection.sendall(said)
+            connection.sendall(output)
             idle.append(connection)
             if number % 100 == 99:
                 here.goes_on(number)
         with here.server.agent(3, 7), here.server.backend() as backend:
             assert backend.request({"op": "ping"})["ok"]
         assert here.metric('chatws_evicted_total{kind="http"}') >= CROWD - FILES
-        if said.startswith(b"GET"):
+        if output.startswith(b"GET"):
             assert idle[0].recv(12) == b"HTTP/1.1 503"
         else:
             assert here.sockets("http") <= ADMITTED + ADMITTED // 4

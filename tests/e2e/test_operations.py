@@ -31,9 +31,9 @@ def fetch(port: int, path: str) -> tuple[int, str]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.request("GET", path)
     response = connection.getresponse()
-    found = response.status, response.read().decode()
+    result = response.status, response.read().decode()
     connection.close()
-    return found
+    return result
 
 
 def samples(port: int) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -62,14 +62,14 @@ def write_secret(path: Path, text: str) -> Path:
 def test_events_and_connections_are_counted_in_metrics(chatws_server: Start) -> None:
     metrics = free_port()
     server = chatws_server("--metrics-port", str(metrics), "--presence-grace", "0")
-    one, two = server.agent(1, 456), server.agent(2, 456, 457)
+    first, two = server.agent(1, 456), server.agent(2, 456, 457)
     with server.backend() as backend:
         backend.push("new_message", {"conversation_id": 456, "message": {}})
         backend.request({"event": "no such audience", "data": {}})
-    one.expect("new_message")
+    first.expect("new_message")
     two.expect("new_message")
-    one.send({"type": "nonsense"})
-    one.expect("error")
+    first.send({"type": "nonsense"})
+    first.expect("error")
     assert value(metrics, "chatws_connections") == 2
     assert value(metrics, "chatws_connections_authenticated") == 2
     assert value(metrics, "chatws_users") == 2
@@ -202,8 +202,8 @@ def test_every_dashboard_query_matches_a_metric(chatws_server: Start, tmp_path: 
 def _expressions(node: object) -> list[str]:
     if isinstance(node, dict):
         own = [node[key] for key in ("expr", "query") if isinstance(node.get(key), str) and "_" in node[key]]
-        return own + [one for child in node.values() for one in _expressions(child)]
-    return [one for child in node for one in _expressions(child)] if isinstance(node, list) else []
+        return own + [expression for child in node.values() for expression in _expressions(child)]
+    return [expression for child in node for expression in _expressions(child)] if isinstance(node, list) else []
 
 
 # --- health ---------------------------------------------------------------------------------------------------------
@@ -271,8 +271,8 @@ def test_a_daemon_reopens_its_log_file_on_sigusr1(log_format: str, tmp_path: Pat
     until(lambda: not (tmp_path / "pid").exists(), "the daemon to end")
     assert sorted(path.name for path in tmp_path.glob("chatws.log*")) == ["chatws.log", "chatws.log.1"]
     assert "Server Shut Down." in log.read_text()
-    for one in (log, tmp_path / "chatws.log.1") if log_format == "json" else ():
-        lines = [json.loads(line) for line in one.read_text().splitlines()]
+    for item in (log, tmp_path / "chatws.log.1") if log_format == "json" else ():
+        lines = [json.loads(line) for line in item.read_text().splitlines()]
         assert lines
         assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
 
@@ -386,13 +386,13 @@ def test_sighup_reloads_in_a_terminal_and_ends_the_server_when_the_terminal_has_
         cwd=tmp_path, env=clean_environment(), stdin=theirs, stdout=theirs, stderr=theirs,
     )  # fmt: skip
     os.close(theirs)
-    said = b""
+    output = b""
     try:
-        while b"listening for browsers" not in said:
-            said += os.read(ours, 4096)
+        while b"listening for browsers" not in output:
+            output += os.read(ours, 4096)
         process.send_signal(signal.SIGHUP)
-        while b"nothing has changed" not in said:
-            said += os.read(ours, 4096)
+        while b"nothing has changed" not in output:
+            output += os.read(ours, 4096)
         os.close(ours)  # the kernel sends SIGHUP
         assert process.wait(20) == 0
     finally:

@@ -166,8 +166,8 @@ def test_settings_that_windows_lacks_are_rejected_in_one_line(
     (tmp_path / "1.json").write_text('{"event":"e","id":"1","ack":true}')
     done = run("windows", *words, directory=tmp_path)
     assert done.returncode == (78 if words[0] == "twistd" else 1), done.stdout
-    (said,) = done.stderr.splitlines()
-    assert line in said
+    (output,) = done.stderr.splitlines()
+    assert line in output
 
 
 #: Says what is missing.

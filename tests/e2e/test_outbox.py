@@ -47,8 +47,8 @@ GRANT SELECT ON shop.conversation_agents TO 'chatws'@'localhost';
 
 def snippet(guide: str, language: str, word: str) -> str:
     text = (DOCS / guide).read_text("utf-8")
-    (found,) = (one for one in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in one)
-    return str(found)
+    (result,) = (item for item in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if word in item)
+    return str(result)
 
 
 @pytest.fixture

@@ -125,8 +125,8 @@ def is_taken(backend: Backend, key: str) -> None:
 def settled_statuses(page: Browser) -> list[tuple[int, str]]:
     """What the page was told of the agents by now."""
     page.settle()
-    found = [one["data"] for one in page.received if one.get("event") == "agent_status"]
-    return [(one["agent_id"], one["status"]) for one in found if one["agent_id"] != GUEST]
+    result = [item["data"] for item in page.received if item.get("event") == "agent_status"]
+    return [(item["agent_id"], item["status"]) for item in result if item["agent_id"] != GUEST]
 
 
 def test_a_partition_delays_events_and_loses_none(cluster: Cluster) -> None:
@@ -155,17 +155,17 @@ def test_a_partition_delays_events_and_loses_none(cluster: Cluster) -> None:
     is_taken(backends["whole"], "later")
     for name in ("cut", "mute", "deaf"):
         assert [
-            one for one in pages[name].settle() if one["event"] == "new_message" and one["data"]["n"] == "later"
+            item for item in pages[name].settle() if item["event"] == "new_message" and item["data"]["n"] == "later"
         ] == []
 
     # nginx's host loses the three as well: new clients reach the remaining node and recover there
     for name in ("cut", "mute", "deaf"):
         cluster.network.cut_both("front", name)
     with cluster.network.inside("front"), Browser(cluster.nginx.ws_url) as moved:
-        last = next(one["id"] for one in reversed(pages["cut"].received) if "id" in one)
+        last = next(item["id"] for item in reversed(pages["cut"].received) if "id" in item)
         assert moved.auth(GUEST, last_event_id=last)["recovered"] is True
         assert moved.subscribe(1, last_event_id=last)["recovered"] is True
-        assert {"meanwhile", "later"} <= {one["data"].get("n") for one in moved.settle()}
+        assert {"meanwhile", "later"} <= {item["data"].get("n") for item in moved.settle()}
 
     cluster.network.heal()
     for name in NODES:
@@ -179,14 +179,14 @@ def test_a_partition_delays_events_and_loses_none(cluster: Cluster) -> None:
     orders = []
     for page in pages.values():
         page.expect("new_message", n="after")
-        orders.append([one["data"]["n"] for one in page.received if one.get("event") == "new_message"])
+        orders.append([item["data"]["n"] for item in page.received if item.get("event") == "new_message"])
     assert sorted(orders[0]) == sorted(expected)
     assert orders == [orders[0]] * len(NODES)
     # online once, offline once, online once
     until(lambda: len(settled_statuses(pages["whole"])) == 9, "them to be online")
     told = settled_statuses(pages["whole"])
     for number in (2, 3, 4):
-        assert [status for one, status in told if one == number] == ["online", "offline", "online"], told
+        assert [status for first, status in told if first == number] == ["online", "offline", "online"], told
     for page in (*pages.values(), *backends.values()):
         page.close()
     for server in cluster.servers.values():

@@ -46,7 +46,7 @@ def in_transaction(url: str, *statements: str, commit: bool = True) -> None:
 
 
 def test_an_application_publishes_and_revokes_within_its_transactions(chatws_server: Start, url: str) -> None:
-    one, other = start(chatws_server, url), start(chatws_server, url, "--broker-poll", "0.05")
+    node, other = start(chatws_server, url), start(chatws_server, url, "--broker-poll", "0.05")
     in_transaction(
         url,
         "CREATE TABLE assignments (agent_id int, conversation_id int)",
@@ -56,7 +56,7 @@ def test_an_application_publishes_and_revokes_within_its_transactions(chatws_ser
         "CREATE TRIGGER unassigned AFTER DELETE ON assignments FOR EACH ROW EXECUTE FUNCTION unassigned()",
     )
     publish = 'SELECT chatws.publish(\'new_message\', \'{{"conversation_id":456,"message":{{"id":{}}}}}\')'
-    with one.agent(5, 456) as ana, other.agent(6, 456) as bia:
+    with node.agent(5, 456) as ana, other.agent(6, 456) as bia:
         in_transaction(url, publish.format(1), commit=False)
         in_transaction(url, publish.format(2), publish.format(3))
         for page in (ana, bia):
@@ -83,9 +83,9 @@ def test_an_application_publishes_and_revokes_within_its_transactions(chatws_ser
 
         def online() -> bool:
             cursor.execute("SELECT user_id FROM chatws.online_agents")
-            found = cursor.fetchall()
+            result = cursor.fetchall()
             connection.commit()
-            return not found
+            return not result
 
         until(online, "everybody to be gone in SQL too")
 
@@ -94,13 +94,13 @@ def test_an_application_publishes_and_revokes_within_its_transactions(chatws_ser
 def test_a_killed_node_takes_its_agents_offline_and_its_browsers_recover_elsewhere(
     chatws_server: Start, url: str, postgres_logs: PostgresLogs
 ) -> None:
-    one, other = start(chatws_server, url), start(chatws_server, url)
-    with other.agent(6, 1) as bia, one.backend() as backend:
-        ana = one.agent(5, 1)
+    node, other = start(chatws_server, url), start(chatws_server, url)
+    with other.agent(6, 1) as bia, node.backend() as backend:
+        ana = node.agent(5, 1)
         bia.expect("agent_status", agent_id=5, status="online")
         backend.push("new_message", {"conversation_id": 1, "n": 1})
         last = ana.expect("new_message")
-        one.stop(signal.SIGKILL)
+        node.stop(signal.SIGKILL)
         with other.backend() as elsewhere:
             elsewhere.push("new_message", {"conversation_id": 1, "n": 2})
             bia.expect("agent_status", agent_id=5, status="offline")

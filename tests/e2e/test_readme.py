@@ -35,9 +35,9 @@ Start = Callable[..., Server]
 def block(language: str, mark: str) -> str:
     """The README's block in this language that has `mark` in it."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (found,) = [one for one in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if mark in one]
-    assert isinstance(found, str)
-    return found
+    (result,) = [item for item in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL) if mark in item]
+    assert isinstance(result, str)
+    return result
 
 
 def run(words: list[str], directory: Path) -> str:
@@ -147,7 +147,7 @@ def test_the_readme_s_page_receives_pushed_events(server: Server, tmp_path: Path
     port = free_port()
     (tmp_path / "index.html").write_text(block("html", "wsClient").replace("8080", str(server.port)))
     command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", str(port)]
-    said: list[str] = []
+    output: list[str] = []
     with (
         Command(command, tmp_path, ready=lambda: listens(port)),
         open_browser() as browser,
@@ -155,13 +155,13 @@ def test_the_readme_s_page_receives_pushed_events(server: Server, tmp_path: Path
         server.agent(2, 456) as bruno,
         server.backend() as backend,
     ):
-        tab.on("console", lambda message: said.append(message.text))
+        tab.on("console", lambda message: output.append(message.text))
         tab.goto(f"http://localhost:{port}/")
         bruno.expect("agent_status", agent_id=123, status="online")
         until(lambda: backend.push("new_message", MESSAGE)["delivered"] == 2, "the page to subscribe")
         bruno.send({"type": "typing", "conversation_id": 456})
-        until(lambda: tab.wait_for_timeout(10) or "2 is typing" in said, "the page to hear of the typing")
-        assert "456 hi" in said
+        until(lambda: tab.wait_for_timeout(10) or "2 is typing" in output, "the page to hear of the typing")
+        assert "456 hi" in output
 
 
 @needs("chromium")

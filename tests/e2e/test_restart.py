@@ -47,11 +47,11 @@ def test_a_drain_closes_browsers_one_by_one_with_4012(chatws_server: Start) -> N
         closed.append((time.monotonic(), code))
 
     waiting = [threading.Thread(target=wait, args=(browser,)) for browser in browsers]
-    for one in waiting:
-        one.start()
+    for item in waiting:
+        item.start()
     assert server.stop() == 0
-    for one in waiting:
-        one.join()
+    for item in waiting:
+        item.join()
     assert [code for _, code in closed] == [4012] * 10
     # not at once: the first and the last are far apart, and no two thirds go together, though we may have been stopped
     # for some of the time ourselves
@@ -94,7 +94,7 @@ def test_a_history_on_disk_recovers_missed_events_once(chatws_server: Start, sig
         assert back.auth(1, last_event_id=seen)["recovered"] is True
         answer = back.subscribe(456, last_event_id=seen)
         assert (answer["recovered"], answer["replayed"]) == (True, 2)
-        assert [one["data"]["n"] for one in back.settle()] == [2, 3]
+        assert [item["data"]["n"] for item in back.settle()] == [2, 3]
 
 
 def test_a_history_in_memory_makes_the_page_resync(chatws_server: Start) -> None:
@@ -134,7 +134,7 @@ def test_agents_back_within_the_grace_are_not_announced(chatws_server: Start) ->
     server.restart()
     watcher = server.agent(1)
     server.agent(2)
-    assert [one for one in watcher.settle() if one["event"] == "agent_status"] == []
+    assert [item for item in watcher.settle() if item["event"] == "agent_status"] == []
     with server.backend() as backend:
         assert backend.request({"op": "presence"})["online"] == [1, 2]
         # a third is news: what is announced would have been seen

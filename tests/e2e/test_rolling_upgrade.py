@@ -31,7 +31,9 @@ def test_an_upgrade_node_by_node_loses_nothing_and_brings_no_stampede(tmp_path: 
     assert max(Counter(report.statuses).values()) == 1, Counter(report.statuses).most_common(3)
     assert {status for _, status in report.statuses} == {"online"}
     for began, ended in drains:
-        histogram = Counter(int((one - began) * 10) for one in report.reconnects if began <= one < ended)
+        histogram = Counter(
+            int((reconnect - began) * 10) for reconnect in report.reconnects if began <= reconnect < ended
+        )
         moved = sum(histogram.values())
         even = moved / (DRAIN * 10)
         print(shown := f"reconnects by 100 ms, {even:.1f} if they were even: {sorted(histogram.items())}")

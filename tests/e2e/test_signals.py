@@ -43,14 +43,14 @@ needs_unshare = pytest.mark.skipif(not _may_unshare(), reason="this user may not
 
 def mask(pid: int, name: str) -> set[int]:
     """The signals in a mask of /proc/PID/status: `SigBlk`, `SigIgn` or `SigCgt`."""
-    found = re.search(rf"^{name}:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
-    assert found is not None
-    bits = int(found[1], 16)
+    result = re.search(rf"^{name}:\s*([0-9a-f]+)$", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+    assert result is not None
+    bits = int(result[1], 16)
     return {number for number in range(1, 65) if bits >> number - 1 & 1}
 
 
 def children(pid: int) -> list[int]:
-    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 class Young(Command):

@@ -66,8 +66,8 @@ class TlsServer:
         os.kill(self.server.pid, signal.SIGHUP)
 
         def answered() -> str:
-            said = self.server.log[before:]
-            return said if re.search(r"configuration: |is rejected|nothing has changed", said) else ""
+            output = self.server.log[before:]
+            return output if re.search(r"configuration: |is rejected|nothing has changed", output) else ""
 
         return until(answered, "the answer to SIGHUP")
 
@@ -107,25 +107,25 @@ def test_openssl_with_alpn_gets_the_whole_chain(
 ) -> None:
     server = tls_server()
     for port, negotiated in ((server.port, browsers), (server.push_port, backends)):
-        said = run(
+        output = run(
             "openssl", "s_client", "-connect", f"127.0.0.1:{port}", "-CAfile", str(server.root), "-showcerts",
             "-verify_return_error", *(["-alpn", offered] if offered else []), stdin=subprocess.DEVNULL,
         )  # fmt: skip
-        assert "Verify return code: 0 (ok)" in said
-        assert negotiated in said
-        assert said.count("BEGIN CERTIFICATE") == 2
-        assert "alert" not in said
+        assert "Verify return code: 0 (ok)" in output
+        assert negotiated in output
+        assert output.count("BEGIN CERTIFICATE") == 2
+        assert "alert" not in output
 
 
 @needs("curl")
 def test_curl_verifies_and_is_answered(tls_server: Callable[..., TlsServer]) -> None:
     server = tls_server()
-    said = run(
+    output = run(
         "curl", "-sv", "--noproxy", "*", "--cacert", str(server.root), f"https://localhost:{server.port}/healthz"
     )
-    assert "SSL certificate verify ok" in said
-    assert "HTTP/1.1 200 OK" in said
-    assert "ok\n" in said
+    assert "SSL certificate verify ok" in output
+    assert "HTTP/1.1 200 OK" in output
+    assert "ok\n" in output
 
 
 @needs("chromium")
@@ -167,10 +167,11 @@ def test_sighup_takes_a_renewed_certificate_and_keeps_connections(
     with server.browser() as browser, server.backend() as backend:
         browser.auth(7)
         server.install(server.authority.issue("localhost", "new.example", end=30))
-        said = server.reload()
+        output = server.reload()
         for setting in (f'--listen "{server.listen}"', f'--push-listen "{server.push_listen}"'):
             assert (
-                f'configuration: {setting}: new connections get the new certificate "localhost", valid until 20' in said
+                f'configuration: {setting}: new connections get the new certificate "localhost", valid until 20'
+                in output
             )
         until(lambda: server.serial(server.port) != before, "the new certificate")
         until(lambda: server.serial(server.push_port) == server.serial(server.port), "it for backends")
@@ -194,9 +195,9 @@ def test_sighup_with_a_broken_certificate_keeps_the_old_one_and_logs_why(
             (server.authority.issue().key, "does not belong to the certificate"),
         ):
             (server.directory / "key.pem").write_bytes(content)
-            said = server.reload()
-            assert "the new configuration is rejected, the old one stays: --listen" in said
-            assert reason in said
+            output = server.reload()
+            assert "the new configuration is rejected, the old one stays: --listen" in output
+            assert reason in output
             assert server.serial(server.port) == server.serial(server.push_port) == before
         (server.directory / "key.pem").write_bytes(kept)
         assert "nothing has changed" in server.reload()

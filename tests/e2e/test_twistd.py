@@ -26,8 +26,8 @@ MESSAGE = {"conversation_id": 1, "message": {"id": 9, "content": "hi"}}
 
 def error_of(browser: Browser) -> dict[str, Any]:
     """The data of the next `error`."""
-    found: dict[str, Any] = browser.expect("error")["data"]
-    return found
+    result: dict[str, Any] = browser.expect("error")["data"]
+    return result
 
 
 # --- the two ports --------------------------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_two_agents_see_each_other_type(server: Server) -> None:
         event = bruno.expect("typing")
         assert event["data"]["is_typing"] is False
         assert "id" not in event
-        assert not [one for one in ana.settle() + carla.settle() if one["event"] == "typing"]
+        assert not [item for item in ana.settle() + carla.settle() if item["event"] == "typing"]
 
 
 def test_messages_sent_right_behind_the_auth_are_held_in_order(server: Server) -> None:
@@ -126,7 +126,7 @@ def test_several_tabs_are_one_agent(server: Server) -> None:
         first, second = server.agent(1), server.agent("1")
         bruno.expect("agent_status", agent_id=1, status="online")
         first.close()
-        assert not [one for one in bruno.settle() if one.get("event") == "agent_status"]
+        assert not [item for item in bruno.settle() if item.get("event") == "agent_status"]
         bruno.send({"type": "presence"})
         assert bruno.expect("presence")["data"] == {"online": [1, 2]}
         second.drop()
@@ -141,7 +141,7 @@ def test_a_page_that_is_reloaded_does_not_go_offline(chatws_server: Start) -> No
         server.agent(1).close()
         bruno.expect("agent_status", agent_id=1, status="online")
         with server.agent(1):
-            assert not [one for one in bruno.settle() if one.get("event") == "agent_status"]
+            assert not [item for item in bruno.settle() if item.get("event") == "agent_status"]
 
 
 def test_a_tab_that_was_typing_and_closes_stops_typing(server: Server) -> None:
@@ -221,7 +221,7 @@ def test_a_message_pushed_by_a_backend_is_seen_by_the_conversations_subscribers(
         event = ana.expect("new_message")
         assert event["data"] == MESSAGE
         assert event["id"] == answer["event_id"]
-        assert not [one for one in bruno.settle() if one["event"] == "new_message"]
+        assert not [item for item in bruno.settle() if item["event"] == "new_message"]
 
 
 def test_the_data_reaches_the_browser_as_the_backend_wrote_it(server: Server) -> None:
@@ -256,7 +256,7 @@ def test_each_audience_is_reached_and_no_other(server: Server) -> None:
         backend.push("agent_status", {"agent_id": 6, "status": "away"})
 
         def seen(browser: Browser) -> list[str]:
-            return [one["event"] for one in browser.settle() if one["event"] != "agent_status"]
+            return [item["event"] for item in browser.settle() if item["event"] != "agent_status"]
 
         common = ["conversation_updated", "new_conversation"]
         assert seen(ana) == ["to_conversation", "to_users", "to_all", *common]
@@ -270,7 +270,7 @@ def test_a_pushed_typing_event_excludes_the_typing_user(server: Server) -> None:
     with server.agent(1, 1) as ana, server.agent(2, 1) as bruno, server.backend() as backend:
         backend.push("typing", {"conversation_id": 1, "user_id": 1, "is_typing": True})
         bruno.expect("typing", user_id=1)
-        assert not [one for one in ana.settle() if one["event"] == "typing"]
+        assert not [item for item in ana.settle() if item["event"] == "typing"]
 
 
 def test_pipelined_lines_split_anywhere_are_answered_in_order(server: Server) -> None:
@@ -313,7 +313,7 @@ def test_a_repeated_line_with_one_id_is_delivered_once(server: Server) -> None:
         second = backend.push("new_message", MESSAGE, id="order-77-paid")
         assert second["duplicate"] is True
         assert second["event_id"] == first["event_id"]
-        assert len([one for one in ana.settle() if one["event"] == "new_message"]) == 1
+        assert len([item for item in ana.settle() if item["event"] == "new_message"]) == 1
 
 
 def test_a_line_too_long_is_answered_and_closes_the_connection(chatws_server: Start) -> None:
@@ -332,7 +332,7 @@ def test_an_http_request_steered_at_the_push_port_does_not_get_as_far_as_its_bod
         backend.send_bytes(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 46\r\n\r\n" + body)
         answers = backend.read_to_end().splitlines()
         assert [json.loads(line)["code"] for line in answers] == ["bad_json"]
-        assert not [one for one in ana.settle() if one["event"] == "stolen"]
+        assert not [item for item in ana.settle() if item["event"] == "stolen"]
 
 
 def test_the_lines_before_a_half_closed_end_count_and_are_answered(server: Server) -> None:
@@ -423,9 +423,9 @@ def test_many_get_an_event_with_an_io_uring_and_without(
 ) -> None:
     server = chatws_server(*arguments)
     files = []
-    for one in Path(f"/proc/{server.pid}/fd").iterdir():
+    for path in Path(f"/proc/{server.pid}/fd").iterdir():
         with suppress(FileNotFoundError):  # it was that of the visit that found it ready
-            files.append(os.readlink(one))
+            files.append(os.readlink(path))
     assert ("anon_inode:[io_uring]" in files) == rings
     agents = [server.agent(user, 1) for user in range(1, 31)]
     with server.backend() as backend:

@@ -133,11 +133,11 @@ def test_a_socket_of_another_user_is_one_line(is_stale: bool) -> None:
     try:
         directory.chmod(0o1777)  # sticky: the file cannot be removed
         path = directory / "push.sock"
-        with socket.socket(socket.AF_UNIX) as one:
-            one.bind(str(path))
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.bind(str(path))
             path.chmod(0o600)
             if not is_stale:
-                one.listen(1)
+                connection.listen(1)
             script = (
                 "import sys; from chatws.net.listeners import try_to_listen; from chatws.errors import ConfigError\n"
                 "try: try_to_listen([(sys.argv[1], '--push-listen')])\n"

@@ -32,8 +32,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     command += ["--wheel-dir", str(target), str(source)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    (found,) = target.iterdir()
-    return found
+    (result,) = target.iterdir()
+    return result
 
 
 @pytest.mark.long

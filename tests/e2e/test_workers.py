@@ -38,8 +38,8 @@ def start_workers(chatws_server: Start, *arguments: str, **environment: str) -> 
 
 def process_of(server: Server, worker: int) -> int:
     """The worker's process, by the last line that names it."""
-    found = re.findall(rf"worker {worker} serves, as process (\d+)", server.log)
-    return int(found[-1])
+    result = re.findall(rf"worker {worker} serves, as process (\d+)", server.log)
+    return int(result[-1])
 
 
 def is_alive(pid: int) -> bool:
@@ -52,19 +52,19 @@ def is_alive(pid: int) -> bool:
 
 def agents_on_both(server: Server, first: int, *conversations: Any) -> dict[str, Browser]:
     """By worker ("w0", "w1"), an agent whose browser is there. Users from `first` on; who is not needed leaves."""
-    found: dict[str, Browser] = {}
+    result: dict[str, Browser] = {}
     for user_id in range(first, first + 60):
         browser = server.browser()
         worker = browser.auth(user_id)["connection_id"].partition("-")[0]
-        if worker in found:
+        if worker in result:
             browser.close()
             continue
-        found[worker] = browser
+        result[worker] = browser
         for conversation in conversations:
             browser.subscribe(conversation)
-        if len(found) == 2:
-            return found
-    raise AssertionError(f"sixty browsers went to {list(found)} alone")
+        if len(result) == 2:
+            return result
+    raise AssertionError(f"sixty browsers went to {list(result)} alone")
 
 
 class Page(threading.Thread):
@@ -107,7 +107,7 @@ class Page(threading.Thread):
 def test_workers_are_one_server(chatws_server: Start) -> None:
     metrics = free_port()
     server = start_workers(chatws_server, "--metrics-port", str(metrics), "--presence-grace", "0")
-    one, two = agents_on_both(server, 1, 456).values()
+    lone, two = agents_on_both(server, 1, 456).values()
     left, right = agents_on_both(server, 101, 456).values()
 
     # pushes over separate connections reach both workers' browsers once and in order, through any worker
@@ -121,7 +121,7 @@ def test_workers_are_one_server(chatws_server: Start) -> None:
         with server.backend() as backend:
             backend.push("new_message", {"conversation_id": 456, "n": sent})
         sent += 1
-    for browser in (one, two, left, right):
+    for browser in (lone, two, left, right):
         got = [browser.expect("new_message") for _ in range(sent)]
         assert [message["data"]["n"] for message in got] == list(range(sent))
         assert len({message["id"] for message in got}) == sent
@@ -131,30 +131,30 @@ def test_workers_are_one_server(chatws_server: Start) -> None:
         keyed = {"event": "new_message", "data": {"conversation_id": 456, "n": -1}, "id": "k"}
         known = first.request(keyed)
         assert second.request(keyed) == {**known, "delivered": 0, "duplicate": True}
-    for browser in (one, two, left, right):
+    for browser in (lone, two, left, right):
         browser.expect("new_message", n=-1)
-    one.send({"type": "typing", "conversation_id": 456})
+    lone.send({"type": "typing", "conversation_id": 456})
     assert two.expect("typing")["data"]["is_typing"] is True
 
     def online(browser: Browser) -> list[int]:
         browser.send({"type": "presence"})
-        found: list[int] = browser.expect("presence")["data"]["online"]
-        return found
+        result: list[int] = browser.expect("presence")["data"]["online"]
+        return result
 
-    until(lambda: len(online(two)) == len(online(one)) == 4, "all four agents to be online, on both workers")
-    everybody = online(one)
+    until(lambda: len(online(two)) == len(online(lone)) == 4, "all four agents to be online, on both workers")
+    everybody = online(lone)
     assert online(two) == everybody
 
     # what a backend does to a user it does on the worker where that user is
     with server.backend() as backend:
         for user_id in everybody:
             backend.request({"op": "unsubscribe", "user_id": user_id, "conversation_id": 456})
-        for browser in (one, two, left, right):
+        for browser in (lone, two, left, right):
             browser.expect("unsubscribed", conversation_id=456)
         for user_id in everybody[2:]:
             backend.request({"op": "disconnect", "user_id": user_id, "reason": "logged out"})
     assert (left.expect_close(), right.expect_close()) == ((4000, "logged out"), (4000, "logged out"))
-    until(lambda: online(one) == online(two) == everybody[:2], "two agents to be offline")
+    until(lambda: online(lone) == online(two) == everybody[:2], "two agents to be offline")
 
     # the operator sees one server
     assert fetch(metrics, "/healthz") == (200, "ok\n")
@@ -162,8 +162,8 @@ def test_workers_are_one_server(chatws_server: Start) -> None:
 
     def by_worker(name: str) -> list[float | None]:
         # one that takes too long to answer is left out
-        found = samples(metrics)
-        return [found.get((name, frozenset({("worker", worker)}))) for worker in "01"]
+        result = samples(metrics)
+        return [result.get((name, frozenset({("worker", worker)}))) for worker in "01"]
 
     until(lambda: by_worker("chatws_connections") == [1, 1], "disconnected browsers to be gone")
     until(lambda: by_worker("chatws_worker_up") == [1, 1], "both workers to answer")
@@ -198,7 +198,7 @@ def test_a_killed_worker_is_replaced_and_no_event_is_lost(chatws_server: Start, 
             push(50)
             until(lambda victim=victim, worker=worker: process_of(server, worker) != victim, "its successor")
             until(lambda: fetch(metrics, "/readyz")[0] == 200, "both workers to be ready")
-            assert sum(value(metrics, "chatws_worker_restarts_total", worker=one) for one in "01") == times
+            assert sum(value(metrics, "chatws_worker_restarts_total", worker=item) for item in "01") == times
             push(20)
         for page in pages:
             until(lambda page=page: len(page.numbers) >= sent, "all events to be there")
@@ -286,8 +286,8 @@ def test_when_the_supervisor_is_killed_the_workers_end_and_the_log_on_disk_has_e
         with server.browser() as back:
             back.auth(user_id, last_event_id=position)
             assert back.subscribe(7, last_event_id=position)["recovered"] is True
-            found = [one["data"]["n"] for one in back.settle() if one.get("event") == "new_message"]
-            assert found[: acknowledged - 2] == list(range(2, acknowledged))
+            result = [item["data"]["n"] for item in back.settle() if item.get("event") == "new_message"]
+            assert result[: acknowledged - 2] == list(range(2, acknowledged))
 
 
 def test_a_log_that_processes_share_by_themselves_is_opened_by_each_worker(

@@ -30,9 +30,9 @@ def until(condition: Callable[[], T], what: str, deadline: float = DEADLINE) -> 
     """
     end = time.monotonic() + deadline
     while True:
-        found = condition()
-        if found:
-            return found
+        result = condition()
+        if result:
+            return result
         if time.monotonic() > end:
             raise AssertionError(f"waited {deadline:g} s in vain for {what}")
         time.sleep(0.02)
@@ -116,14 +116,14 @@ class Browser:
     def auth(self, user_id: Any, **more: Any) -> dict[str, Any]:
         """Authenticate and return the data of `authenticated`."""
         self.send({"type": "auth", "user_id": user_id, **more})
-        found: dict[str, Any] = self.expect("authenticated")["data"]
-        return found
+        result: dict[str, Any] = self.expect("authenticated")["data"]
+        return result
 
     def subscribe(self, conversation_id: Any, **more: Any) -> dict[str, Any]:
         """Subscribe and return the data of `subscribed`."""
         self.send({"type": "subscribe", "conversation_id": conversation_id, **more})
-        found: dict[str, Any] = self.expect("subscribed")["data"]
-        return found
+        result: dict[str, Any] = self.expect("subscribed")["data"]
+        return result
 
     def expect_close(self, deadline: float = DEADLINE) -> tuple[int, str]:
         """Read until the server closes. Returns the close code and the reason."""
