@@ -254,7 +254,7 @@ def activated(tmp_path: Path) -> Iterator[Activated]:
         first.stop()
     for each in first.sockets:
         each.close()
-    one.manager.close()
+    first.manager.close()
 
 
 def test_connections_before_the_service_starts_are_served(activated: Activated) -> None:
