@@ -84,6 +84,9 @@ class FakeTarget:
         self.done.append(("groups", user_id, groups))
         return 1
 
+    def sync_webhooks(self) -> Deferred[None]:
+        return succeed(None)
+
     def online(self) -> list[Id] | Deferred[list[Id]]:
         return list(self.online_ids)
 

@@ -168,6 +168,7 @@ MAY_IMPORT = {
         "chatws.runtime",
         "chatws.server.component",
         "chatws.server.websocket_client",
+        "chatws.webhooks",
     ],
 }
 

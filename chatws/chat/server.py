@@ -274,6 +274,13 @@ class ChatServer:
         """Store and deliver events, in order. See `Broker.publish`."""
         return self.broker.publish(new_events)
 
+    def sync_webhooks(self) -> Deferred[None]:
+        """Make the whole state due for the receiver of webhooks.
+
+        :raises Unavailable: through the Deferred: webhooks are not configured, or the broker is unavailable.
+        """
+        return self.broker.add_webhooks([], reset=True)
+
     def event_id(self, event: Event) -> str | None:
         """Return "EPOCH:OFFSET", or None for a transient event."""
         return f"{self.broker.epoch}:{event.offset}" if event.offset else None

@@ -151,6 +151,10 @@ class BlockingPushClient:
         """Unsubscribe the user's connections from the conversation. Raises as `publish`."""
         return self._run_op("unsubscribe", user_id=user_id, conversation_id=conversation_id)
 
+    def sync_webhooks(self) -> PushResult:
+        """Make the server send the whole state to the receiver of its webhooks. Raises as `publish`."""
+        return self._run_op("webhook_sync")
+
     def online(self) -> list[Id]:
         """Return the agents that are online: integers first, then strings, each sorted. Raises as `publish`."""
         return self._run_op("presence").online or []

@@ -29,6 +29,7 @@ from chatws.push.protocol import (
     PublishLine,
     RequestId,
     UnsubscribeOp,
+    WebhookSyncOp,
     parse_simple_batch,
 )
 from chatws.push.responses import (
@@ -73,6 +74,10 @@ class PushTarget(Protocol):
 
     def set_groups(self, user_id: Id, groups: tuple[str, ...]) -> int | Deferred[int]:
         """Replace the groups of the agent's connections and return the number of connections."""
+        ...
+
+    def sync_webhooks(self) -> Deferred[None]:
+        """Send the whole state to the receiver of webhooks."""
         ...
 
     def online(self) -> list[Id] | Deferred[list[Id]]:
@@ -212,6 +217,9 @@ class CommandHandler:
                     online = sort_ids([*await _resolve(target.online())])
                     agents = [self._agent(user_id) for user_id in online] if operation.detail else None
                     return PresenceResponse(True, operation.request_id, online, agents)
+                case WebhookSyncOp():
+                    await target.sync_webhooks()
+                    return OpResponse(True, operation.request_id)
                 case _:
                     return OpResponse(True, operation.request_id)
         except Exception as error:

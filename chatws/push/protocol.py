@@ -56,6 +56,7 @@ __all__ = [
     "RequestId",
     "To",
     "UnsubscribeOp",
+    "WebhookSyncOp",
     "parse_line",
     "parse_simple_batch",
 ]
@@ -204,7 +205,11 @@ class PingOp(_Op, tag="ping", kw_only=True):
     """Check the connection."""
 
 
-Op: TypeAlias = AuthOp | DisconnectOp | UnsubscribeOp | GroupsOp | PresenceOp | PingOp
+class WebhookSyncOp(_Op, tag="webhook_sync", kw_only=True):
+    """Send the whole state to the receiver of webhooks."""
+
+
+Op: TypeAlias = AuthOp | DisconnectOp | UnsubscribeOp | GroupsOp | PresenceOp | PingOp | WebhookSyncOp
 
 _MISSING = msgspec.Raw(b"")
 
