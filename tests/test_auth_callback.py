@@ -19,7 +19,7 @@ from twisted.web.http import Request
 from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET, Site
 
-from chatws.auth import callback
+from chatws.auth import callback, http_client
 from chatws.auth.callback import CallbackMethod
 from chatws.auth.factory import build_authenticator
 from chatws.chat.interfaces import Credentials, Identity
@@ -387,9 +387,9 @@ async def test_two_hundred_with_anything_else_is_neither_yes_nor_no(
 
 @pytest_twisted.ensureDeferred
 async def test_an_answer_that_is_too_long_is_not_read_to_its_end(setting: Setting, log: list[str]) -> None:
-    setting.application.says('{"user_id":5,"x":"' + "x" * (callback.MAX_RESPONSE_BYTES - 20) + '"}')
+    setting.application.says('{"user_id":5,"x":"' + "x" * (http_client.MAX_RESPONSE_BYTES - 20) + '"}')
     assert (await setting.ask()).user_id == 5
-    setting.application.says('{"user_id":5,"x":"' + "x" * callback.MAX_RESPONSE_BYTES + '"}')
+    setting.application.says('{"user_id":5,"x":"' + "x" * http_client.MAX_RESPONSE_BYTES + '"}')
     await unavailable(setting.ask())
 
     endless: list[Request] = []
@@ -406,7 +406,7 @@ async def test_an_answer_that_is_too_long_is_not_read_to_its_end(setting: Settin
     await unavailable(setting.ask())
     await until(lambda: not endless)
     assert {line.partition(": ")[2] for line in log} == {
-        f"the response has more than {callback.MAX_RESPONSE_BYTES} bytes"
+        f"the response has more than {http_client.MAX_RESPONSE_BYTES} bytes"
     }
 
 
@@ -448,7 +448,7 @@ async def test_response_without_an_end_is_closed_after_a_bounded_number_of_bytes
     credentials = Credentials(None, None, HttpRequest("GET", "/ws", headers={"cookie": "session=1"}), "192.0.2.1")
     await unavailable(method.authenticate(credentials))
     # the rest is in socket buffers
-    assert await closed < callback.MAX_WIRE_BYTES + 16 * 1024 * 1024
+    assert await closed < http_client.MAX_WIRE_BYTES + 16 * 1024 * 1024
     await method.stop()
     await port.stopListening()
 

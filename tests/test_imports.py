@@ -119,6 +119,7 @@ MAY_IMPORT = {
         *BASE,
         *LEAVES,
         "chatws.auth.chain",
+        "chatws.auth.token",
         "chatws.brokers.interface",
         "chatws.chat.server",
         "chatws.outbox.reader",
@@ -148,6 +149,7 @@ MAY_IMPORT = {
     "chatws.workers": [
         *BASE,
         *LEAVES,
+        "chatws.auth.public_keys",
         "chatws.auth.secrets",
         "chatws.brokers",
         "chatws.config",

@@ -96,6 +96,10 @@ class SingleFlightCache(Generic[K, V]):
             self._request_turn(key, query, owner)
         return waiter
 
+    def is_running(self, key: K) -> bool:
+        """Return whether a query of `key` is in progress or waits for its turn."""
+        return key in self._queries
+
     def forget(self, matches: Callable[[K], bool]) -> None:
         """Drop the keys that match. Later lookups start a new query; running queries still reach their callers."""
         for key in [key for key in self._entries if matches(key)]:

@@ -8,36 +8,28 @@ JSON, a timeout) is `Unavailable`.
 
 from __future__ import annotations
 
-from typing import Any
-
 import msgspec
 from msgspec.structs import replace
 from twisted.internet.defer import CancelledError, Deferred
-from twisted.internet.protocol import Protocol
 from twisted.logger import Logger
-from twisted.web.client import Agent, HTTPConnectionPool, ResponseDone
-from twisted.web.http import PotentialDataLoss
 from twisted.web.http_headers import Headers
 
 from chatws.auth.auth_url import check_auth_url
 from chatws.auth.cache import RepeatedErrorLog, SingleFlightCache
 from chatws.auth.fair_queue import FairQueue
+from chatws.auth.http_client import HttpClient, InvalidResponse
 from chatws.auth.methods import require_same_user
 from chatws.auth.roles import parse_conversations, parse_role
 from chatws.chat.interfaces import Credentials, Identity
 from chatws.errors import AuthenticationFailed, ClientError, Unavailable
 from chatws.ids import Id, parse_groups, parse_id
 from chatws.interfaces import Reactor
-from chatws.net.web_client import QuietEndpoints, describe_error
+from chatws.net.web_client import describe_error
 
-__all__ = ["FORWARDED", "MAX_PARALLEL", "MAX_RESPONSE_BYTES", "CallbackMethod", "parse_response"]
+__all__ = ["FORWARDED", "MAX_PARALLEL", "CallbackMethod", "parse_response"]
 
 #: Headers of the browser that are forwarded unchanged. Some applications bind a session to the User-Agent.
 FORWARDED = ("cookie", "authorization", "origin", "user-agent")
-#: Bytes in the body of a response. 5,000 conversations of 12 digits fit.
-MAX_RESPONSE_BYTES = 65_536
-#: Bytes of a whole response on the wire: the head, which twisted.web does not limit, and the framing of chunks.
-MAX_WIRE_BYTES = 4 * MAX_RESPONSE_BYTES
 #: Parallel requests to the application: about the workers of a PHP-FPM pool. The others wait.
 MAX_PARALLEL = 32
 #: Seconds for which an identity lasts at least. An application that always answers 0 would be asked all the time.
@@ -57,10 +49,6 @@ class _CallbackBody(msgspec.Struct):
     expires_in: object = msgspec.UNSET
 
 
-class _InvalidResponse(Exception):
-    """The response neither accepts nor rejects the session."""
-
-
 class CallbackMethod:
     """Accept the user that the application returns for the browser's cookies.
 
@@ -78,11 +66,7 @@ class CallbackMethod:
     def __init__(self, url: str, *, timeout: float, ttl: float = 0.0, reactor: Reactor) -> None:
         self._url = check_auth_url(url)
         self._ttl = ttl
-        self._pool = HTTPConnectionPool(reactor, persistent=True)  # type: ignore[no-untyped-call]
-        self._pool.maxPersistentPerHost = MAX_PARALLEL
-        self._pool.cachedConnectionTimeout = 30  # seconds; web servers close idle connections after 60 s or more
-        endpoints = QuietEndpoints(reactor, timeout, MAX_WIRE_BYTES)
-        self._agent: Any = Agent.usingEndpointFactory(reactor, endpoints, self._pool)  # type: ignore[no-untyped-call]
+        self._client = HttpClient(reactor, timeout, MAX_PARALLEL)
         self._error_log = RepeatedErrorLog(self._log, reactor)
         # nothing is cached: a logout must take effect at once
         self._users: SingleFlightCache[_Key, Identity | None] = SingleFlightCache(
@@ -104,8 +88,7 @@ class CallbackMethod:
 
     def stop(self) -> Deferred[None]:
         """Close the idle connections to the application."""
-        closed: Deferred[None] = self._pool.closeCachedConnections()  # type: ignore[no-untyped-call]
-        return closed
+        return self._client.stop()
 
     async def _authenticate(self, credentials: Credentials) -> Identity:
         pending = self._users.get(_headers(credentials), owner=("address", credentials.remote_address))
@@ -126,7 +109,7 @@ class CallbackMethod:
             return await self._request(headers)
         except (CancelledError, AuthenticationFailed):
             raise
-        except _InvalidResponse as error:
+        except InvalidResponse as error:
             self._error_log.make(f"--auth-url: {error}")
         except Exception as error:
             self._error_log.make(f"--auth-url: no response: {describe_error(error)}")
@@ -137,15 +120,13 @@ class CallbackMethod:
         for name, value in headers:
             # unchanged: chatws.server decodes headers as Latin-1
             request_headers.addRawHeader(name.encode(), value.encode("latin-1", "replace"))
-        response = await self._agent.request(b"GET", self._url, request_headers, None)
-        body = _BodyReader(MAX_RESPONSE_BYTES if response.code == 200 else 0)
-        response.deliverBody(body)
-        if response.code in (401, 403):
+        status, body = await self._client.get(self._url, request_headers)
+        if status in (401, 403):
             return None
-        if response.code != 200:
-            hint = "; redirects are not followed" if 300 <= response.code < 400 else ""
-            raise _InvalidResponse(f"status {response.code} is neither 200 (accept) nor 401 or 403 (reject){hint}")
-        return parse_response(await body.done)
+        if status != 200:
+            hint = "; redirects are not followed" if 300 <= status < 400 else ""
+            raise InvalidResponse(f"status {status} is neither 200 (accept) nor 401 or 403 (reject){hint}")
+        return parse_response(body)
 
 
 def _headers(credentials: Credentials) -> _Key:
@@ -163,19 +144,19 @@ def parse_response(body: bytes) -> Identity | None:
     """Parse the body of a response with status 200.
 
     :return: the user, or None if the application rejects the session.
-    :raises _InvalidResponse: the body is invalid.
+    :raises InvalidResponse: the body is invalid.
     :raises AuthenticationFailed: the role is not a text.
     """
     try:
         # PHP prints the byte order mark of a source file before its output
         content = msgspec.json.decode(body.removeprefix(b"\xef\xbb\xbf"), type=_CallbackBody)
         if content.user_id is msgspec.UNSET and content.contact_id is msgspec.UNSET:
-            raise _InvalidResponse("the response has neither a user_id nor a contact_id")
+            raise InvalidResponse("the response has neither a user_id nor a contact_id")
         has_contact = _has_session(content.contact_id)
         if not has_contact and not _has_session(content.user_id):
             return None
         if has_contact and _has_session(content.user_id):
-            raise _InvalidResponse("the response has both a user_id and a contact_id")
+            raise InvalidResponse("the response has both a user_id and a contact_id")
         return Identity(
             parse_id(content.contact_id, "contact_id") if has_contact else parse_id(content.user_id, "user_id"),
             CallbackMethod.name,
@@ -188,9 +169,9 @@ def parse_response(body: bytes) -> Identity | None:
     except AuthenticationFailed:
         raise
     except ClientError as error:
-        raise _InvalidResponse(f"in the response, {error.message}") from None
+        raise InvalidResponse(f"in the response, {error.message}") from None
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        raise _InvalidResponse(
+        raise InvalidResponse(
             'a response with status 200 must be a JSON object like {"user_id":123}; to reject, respond with 401'
         ) from None
 
@@ -205,46 +186,5 @@ def _parse_expires_in(value: object) -> float | None:
     if value is msgspec.UNSET:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
-        raise _InvalidResponse("in the response, expires_in must be a number of seconds")
+        raise InvalidResponse("in the response, expires_in must be a number of seconds")
     return float(min(max(value, MIN_TTL), MAX_TTL))
-
-
-class _BodyReader(Protocol):
-    """Collect the body of a response, and close the connection if it exceeds `limit` bytes.
-
-    :param limit: bytes; 0 closes without reading.
-    :ivar done: fires with the body.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._parts: list[bytes] = []
-        self._size = 0
-        self.done: Deferred[bytes] = Deferred(lambda _: self._close())
-
-    def connectionMade(self) -> None:
-        if not self._limit:
-            self._close()
-
-    def dataReceived(self, data: bytes) -> None:
-        self._size += len(data)
-        if self._size <= self._limit:
-            self._parts.append(data)
-            return
-        self._parts.clear()
-        self._close()
-        if not self.done.called and self._limit:
-            self.done.errback(_InvalidResponse(f"the response has more than {self._limit} bytes"))
-
-    def connectionLost(self, reason: Any = None) -> None:
-        if self.done.called or not self._limit:
-            return
-        if reason.check(ResponseDone, PotentialDataLoss):
-            self.done.callback(b"".join(self._parts))
-        else:
-            self.done.errback(reason)
-
-    def _close(self) -> None:
-        transport: Any = self.transport
-        if transport is not None:
-            transport.loseConnection()

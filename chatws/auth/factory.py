@@ -14,7 +14,9 @@ from chatws.auth.chain import AuthenticatorChain
 from chatws.auth.database import DatabaseMethod
 from chatws.auth.exists_query import ExistsQuery
 from chatws.auth.fair_queue import FairQueue
+from chatws.auth.jwks import JwksKeys
 from chatws.auth.methods import Method
+from chatws.auth.public_keys import load_key_files
 from chatws.auth.roles import Roles
 from chatws.auth.secrets import SecretSettings, load_secrets
 from chatws.auth.token import TimeSource, TokenMethod
@@ -26,6 +28,7 @@ from chatws.interfaces import Clock, Reactor
 from chatws.runtime.clock import WallClock
 
 __all__ = [
+    "NO_TOKEN_KEY",
     "AuthSettings",
     "build_activity",
     "build_authenticator",
@@ -34,12 +37,21 @@ __all__ = [
     "query_tests",
 ]
 
+NO_TOKEN_KEY = (
+    "--auth token needs the secret: --secret-file FILE, or CHATWS_SECRET in the environment. "
+    "For tokens signed with a private key it needs --token-key-file FILE or --jwks-url URL"
+)
+
 
 class AuthSettings(SecretSettings, Protocol):
     """The settings of `chatws.config.schema.Config` that this module uses."""
 
     @property
     def auth_methods(self) -> tuple[str, ...]: ...
+    @property
+    def token_key_files(self) -> tuple[str, ...]: ...
+    @property
+    def jwks_url(self) -> str: ...
     @property
     def token_audience(self) -> str: ...
     @property
@@ -82,7 +94,7 @@ def default_methods(config: AuthSettings) -> tuple[str, ...]:
     """Return the methods of `--auth`, or else the strongest one that is configured."""
     if config.auth_methods:
         return config.auth_methods
-    if config.secret or config.secret_files:
+    if config.secret or config.secret_files or config.token_key_files or config.jwks_url:
         return ("token",)
     if config.auth_url:
         return ("callback",)
@@ -135,10 +147,18 @@ def _method(
     if name == "trust":
         return TrustMethod()
     if name == "token":
-        secrets = load_secrets(config)
-        if not secrets:
-            raise ConfigError("--auth token needs the secret: --secret-file FILE, or CHATWS_SECRET in the environment")
-        return TokenMethod(secrets, clock=wall_clock, audience=config.token_audience)
+        secrets, public_keys = load_secrets(config), load_key_files(config)
+        if not (secrets or public_keys or config.jwks_url):
+            raise ConfigError(NO_TOKEN_KEY)
+        # half of the time: tokens are still accepted with the keys of before if the URL does not respond
+        timeout = config.auth_timeout / 2
+        return TokenMethod(
+            secrets,
+            clock=wall_clock,
+            audience=config.token_audience,
+            public_keys=public_keys,
+            key_set=JwksKeys(config.jwks_url, timeout=timeout, reactor=reactor) if config.jwks_url else None,
+        )
     if name == "callback":
         return CallbackMethod(config.auth_url, timeout=config.auth_timeout, ttl=config.auth_ttl, reactor=reactor)
     if name == "database":

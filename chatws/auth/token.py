@@ -1,7 +1,8 @@
-"""The authentication method `token`: JSON Web Tokens signed with HS256 (RFC 7515, RFC 7519; docs/protocol.md §5).
+"""The authentication method `token`: signed JSON Web Tokens (RFC 7515, RFC 7519; docs/protocol.md §5).
 
 Follows RFC 8725. PyJWT verifies the signature. This module checks the claims, strictly by type. The token's header
-does not choose anything: HS256 is the only algorithm, `kid` is ignored and critical extensions are rejected.
+selects among the configured keys and nothing else: a secret verifies HS256 only, and a public key only the algorithm
+of its type. Critical extensions are rejected.
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import Protocol
 
 import jwt
 import msgspec
+from twisted.internet.defer import Deferred, succeed
 
+from chatws.auth.jwks import JwksKeys
 from chatws.auth.methods import require_same_user
+from chatws.auth.public_keys import ALGORITHMS, VerificationKey
 from chatws.auth.roles import parse_conversations, parse_role
 from chatws.chat.interfaces import Credentials, Identity
 from chatws.errors import AuthenticationFailed, ClientError
@@ -50,7 +54,9 @@ class _Claims(msgspec.Struct):
 class TokenMethod:
     """Accept the user of a valid token.
 
-    :param secrets: the token may be signed with any of them.
+    :param secrets: the token may be signed with any of them (HS256).
+    :param public_keys: or with the private key of any of these.
+    :param key_set: or with that of a key at `jwks_url`.
     :param clock: `seconds()` since 1970, to compare with `exp`, `nbf` and `iat`.
     :param audience: what `aud` must be or contain; empty ignores `aud`.
     """
@@ -59,27 +65,58 @@ class TokenMethod:
     required_credential = "token"
     verifies_identity = True
 
-    def __init__(self, secrets: Sequence[bytes], *, clock: TimeSource, audience: str = "") -> None:
-        self._secrets = tuple(secrets)
+    def __init__(
+        self,
+        secrets: Sequence[bytes],
+        *,
+        clock: TimeSource,
+        audience: str = "",
+        public_keys: Sequence[VerificationKey] = (),
+        key_set: JwksKeys | None = None,
+    ) -> None:
+        self.change_keys(secrets, public_keys)
+        self.key_set = key_set
         self._clock = clock
         self._audience = audience
-        self._jws = jwt.PyJWS(algorithms=["HS256"])
+        self._jws = jwt.PyJWS(algorithms=["HS256", *ALGORITHMS])
 
-    def change_secrets(self, secrets: Sequence[bytes]) -> None:
-        """Replace the secrets. Existing connections remain until their token expires."""
-        self._secrets = tuple(secrets)
+    def change_keys(self, secrets: Sequence[bytes], public_keys: Sequence[VerificationKey]) -> None:
+        """Replace the secrets and the keys of files. Existing connections remain until their token expires."""
+        self._secrets = [VerificationKey("", "HS256", secret) for secret in secrets]
+        self._public_keys = tuple(public_keys)
+
+    def stop(self) -> Deferred[None]:
+        """Close the connection to `jwks_url`."""
+        return succeed(None) if self.key_set is None else self.key_set.stop()
 
     def can_handle(self, credentials: Credentials) -> bool:
         """Return whether the message has a token."""
         return credentials.token is not None
 
-    def authenticate(self, credentials: Credentials) -> Identity:
-        """Verify the token (RFC 7519 §7.2).
+    def authenticate(self, credentials: Credentials) -> Identity | Deferred[Identity]:
+        """Verify the token (RFC 7519 §7.2). Returns a Deferred if keys must be fetched.
 
         :raises AuthenticationFailed: the token is invalid; the message says why.
+        :raises Unavailable: (through the Deferred) the keys cannot be fetched.
         """
-        assert credentials.token is not None
-        claims = self._claims(self._payload(credentials.token))
+        token = credentials.token
+        assert token is not None
+        if len(token) > MAX_TOKEN_CHARACTERS:
+            raise AuthenticationFailed("the token is too long")
+        if "=" in token:  # RFC 7515 §2: base64url without padding; PyJWT lets some through
+            raise AuthenticationFailed("the token is malformed")
+        keys = self._find_keys(token)
+        if isinstance(keys, list):
+            return self._identify(credentials, token, keys)
+        return Deferred.fromCoroutine(self._identify_later(credentials, token, keys))
+
+    async def _identify_later(
+        self, credentials: Credentials, token: str, pending: Deferred[list[VerificationKey]]
+    ) -> Identity:
+        return self._identify(credentials, token, await pending)
+
+    def _identify(self, credentials: Credentials, token: str, keys: Sequence[VerificationKey]) -> Identity:
+        claims = self._claims(self._payload(token, keys))
         self._check_times(claims)
         if self._audience:
             audiences = [claims.aud] if isinstance(claims.aud, str) else claims.aud or []
@@ -103,19 +140,39 @@ class TokenMethod:
             role=role,
         )
 
-    def _payload(self, token: str) -> bytes:
+    def _find_keys(self, token: str) -> list[VerificationKey] | Deferred[list[VerificationKey]]:
+        """Return the keys that may have signed the token.
+
+        :raises AuthenticationFailed: there are none for its algorithm.
+        """
+        if not self._public_keys and self.key_set is None:
+            return self._secrets
+        try:
+            header = self._jws.get_unverified_header(token)
+        except Exception:
+            raise AuthenticationFailed("the token is malformed") from None
+        algorithm = header.get("alg")
+        if self.key_set is not None and algorithm in ALGORITHMS:
+            return self.key_set.find(algorithm, header.get("kid", ""))
+        keys = [key for key in (*self._secrets, *self._public_keys) if key.algorithm == algorithm]
+        if not keys:
+            raise self._wrong_algorithm()
+        return keys
+
+    def _wrong_algorithm(self) -> AuthenticationFailed:
+        names = dict.fromkeys(key.algorithm for key in (*self._secrets, *self._public_keys))
+        expected = " or ".join([*names, *(ALGORITHMS if self.key_set else ())])
+        return AuthenticationFailed(f"the token must be signed with {expected}")
+
+    def _payload(self, token: str, keys: Sequence[VerificationKey]) -> bytes:
         """Verify the signature and return the payload."""
-        if len(token) > MAX_TOKEN_CHARACTERS:
-            raise AuthenticationFailed("the token is too long")
-        if "=" in token:  # RFC 7515 §2: base64url without padding; PyJWT lets some through
-            raise AuthenticationFailed("the token is malformed")
-        for secret in self._secrets:
+        for key in keys:
             try:
-                decoded = self._jws.decode_complete(token, secret, algorithms=["HS256"])
+                decoded = self._jws.decode_complete(token, key.key, algorithms=[key.algorithm])
             except jwt.InvalidSignatureError:
                 continue
             except jwt.InvalidAlgorithmError:
-                raise AuthenticationFailed("the token must be signed with HS256") from None
+                raise self._wrong_algorithm() from None
             except Exception:
                 # PyJWT may raise anything for malformed bytes: no exception means success
                 raise AuthenticationFailed("the token is malformed") from None

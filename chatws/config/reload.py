@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from twisted.logger import Logger
 
 from chatws.auth.factory import default_methods
+from chatws.auth.public_keys import VerificationKey, load_key_files
 from chatws.auth.secrets import load_secrets
 from chatws.config import validate
 from chatws.config.loader import LoadedConfig
@@ -56,7 +57,7 @@ RELOADABLE = frozenset(
         "webhook_secret_file",
     }
 )
-_SECRETS = frozenset({"push_secret_file", "secret", "secret_files"})
+_SECRETS = frozenset({"push_secret_file", "secret", "secret_files", "token_key_files"})
 
 
 @dataclass(frozen=True)
@@ -65,12 +66,14 @@ class ConfigDiff:
 
     :ivar config: the new values of reloadable settings, and the old values of all others.
     :ivar token_secrets: in the order in which they are tried; empty without token authentication.
+    :ivar public_keys: those of `token_key_files`.
     :ivar push_secret: the secret that backends must send first, or None.
     :ivar lines: a sentence for each changed setting: what it is now, or that it needs a restart.
     """
 
     config: Config
     token_secrets: tuple[bytes, ...]
+    public_keys: tuple[VerificationKey, ...]
     push_secret: bytes | None
     lines: tuple[str, ...]
 
@@ -87,7 +90,11 @@ def push_secret(config: Config) -> bytes | None:
 
 
 def diff_config(
-    old: Config, old_token_secrets: tuple[bytes, ...], old_push_secret: bytes | None, new: Config
+    old: Config,
+    old_token_secrets: tuple[bytes, ...],
+    old_push_secret: bytes | None,
+    new: Config,
+    old_public_keys: tuple[VerificationKey, ...] = (),
 ) -> ConfigDiff:
     """Compare `old` with `new`, which has passed `validate.check`.
 
@@ -106,22 +113,26 @@ def diff_config(
             lines.append(f"{name}: {_shown(before)} → {_shown(after)}")
         else:
             needs_restart.append(name)
-    secrets = load_secrets(new)
+    secrets, public_keys = load_secrets(new), load_key_files(new)
     if default_methods(old) != default_methods(new):
         # the authentication methods, and whether they need a secret, are fixed at start
-        secrets = old_token_secrets
+        secrets, public_keys = old_token_secrets, old_public_keys
         if "auth_methods" not in needs_restart:
             needs_restart.append("auth_methods")
-    elif secrets != old_token_secrets:
-        lines.append(f"the token secret has changed: {len(secrets)} {'is' if len(secrets) == 1 else 'are'} valid now")
-        changed |= {"secret": new.secret, "secret_files": new.secret_files}
+    for name, before, after in (
+        ("token secret", old_token_secrets, secrets),
+        ("public key of tokens", old_public_keys, public_keys),
+    ):
+        if before != after:
+            lines.append(f"the {name} has changed: {len(after)} {'is' if len(after) == 1 else 'are'} valid now")
+            changed |= {"secret": new.secret, "secret_files": new.secret_files, "token_key_files": new.token_key_files}
     new_push_secret = push_secret(new)
     if new_push_secret != old_push_secret:
         change = "is set now" if old_push_secret is None else "is removed" if new_push_secret is None else "has changed"
         lines.append(f"the push secret {change}: connected backends stay connected")
     changed["push_secret_file"] = new.push_secret_file
     lines += [f"{name} has changed: this needs a restart" for name in needs_restart]
-    return ConfigDiff(replace(old, **changed), secrets, new_push_secret, tuple(lines))
+    return ConfigDiff(replace(old, **changed), secrets, public_keys, new_push_secret, tuple(lines))
 
 
 class HasTls(Protocol):

@@ -102,7 +102,8 @@ class Config:
     auth_methods: tuple[str, ...] = _set(
         (), "auth", "authentication method: token, callback, database or trust. The first that can handle the `auth` "
         "message decides", flag="--auth", value="METHOD",
-        zero_meaning="token if a secret is set, else callback if a URL is set, else database if one is set, else trust",
+        zero_meaning="token if a secret or public key is set, else callback if a URL is set, else database if one is "
+        "set, else trust",
     )  # fmt: skip
     secret_files: tuple[str, ...] = _set(
         (), "auth", "file with the secret that signs tokens. During a rotation two: the new one and the old one",
@@ -112,6 +113,13 @@ class Config:
         (), "auth", "the token secret itself. CHATWS_SECRET_OLD holds the previous one during a rotation",
         secret=True, environment_only=True,
     )  # fmt: skip
+    token_key_files: tuple[str, ...] = _set(
+        (), "auth", "file with a public key that verifies tokens (PEM: RSA, P-256 or Ed25519). During a rotation two",
+        flag="--token-key-file", value="FILE", path=True,
+    )  # fmt: skip
+    jwks_url: str = _set(
+        "", "auth", "URL of the public keys that verify tokens (a JWK set)", value="URL", zero_meaning="none"
+    )
     allow_world_readable_secrets: bool = _set(
         False, "auth", "accept secret files that every user of the machine can read: for containers, which have no "
         "other users",

@@ -18,7 +18,9 @@ from urllib.parse import quote, urlsplit
 
 from chatws.auth import secrets
 from chatws.auth.auth_url import check_auth_url
-from chatws.auth.factory import default_methods, query_tests
+from chatws.auth.factory import NO_TOKEN_KEY, default_methods, query_tests
+from chatws.auth.jwks import is_unprotected
+from chatws.auth.public_keys import load_key_files
 from chatws.brokers.interface import Retention
 from chatws.brokers.sqlite.store import SqliteStore
 from chatws.config.names import suggestion
@@ -215,16 +217,28 @@ def _check_auth(config: Config, warnings: list[str]) -> None:
         raise ConfigError("--auth has a method twice: leave one out")
     if config.secret and config.secret_files:
         raise ConfigError("CHATWS_SECRET and --secret-file exclude each other: leave one out")
-    has_secret = bool(secrets.load_secrets(config))
-    if "token" in methods and not has_secret:
-        raise ConfigError("--auth token needs the secret: --secret-file FILE, or CHATWS_SECRET in the environment")
+    if config.token_key_files and config.jwks_url:
+        raise ConfigError("--token-key-file and --jwks-url exclude each other: leave one out")
+    has_secret, has_public_key = bool(secrets.load_secrets(config)), bool(load_key_files(config) or config.jwks_url)
+    if "token" in methods and not (has_secret or has_public_key):
+        raise ConfigError(NO_TOKEN_KEY)
+    if config.jwks_url:
+        check_auth_url(config.jwks_url, "--jwks-url")
+        if is_unprotected(config.jwks_url):
+            warnings.append(
+                "--jwks-url is not https: a machine on the way could replace the keys, and authenticate as any user"
+            )
     if "callback" in methods and not config.auth_url:
         raise ConfigError("--auth callback needs the URL of the application: --auth-url URL")
     if config.auth_url:
         check_auth_url(config.auth_url)
     if "database" in methods and not (config.database or config.database_file):
         raise ConfigError("--auth database needs the database: --database URL, or --database-file FILE")
-    unused = [("a token secret", "token", has_secret), ("--auth-url", "callback", bool(config.auth_url))]
+    unused = [
+        ("a token secret", "token", has_secret),
+        ("a public key of tokens", "token", has_public_key),
+        ("--auth-url", "callback", bool(config.auth_url)),
+    ]
     warnings += [
         f"{source} is set, but --auth does not have {method}"
         for source, method, is_set in unused

@@ -18,6 +18,7 @@ from prometheus_client.registry import Collector
 
 import chatws
 from chatws.auth.chain import AuthenticatorChain
+from chatws.auth.token import TokenMethod
 from chatws.brokers.interface import AGENTS
 from chatws.chat.server import ChatServer
 from chatws.interfaces import Reactor
@@ -170,6 +171,11 @@ class Exporter(Collector):
                 for (method, result), count in authenticator.stats.counts.items()
             },
         )
+        key_set = next((method.key_set for method in authenticator.methods if isinstance(method, TokenMethod)), None)
+        help = "Requests for the public keys of tokens (jwks_url)."
+        yield _counters("chatws_jwks_requests", help, ["result"], {} if key_set is None else key_set.counts)
+        help = "Public keys of tokens that were found at jwks_url."
+        yield _gauge("chatws_jwks_keys", help, 0 if key_set is None else key_set.key_count)
         help = "Repeated authentications of open connections (auth_ttl)."
         yield _counters("chatws_renewals", help, ["result"], chat.renewals)
         names = stats.names

@@ -19,6 +19,7 @@ from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from chatws.auth.factory import build_activity, build_authenticator, build_authorizer
+from chatws.auth.public_keys import load_key_files
 from chatws.auth.secrets import load_secrets
 from chatws.auth.token import TokenMethod
 from chatws.brokers.interface import Broker
@@ -194,7 +195,7 @@ class ChatwsService(RootService):
         )
         self.api = IoServer(self.http_push, listeners.api, reactor) if listeners.api else None  # type: ignore[arg-type]
         self._secret = push_secret(config)
-        self._token_secrets = load_secrets(config)
+        self._token_secrets, self._public_keys = load_secrets(config), load_key_files(config)
         self.lag = Lag(reactor)
         self.turns = Turns(reactor)
         self.monitors: IoServer | None = None
@@ -297,7 +298,7 @@ class ChatwsService(RootService):
 
     def apply(self, new: Config) -> tuple[str, ...]:
         """Apply a configuration that `validate.check` has accepted. Otherwise see `reconfigure`."""
-        change = diff_config(self.config, self._token_secrets, self._secret, new)
+        change = diff_config(self.config, self._token_secrets, self._secret, new, self._public_keys)
         config = change.config
         audiences = make_audiences(config)
         make_admission(config)  # raises before anything is changed
@@ -318,10 +319,10 @@ class ChatwsService(RootService):
         self.push.max_line_size = config.max_line_size
         self.http_push.reconfigure(max_head=config.max_head_size, **api_limits(config))
         self._secret = change.push_secret
-        self._token_secrets = change.token_secrets
+        self._token_secrets, self._public_keys = change.token_secrets, change.public_keys
         for method in self.authenticator.methods:
             if isinstance(method, TokenMethod):
-                method.change_secrets(change.token_secrets)
+                method.change_keys(change.token_secrets, change.public_keys)
         self.config = config
         return lines
 

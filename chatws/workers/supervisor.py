@@ -13,6 +13,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from chatws.auth.public_keys import load_key_files
 from chatws.auth.secrets import load_secrets
 from chatws.config import validate
 from chatws.config.reload import diff_config, push_secret, read_renewals, use_renewals
@@ -69,7 +70,7 @@ class Supervisor(RootService):
                 open_configured_broker(config, reactor), self._kill_stuck_worker, reactor
             )
         self._secret = push_secret(config)
-        self._token_secrets = load_secrets(config)
+        self._token_secrets, self._public_keys = load_secrets(config), load_key_files(config)
         self._monitors: IoServer | None = None
         self._all_ended: Deferred[None] | None = None
 
@@ -171,13 +172,13 @@ class Supervisor(RootService):
     def reconfigure(self, new: Config) -> tuple[str, ...]:
         """See `chatws.runtime.service.ChatwsService.reconfigure`: for all workers."""
         validate.check(new, self._reactor, running=True)
-        change = diff_config(self._whole, self._token_secrets, self._secret, new)
+        change = diff_config(self._whole, self._token_secrets, self._secret, new, self._public_keys)
         make_audiences(change.config)
         make_admission(change.config)
         renewals = read_renewals(self._listeners)
         self._whole = change.config
         self._secret = change.push_secret
-        self._token_secrets = change.token_secrets
+        self._token_secrets, self._public_keys = change.token_secrets, change.public_keys
         self.config = per_worker_config(change.config)
         lines = use_renewals(renewals)
         for worker in self.workers:
