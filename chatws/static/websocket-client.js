@@ -295,6 +295,10 @@ var { ChatwsClient, wsClient } = (() => {
     #userChannel = new Channel(null);
     /** The role and id in the last `authenticated`; empty before the first. */
     #identity = '';
+    /** The subject of the last token; empty if it is not known. */
+    #subject = '';
+    /** @type {Set<string> | null} the subscriptions of before a `connect` that may be for another user */
+    #earlierSubscriptions = null;
     /** @type {Map<string, Channel>} the conversations that the page has subscribed to, by their id as a string */
     #subscriptions = new Map();
     #delivered = new DeliveredIds();
@@ -330,6 +334,9 @@ var { ChatwsClient, wsClient } = (() => {
      * Connect, and reconnect after every close. A second call for the same user and URL only replaces the token. A call
      * for another user starts without subscriptions and without a position.
      *
+     * Without a user id, the token names the user. A call with another token function connects again, to learn whose
+     * token it fetches. Only subscriptions made before the call are dropped if that is another user's.
+     *
      * @param {Id | null} userId may be null if there is a token, and is null for a contact
      * @param {ConnectOptions} [options] `url`: a WebSocket URL, absolute or relative to the page. By default `/ws` of
      *   the server that this script was loaded from (`…/assets/js/websocket-client.js`). In a module, a bundle, or a
@@ -352,14 +359,13 @@ var { ChatwsClient, wsClient } = (() => {
       }
       const address = resolveUrl(url);
       const isSameUser = String(userId ?? '') === String(this.#userId ?? '');
+      const mayBeAnother = userId == null && isSameUser && this.#mayBeOfAnotherUser(token);
       this.#token = token;
-      if (this.#active && isSameUser && address === this.#url) return;
+      if (this.#active && isSameUser && !mayBeAnother && address === this.#url) return;
       const isFirst = !this.#url;
       this.disconnect();
-      if (!isSameUser && !isFirst) {
-        this.#forgetUser();
-        this.#identity = '';
-      }
+      if (!isSameUser && !isFirst) this.#forgetUser();
+      if (mayBeAnother) this.#earlierSubscriptions = new Set(this.#subscriptions.keys());
       this.#userId = userId ?? null;
       this.#url = address;
       this.#active = true;
@@ -368,6 +374,12 @@ var { ChatwsClient, wsClient } = (() => {
       this.#originChecked = false;
       this.#setPageListeners(true);
       this.#open();
+    }
+
+    /** Return whether a token may be of another user than the last one. @param {TokenSource | null} token */
+    #mayBeOfAnotherUser(token) {
+      if (!this.#url || token === this.#token) return false;
+      return !isToken(token) || subjectOf(token) !== this.#subject;
     }
 
     /** Disconnect and do not reconnect. Subscriptions are kept: `connect` as the same user recovers missed events. */
@@ -547,6 +559,7 @@ var { ChatwsClient, wsClient } = (() => {
 
     /** @param {Attempt} attempt @param {string | null} token */
     #openSocket(attempt, token) {
+      this.#useToken(token);
       let socket;
       try {
         socket = attempt.socket = new (this.#settings.WebSocket ?? WebSocket)(this.#url);
@@ -566,6 +579,19 @@ var { ChatwsClient, wsClient } = (() => {
         if (attempt.state === 'connecting') this.#checkOrigin();
       };
       socket.onclose = (/** @type {CloseEvent} */ { code, reason }) => this.#onClosed(attempt, code, reason);
+    }
+
+    /** Drop the state of before `connect` if the token is another user's. @param {string | null} token */
+    #useToken(token) {
+      const subject = subjectOf(token);
+      const earlier = this.#earlierSubscriptions;
+      this.#earlierSubscriptions = null;
+      if (earlier && subject !== this.#subject) {
+        const later = [...this.#subscriptions].filter(([key]) => !earlier.has(key));
+        this.#forgetUser();
+        this.#subscriptions = new Map(later);
+      }
+      this.#subject = subject;
     }
 
     /**
@@ -805,14 +831,15 @@ var { ChatwsClient, wsClient } = (() => {
       const isContact = contact_id !== undefined;
       const identity = isContact ? `contact:${contact_id}` : `agent:${user_id}`;
       const hasChanged = this.#identity !== '' && this.#identity !== identity;
+      if (hasChanged) this.#forgetUser();
       this.#identity = identity;
       if (!hasChanged) return;
-      this.#forgetUser();
       this.#emit('identity_changed', isContact ? { contact_id } : { user_id });
     }
 
     /** Drop the subscriptions and positions of a user. */
     #forgetUser() {
+      this.#identity = '';
       this.#subscriptions.clear();
       this.#userChannel = new Channel(null);
       this.#delivered = new DeliveredIds();
@@ -1016,6 +1043,20 @@ var { ChatwsClient, wsClient } = (() => {
   /** @param {unknown} token @returns {token is string} */
   function isToken(token) {
     return typeof token === 'string' && token !== '';
+  }
+
+  /**
+   * Return whose token it is, to compare: the id and the role in a JWT. Empty if it is no JWT.
+   * @param {string | null} token
+   */
+  function subjectOf(token) {
+    try {
+      const payload = String(token).split('.')[1].replace(/-/g, '+').replace(/_/g, '/');
+      const { sub, role = null } = JSON.parse(atob(payload));
+      return JSON.stringify([sub, role]);
+    } catch {
+      return '';
+    }
   }
 
   /** Describe an invalid token. @param {unknown} value */

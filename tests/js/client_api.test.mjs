@@ -234,6 +234,87 @@ describe('connect', () => {
     assert.deepEqual(seen.filter(([event]) => event === 'identity_changed'), []);
   });
 
+  describe('without a user id', () => {
+    const tokenOf = (sub, claims = {}) => `e30.${btoa(JSON.stringify({ sub, ...claims })).replace(/=+$/, '')}.x`;
+
+    /** Authenticate as a contact with a subscription, at the position E:7. */
+    function enterAs(id, token) {
+      client.connect(null, { url: ADDRESS, token });
+      client.subscribe(5);
+      const contact = { contact_id: id, role: 'contact', connection_id: 'a', last_event_id: 'E:7' };
+      newest().open().event('authenticated', contact).event('subscribed', { conversation_id: 5, last_event_id: 'E:7' });
+      return newest();
+    }
+
+    test('a token of another user starts without the subscriptions and positions of the previous one', () => {
+      const first = enterAs(7, tokenOf('7'));
+      const seen = record(client);
+      client.connect(null, { url: ADDRESS, token: tokenOf('8') });
+      client.subscribe(6);
+      assert.equal(first.closedWith, 1000);
+      newest().open().event('authenticated', { contact_id: 8, role: 'contact', connection_id: 'b', last_event_id: 'E:9' });
+      assert.deepEqual(newest().sent, [
+        { type: 'auth', token: tokenOf('8') },
+        { type: 'subscribe', conversation_id: 6 },
+      ]);
+      assert.deepEqual(seen.filter(([event]) => event === 'identity_changed'), []);
+    });
+
+    test('an agent and a contact with the same id are different users', () => {
+      enterAs(7, tokenOf('7', { role: 'contact' }));
+      client.connect(null, { url: ADDRESS, token: tokenOf('7', { role: 'agent' }) });
+      assert.deepEqual(newest().open().sent[0], { type: 'auth', token: tokenOf('7', { role: 'agent' }) });
+    });
+
+    test('another token of the same user only replaces the token', () => {
+      enterAs(7, tokenOf('7', { exp: 1 }));
+      client.connect(null, { url: ADDRESS, token: tokenOf('7', { exp: 2 }) });
+      assert.equal(FakeWebSocket.made.length, 1);
+      newest().end(1006);
+      clock.tick(2000);
+      assert.equal(newest().open().sent[0].token, tokenOf('7', { exp: 2 }));
+    });
+
+    test('another token function of the same user recovers what it missed', async () => {
+      enterAs(7, tokenOf('7'));
+      client.connect(null, { url: ADDRESS, token: async () => tokenOf('7') });
+      await settled();
+      newest().open().event('authenticated', { contact_id: 7, role: 'contact', connection_id: 'b', last_event_id: 'E:9' });
+      assert.deepEqual(newest().sent, [
+        { type: 'auth', token: tokenOf('7'), last_event_id: 'E:7' },
+        { type: 'subscribe', conversation_id: 5, last_event_id: 'E:7' },
+      ]);
+    });
+
+    test('a token function of another user keeps the subscriptions made after the call', async () => {
+      enterAs(7, tokenOf('7'));
+      client.connect(null, { url: ADDRESS, token: async () => tokenOf('8') });
+      client.subscribe(6);
+      await settled();
+      newest().open().event('authenticated', { contact_id: 8, role: 'contact', connection_id: 'b', last_event_id: 'E:9' });
+      assert.deepEqual(newest().sent, [
+        { type: 'auth', token: tokenOf('8') },
+        { type: 'subscribe', conversation_id: 6 },
+      ]);
+    });
+
+    test('another user after `disconnect` starts without the subscriptions of the previous one', () => {
+      enterAs(7, tokenOf('7'));
+      client.disconnect();
+      client.connect(null, { url: ADDRESS, token: tokenOf('8') });
+      newest().open().event('authenticated', { contact_id: 8, role: 'contact', connection_id: 'b', last_event_id: 'E:9' });
+      assert.deepEqual(newest().sent, [{ type: 'auth', token: tokenOf('8') }]);
+    });
+
+    test('the same token function again changes nothing', async () => {
+      const token = () => tokenOf('7');
+      client.connect(null, { url: ADDRESS, token });
+      await settled();
+      client.connect(null, { url: ADDRESS, token });
+      assert.equal(FakeWebSocket.made.length, 1);
+    });
+  });
+
   test('a call without a user and a token is an error', () => {
     const seen = record(client);
     for (const user of [undefined, null, '', {}, NaN, -1, 1.5, true]) client.connect(user, { url: ADDRESS });
