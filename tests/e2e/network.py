@@ -134,6 +134,22 @@ class Network:
         self.cut(first, other)
         self.cut(other, first)
 
+    def throttle(self, name: str, rate: int) -> None:
+        """Limit what a host sends to `rate` bytes a second (tc-tbf(8)), with little memory for its sockets.
+
+        Raises OSError if the kernel has no token bucket filter.
+        """
+        program = shutil.which("tc") or "/usr/sbin/tc"
+        bucket = ("root", "tbf", "rate", f"{8 * rate}bit", "burst", "32kb", "latency", "200ms")
+        with self.inside(name):
+            done = subprocess.run(
+                [program, "qdisc", "add", "dev", "eth0", *bucket], capture_output=True, text=True, timeout=20
+            )
+            if done.returncode:
+                raise OSError(f"tc: {done.stderr.strip()}")
+            with open("/proc/sys/net/ipv4/tcp_wmem", "w") as memory:
+                memory.write("4096 16384 65536")
+
     def heal(self) -> None:
         """Drop no more packets."""
         if self._rules:
