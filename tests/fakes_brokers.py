@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from twisted.internet.defer import Deferred, fail, succeed
 
 from chatws.brokers.event_buffer import EventBuffer
 from chatws.brokers.idempotency import IdempotencyCache, assign_offsets
-from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
-from chatws.brokers.leases import Leases
+from chatws.brokers.interface import AGENT_SPACE, Event, EventHandler, LeaseResult, MemberData, NewEvent, Retention
+from chatws.brokers.leases import Spaces
 from chatws.brokers.listener_queue import ListenerQueue
 from chatws.errors import Unavailable
 from chatws.ids import Id
+
+T = TypeVar("T")
 
 
 class SharedLog:
@@ -25,7 +28,7 @@ class SharedLog:
         self.retention = retention or Retention()
         self.window = EventBuffer(self.retention)
         self.keys = IdempotencyCache()
-        self.leases = Leases()
+        self.spaces = Spaces()
         self.nodes: list[SharedBroker] = []
 
     def start_anew(self) -> None:
@@ -33,7 +36,7 @@ class SharedLog:
         self.epoch = secrets.token_hex(4)
         self.window = EventBuffer(self.retention)
         self.keys = IdempotencyCache()
-        self.leases = Leases()
+        self.spaces = Spaces()
         for node in self.nodes:
             node.read_on()
 
@@ -127,15 +130,26 @@ class SharedBroker:
         problem = self._problem()
         return fail(problem) if problem is not None else succeed((self.log.window.first, self.log.window.last))
 
-    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
-        problem = self._problem()
-        if problem is not None:
-            return fail(problem)
-        return succeed(self.log.leases.lease(node, connection_counts, seconds, self.log.now()))
+    def lease(
+        self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str = AGENT_SPACE
+    ) -> Deferred[LeaseResult]:
+        return self._ask(lambda spaces, now: spaces.lease(space, node, connection_counts, seconds, now))
 
-    def online(self) -> Deferred[list[Id]]:
+    def online(self, space: str = AGENT_SPACE) -> Deferred[list[Id]]:
+        return self._ask(lambda spaces, now: spaces.online(space, now))
+
+    def nodes_without(self, space: str) -> Deferred[list[str]]:
+        return self._ask(lambda spaces, now: spaces.nodes_without(space, now))
+
+    def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> Deferred[bool]:
+        return self._ask(lambda spaces, now: spaces.set_data(space, member, data, seconds, now))
+
+    def data(self, space: str) -> Deferred[dict[Id, MemberData]]:
+        return self._ask(lambda spaces, now: spaces.data(space, now))
+
+    def _ask(self, ask: Callable[[Spaces, float], T]) -> Deferred[T]:
         problem = self._problem()
-        return fail(problem) if problem is not None else succeed(self.log.leases.online(self.log.now()))
+        return fail(problem) if problem is not None else succeed(ask(self.log.spaces, self.log.now()))
 
     def stop(self) -> Deferred[None]:
         if self in self.log.nodes:

@@ -28,6 +28,7 @@ class FakeTarget:
         self.failing: Exception | None = None
         self.delivered = 1
         self.online_ids: list[Id] = []
+        self.agent_statuses: dict[str, str] = {}
         self.keys: dict[str, int] = {}
         self.offset = 0
 
@@ -79,6 +80,13 @@ class FakeTarget:
     def unsubscribe(self, user_id: Id, conversation_id: Id, *, is_contact: bool = False) -> int | Deferred[int]:
         self.done.append(("unsubscribe_contact" if is_contact else "unsubscribe", user_id, conversation_id))
         return 1
+
+    def set_status(self, user_id: Id, status: str) -> None:
+        self.done.append(("status", user_id, status))
+        self.agent_statuses[str(user_id)] = status
+
+    def statuses(self) -> dict[str, str]:
+        return self.agent_statuses
 
     def set_groups(self, user_id: Id, groups: tuple[str, ...]) -> int | Deferred[int]:
         self.done.append(("groups", user_id, groups))

@@ -19,6 +19,7 @@ from chatws.brokers.interface import NODES, Broker, Event, NewEvent, Retention
 from chatws.chat.admin import RESYNC_SPREAD
 from chatws.chat.audience import conversation_channel, user_channel
 from chatws.chat.history import History
+from chatws.chat.presence.service import PresenceSettings
 from chatws.chat.resume_wait import RESUME_WAIT_TIMEOUT
 from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
@@ -150,8 +151,7 @@ class ClusterRecovery(RuleBasedStateMachine):
             node=f"node-{number}-{self.number}",
             history=History(self.bounds),
             limits=SessionLimits(message_rate=0, subscription_rate=0),
-            presence_grace=GRACE,
-            presence_ttl=LEASE,
+            presence=PresenceSettings(GRACE, LEASE),
             auth_deadline=0.0,
             reactor=self.clock,
             wall_clock=self.clock.seconds,

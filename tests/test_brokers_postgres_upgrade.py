@@ -98,7 +98,14 @@ def test_upgrade_leaves_no_function_twice_and_none_to_public(earlier: Nodes) -> 
         "SELECT proname, count(*) FROM pg_proc WHERE pronamespace = 'chatws'::regnamespace "
         "GROUP BY 1 HAVING count(*) > 1"
     )
-    assert dict(overloads) == {"publish": 3, "revoke": 4, "disconnect": 2, "set_groups": 2}
+    assert dict(overloads) == {
+        "publish": 3,
+        "revoke": 4,
+        "disconnect": 2,
+        "set_groups": 2,
+        "renew_leases": 2,
+        "online": 2,
+    }
     assert not earlier.run(
         "SELECT p.oid::regprocedure FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a "
         "WHERE p.pronamespace = 'chatws'::regnamespace AND a.grantee = 0"

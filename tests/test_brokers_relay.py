@@ -9,7 +9,7 @@ from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.brokers.interface import Audience, Event, NewEvent, Retention
+from chatws.brokers.interface import AGENT_SPACE, Audience, Event, NewEvent, Retention
 from chatws.brokers.memory import MemoryBroker
 from chatws.errors import ConfigError, Unavailable
 from chatws.workers import ipc_broker as relay_module
@@ -199,7 +199,9 @@ class ForbiddingLog(MemoryBroker):
     def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
         return fail(self.problem)
 
-    def lease(self, node: str, connection_counts: Mapping[Any, Any], seconds: float) -> Deferred[Any]:
+    def lease(
+        self, node: str, connection_counts: Mapping[Any, Any], seconds: float, space: str = AGENT_SPACE
+    ) -> Deferred[Any]:
         return fail(self.problem)
 
 

@@ -175,7 +175,7 @@ def test_another_database_file_is_rejected_and_kept(path: Path) -> None:
     assert path.read_bytes() == before
 
 
-@pytest.mark.parametrize("number", [0, 3, 99])
+@pytest.mark.parametrize("number", [0, 4, 99])
 def test_a_file_of_an_unknown_format_is_rejected_and_left_alone(path: Path, open_log: Open, number: int) -> None:
     broker, _ = open_log()
     outcome(broker.stop())
@@ -183,7 +183,7 @@ def test_a_file_of_an_unknown_format_is_rejected_and_left_alone(path: Path, open
         db.execute(f"PRAGMA user_version = {number}")
     db.close()
     before = path.read_bytes()
-    assert f"{path} has format {number}, and this version of chatws reads formats 1 to 2" in refusal(path)
+    assert f"{path} has format {number}, and this version of chatws reads formats 1 to 3" in refusal(path)
     assert path.read_bytes() == before
 
 
@@ -214,7 +214,7 @@ def test_a_file_of_format_1_is_migrated_with_a_warning(path: Path, open_log: Ope
     SqliteStore(str(path), Retention(), sync_commits=True, boot=None).check()
     with logged_at() as warnings:
         broker, _ = open_log()
-    assert f"history in {path} was migrated from format 1 to 2" in warnings[-1 if is_kept else -2]
+    assert f"history in {path} was migrated from format 1 to 3" in warnings[-1 if is_kept else -2]
     assert (broker.epoch == "earlier") is is_kept
     assert [event.offset for event in outcome(broker.read(0, 10))] == ([41] if is_kept else [])
     assert outcome(broker.online()) == ["ana"]

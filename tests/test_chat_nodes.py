@@ -15,6 +15,7 @@ from chatws.chat import cluster_commands
 from chatws.chat.admin import RESYNC_SPREAD
 from chatws.chat.interfaces import Identity
 from chatws.chat.presence.changes import PresenceChange
+from chatws.chat.presence.service import PresenceSettings
 from chatws.chat.resume_wait import RESUME_WAIT_TIMEOUT
 from chatws.chat.server import ChatServer
 from chatws.errors import CloseCode, Unavailable
@@ -38,8 +39,7 @@ class Node:
             reactor=clock,
             wall_clock=clock.seconds,
             send_all=lambda runs: self.send_all(runs),
-            presence_grace=GRACE,
-            presence_ttl=LEASE,
+            presence=PresenceSettings(GRACE, LEASE),
         )
         self.started = Deferred.fromCoroutine(self.chat.start())
 
@@ -537,14 +537,14 @@ class PresenceTests(NodesTestCase):
         watcher = self.watch()
         self.b.connect(5)
         statuses(watcher)
-        self.log.leases = type(self.log.leases)()  # as if all had run out meanwhile
+        self.log.spaces = type(self.log.spaces)()  # as if all had run out meanwhile
         self.pass_time(LEASE)
         self.assertEqual(self.successResultOf(self.a.broker.online()), ["watcher", 5])
         self.assertEqual(self.a.chat.online(), [5, "watcher"])
 
     def test_missed_presence_update_is_read_again(self) -> None:
         self.b.connect(5)
-        self.a.chat.presence.apply_remote_status((), [5])
+        self.a.chat.presence.agents.apply_remote_status((), [5])
         self.assertEqual(self.a.chat.online(), [])
         self.pass_time(LEASE)
         self.assertEqual(self.a.chat.online(), [5])
@@ -581,7 +581,7 @@ class PresenceTests(NodesTestCase):
         self.patch(
             self.a.broker,
             "lease",
-            lambda node, tabs, seconds: reported.append(dict(tabs)) or lease(node, tabs, seconds),
+            lambda node, tabs, seconds, space: reported.append(dict(tabs)) or lease(node, tabs, seconds, space),
         )
         first, _ = self.a.connect(5), self.a.connect(5)
         self.pass_time(LEASE)
@@ -596,6 +596,9 @@ class CommandEncodingTests(SynchronousTestCase):
             cluster_commands.DisconnectCommand(5, "x", True, "a"),
             cluster_commands.UnsubscribeCommand("y", 1),
             cluster_commands.PresenceUpdate([1], ["ana"]),
+            cluster_commands.PresenceUpdate(online=["ana"], announce=True),
+            cluster_commands.StatusUpdate("ana", "away", "n1-7"),
+            cluster_commands.ContactUpdate(["[456,7]"], ['[456,"ana"]'], 1_700_000_000_000),
         ):
             new_event = cluster_commands.to_new_event(command)
             event = Event(1, new_event.name, new_event.audience, new_event.data, 0.0)

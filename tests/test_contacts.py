@@ -12,12 +12,14 @@ from twisted.internet.task import Clock
 
 from chatws.chat.audience import AudienceTable, Kind
 from chatws.chat.interfaces import Credentials, Identity
+from chatws.chat.presence.service import PresenceSettings
 from chatws.chat.server import ChatServer
 from chatws.config.schema import Config
 from chatws.errors import AuthenticationFailed, ClientError
 from chatws.ids import Id
 from chatws.push.handler import CommandHandler, PushStats
 from chatws.push.protocol import PublishLine, parse_line
+from chatws.push.responses import Response
 from chatws.runtime.parts import make_contact_filter
 from tests.fakes import FakeConnection, PendingChecks, send_all
 from tests.fakes_brokers import SharedBroker, SharedLog
@@ -52,7 +54,9 @@ class Accounts:
 class Node:
     """A chat server that admits contacts."""
 
-    def __init__(self, log: SharedLog, clock: Clock, name: str, accounts: Accounts) -> None:
+    def __init__(
+        self, log: SharedLog, clock: Clock, name: str, accounts: Accounts, presence: PresenceSettings | None = None
+    ) -> None:
         self.clock = clock
         self.chat = ChatServer(
             SharedBroker(log),
@@ -62,6 +66,7 @@ class Node:
             audiences=AudienceTable({"shop_closed": Kind.EVERYONE}, contacts=True),
             contact_filter=make_contact_filter(Config()),
             max_connections_per_contact=3,
+            presence=presence,
             reactor=clock,
             wall_clock=clock.seconds,
             send_all=send_all,
@@ -93,13 +98,16 @@ class Node:
             self.say(connection, type="subscribe", conversation_id=conversation_id, **position)
         return connection
 
-    def push(self, **line: Any) -> None:
+    def push(self, **line: Any) -> Response | None:
+        """Process a line of a backend, and return the response to an `op`."""
+        responses: list[Response] = []
         parsed = parse_line(json.dumps(line).encode())
         if isinstance(parsed, PublishLine):
             self.chat.publish([self.handler.to_new_event(parsed)])
         else:
-            Deferred.fromCoroutine(self.handler.execute(parsed))
+            Deferred.fromCoroutine(self.handler.execute(parsed)).addCallback(responses.append)
         self.clock.advance(0)
+        return responses[0] if responses else None
 
     @property
     def position(self) -> str:
@@ -228,14 +236,15 @@ def test_contact_is_not_present_and_may_not_list_agents(nodes: list[Node]) -> No
     agent = nodes[0].agent(5, 456)
     agent.take()
     contact = nodes[0].contact(7, 456)
-    assert names(agent) == []
+    assert names(agent) == ["contact_status"]
     assert nodes[0].chat.online() == [5]
     contact.take()
     nodes[0].say(contact, type="presence")
     nodes[0].say(contact, type="typing", conversation_id=456, role="agent")
     nodes[0].say(contact, type="typing", conversation_id=457)
     nodes[0].say(contact, type="subscribe", conversation_id=457)
-    assert errors(contact) == ["forbidden"] * 4
+    nodes[0].say(contact, type="status", status="away")
+    assert errors(contact) == ["forbidden"] * 5
 
 
 def test_contact_without_a_list_may_read_nothing_by_default() -> None:

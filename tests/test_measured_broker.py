@@ -10,9 +10,9 @@ from twisted.internet.task import Clock
 from twisted.logger import formatEvent, globalLogPublisher
 from twisted.trial.unittest import SynchronousTestCase
 
-from chatws.brokers.interface import Audience, Event, NewEvent
+from chatws.brokers.interface import AGENT_SPACE, CONTACT_SPACE, Audience, Event, NewEvent
 from chatws.errors import Unavailable
-from chatws.runtime.measured_broker import PROBE_INTERVAL, MeasuredBroker, make_probe
+from chatws.runtime.measured_broker import KINDS, PROBE_INTERVAL, MeasuredBroker, make_probe
 from tests.fakes_brokers import SharedBroker, SharedLog
 
 EVENT = NewEvent("new_message", Audience(("conversation:456",)), b"{}")
@@ -67,9 +67,12 @@ class MeasuredBrokerTests(SynchronousTestCase):
         self.assertEqual(self.successResultOf(self.broker.online()), [])
         self.assertEqual([item.name for item in self.successResultOf(self.broker.read(0, 9))], ["new_message"])
         self.successResultOf(self.broker.lease("a", {5: 1}, 10.0))
+        self.assertEqual(self.successResultOf(self.broker.nodes_without(CONTACT_SPACE)), ["a"])
+        self.assertTrue(self.successResultOf(self.broker.set_data(AGENT_SPACE, 5, "away", 10.0)))
+        self.assertEqual(self.successResultOf(self.broker.data(AGENT_SPACE))[5].data, "away")
         counts = {kind: histogram.buckets()[-1][1] for kind, histogram in self.broker.histograms.items()}
         measured = {kind for kind, count in counts.items() if count == 1}
-        self.assertEqual(measured, {"publish", "read", "offset_range", "lease", "online"})
+        self.assertEqual(measured, set(KINDS) - {"add_webhooks", "exchange_webhooks"})
         self.assertEqual(set(self.broker.errors.values()), {0})
         self.assertEqual(self.lines(), [])
 

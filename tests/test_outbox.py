@@ -106,6 +106,7 @@ class Target:
         self.events: list[NewEvent] = []
         self.disconnected: list[object] = []
         self.agents: list[Any] = []
+        self.agent_statuses: dict[str, str] = {}
         self.is_available = True
 
     def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
@@ -120,6 +121,9 @@ class Target:
 
     def online(self) -> list[Any]:
         return self.agents
+
+    def statuses(self) -> dict[str, str]:
+        return self.agent_statuses
 
     @property
     def numbers(self) -> list[int]:
@@ -138,7 +142,7 @@ class Node:
             OutboxSettings(prefix, max_age, 10_000),
             target=self.target,
             handler=CommandHandler(self.target, PushStats()),
-            online=OnlineTable(dialect, prefix, self.target.online, lambda: 1_764_000_000.0),
+            online=OnlineTable(dialect, prefix, self.target.online, self.target.statuses, lambda: 1_764_000_000.0),
             reactor=reactor,
         )
         self.reader.start()
@@ -485,6 +489,8 @@ async def test_view_has_the_agents_online_and_expires(engine: Engine, nodes: Cal
     node.target.agents = [5, "ana", 2**53]
     expected = [("5", 5, "online"), (str(2**53), 2**53, "online"), ("ana", None, "online")]
     await until(lambda: online() == expected)
+    node.target.agent_statuses["5"] = "away"
+    await until(lambda: online() == [("5", 5, "away"), *expected[1:]])
     node.target.agents = ["ana"]
     await until(lambda: online() == [("ana", None, "online")])
     await node.stop()

@@ -217,6 +217,10 @@ class OperationTests(Case):
         for groups in (b"null", b'"sales"', b'["a b"]', b'[""]', b"[5]"):
             text = b'{"op":"groups","user_id":5,"groups":' + groups + b"}"
             self.assert_refused(text, ErrorCode.BAD_MESSAGE, "groups must")
+        self.assert_refused(b'{"op":"status","user_id":5}', ErrorCode.BAD_MESSAGE, "status is missing")
+        for status in (b"null", b'"offline"', b'"Away"', b"5"):
+            text = b'{"op":"status","user_id":5,"status":' + status + b"}"
+            self.assert_refused(text, ErrorCode.BAD_MESSAGE, "status must")
         self.assert_refused(b'{"op":"disconnect","user_id":5.0}', ErrorCode.BAD_MESSAGE, "user_id must be")
         self.assert_refused(b'{"op":"disconnect","user_id":-1,"id":3}', ErrorCode.BAD_MESSAGE, "user_id", request_id=3)
         self.assert_refused(b'{"op":"disconnect","user_id":5,"reason":5}', ErrorCode.BAD_MESSAGE, "reason")

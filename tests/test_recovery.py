@@ -20,6 +20,7 @@ from chatws.brokers.factory import open_broker
 from chatws.brokers.interface import Retention
 from chatws.chat.audience import conversation_channel, user_channel
 from chatws.chat.history import History
+from chatws.chat.presence.service import PresenceSettings
 from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
 from tests.fakes import FakeConnection, send_all
@@ -50,7 +51,7 @@ class Recovery(RuleBasedStateMachine):
             broker,
             history=History(BOUNDS),
             limits=SessionLimits(message_rate=0, subscription_rate=0),
-            presence_grace=0.0,
+            presence=PresenceSettings(grace=0.0),
             auth_deadline=0.0,
             reactor=self.clock,
             send_all=send_all,

@@ -5,8 +5,12 @@ gap). The **epoch** names the history. A history that is reset gets a new epoch,
 events. Transient events pass through without an offset. docs/protocol.md §4 builds on this.
 
 An engine is **shared** when several processes (nodes) may have the same history open. Each of them publishes into it,
-and each receives every event, in the same order. Every engine also keeps **leases**: the users that are online on each
-node, and the time at which they count as offline if the node does not renew its lease.
+and each receives every event, in the same order.
+
+Every engine also keeps presence, apart from the history. A **space** is a set of members: the agents online, or the
+contacts in conversations. Each node holds a **lease** of the members that it serves. They count as offline if the node
+does not renew it in time. A member may have data that outlives the leases. Spaces are independent of each other. A node
+of a version that does not know a space neither reads nor renews it.
 """
 
 from __future__ import annotations
@@ -22,14 +26,18 @@ from chatws.ids import Id
 
 __all__ = [
     "AGENTS",
+    "AGENT_SPACE",
     "CONTACTS",
+    "CONTACT_SPACE",
     "EXCLUDE",
+    "MAX_MEMBER_DATA",
     "NODES",
     "Audience",
     "Broker",
     "Event",
     "EventHandler",
     "LeaseResult",
+    "MemberData",
     "NewEvent",
     "Retention",
 ]
@@ -44,6 +52,12 @@ EXCLUDE = "!"
 NODES = "#nodes"
 #: Seconds for which an idempotency key is remembered (docs/protocol.md §3).
 KEY_SECONDS = 600.0
+#: The space of the agents online. Nodes of every version hold a lease of it.
+AGENT_SPACE = "agents"
+#: The space of the contacts that are subscribed to a conversation. Nodes that know contacts hold a lease of it.
+CONTACT_SPACE = "contacts"
+#: Bytes of a member's data: bounds what an engine stores for each member.
+MAX_MEMBER_DATA = 1024
 
 
 class Audience(msgspec.Struct, frozen=True, gc=False, array_like=True):
@@ -118,15 +132,26 @@ class Retention(msgspec.Struct, frozen=True):
 class LeaseResult(NamedTuple):
     """The result of `Broker.lease`.
 
-    :ivar changed: users that came online or went offline on the whole, each with whether they are online now. Each
+    :ivar changed: members that came online or went offline on the whole, each with whether it is online now. Each
         change is reported once, to the node whose call caused it.
-    :ivar held: number of users that this node holds now. It differs from the caller's number if the lease had expired.
-    :ivar online: number of users that any node holds.
+    :ivar held: number of members that this node holds now. It differs from the caller's if the lease had expired.
+    :ivar online: number of members that any node holds.
     """
 
     changed: list[tuple[Id, bool]]
     held: int
     online: int
+
+
+class MemberData(NamedTuple):
+    """A member's data.
+
+    :ivar data: text of up to `MAX_MEMBER_DATA` bytes in UTF-8.
+    :ivar expires_at: seconds since 1970.
+    """
+
+    data: str
+    expires_at: float
 
 
 class EventHandler(Protocol):
@@ -208,25 +233,34 @@ class Broker(Protocol):
         """
         ...
 
-    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
-        """Renew the lease of `node`, store its changes, and remove the users of nodes whose lease has expired.
+    def lease(
+        self,
+        node: str,
+        connection_counts: Mapping[Id, int | None],
+        seconds: float,
+        space: str = AGENT_SPACE,
+    ) -> Deferred[LeaseResult]:
+        """Renew the lease of `node`, store its changes, and remove the members of nodes whose lease has expired.
+
+        The cost depends on the changes, and not on the number of members.
 
         If webhooks are configured, the changes are also appended to the queue of webhooks, in the same step.
 
         :param node: a name that no other process uses, of up to 64 of `[0-9A-Za-z_-]`.
-        :param connection_counts: the users that came to this node or whose number of connections changed, with that
-            number (0 within the grace after the last one), and None for users that left.
-        :param seconds: how long the node's users count from now on, unless it calls again. The first call of any node
+        :param connection_counts: the members that came to this node or whose number of connections changed, with that
+            number (0 within the grace after the last one), and None for members that left.
+        :param seconds: how long the node's members count from now on, unless it calls again. The first call of any node
             after that removes them.
+        :param space: of up to 32 of `[0-9A-Za-z_-]`.
         :raises Unavailable: through the Deferred: the leases are unavailable. Changes may have been made.
         """
         ...
 
-    def online(self) -> Deferred[list[Id]]:
-        """Return the users held by any node whose lease has not expired, in no order.
+    def online(self, space: str = AGENT_SPACE) -> Deferred[list[Id]]:
+        """Return the members held by any node whose lease has not expired, in no order.
 
-        An engine that is not shared but survives its process counts the users that were online at its end as held for
-        `RESTART_GRACE` from `start` on.
+        An engine that is not shared but survives its process counts the members that were online at its end as held
+        for `RESTART_GRACE` from `start` on.
 
         :raises Unavailable: through the Deferred: the leases are unavailable.
         """
@@ -244,6 +278,30 @@ class Broker(Protocol):
         """Remove what the receiver has acknowledged, become or remain the sender, and return what comes next.
 
         :raises Unavailable: through the Deferred: the queue is unavailable, or webhooks are not configured.
+        """
+        ...
+
+    def nodes_without(self, space: str) -> Deferred[list[str]]:
+        """Return the nodes that hold a lease of `AGENT_SPACE` and none of `space`: those of earlier versions.
+
+        :raises Unavailable: through the Deferred: the leases are unavailable.
+        """
+        ...
+
+    def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> Deferred[bool]:
+        """Store a member's data, also of one that is offline.
+
+        :param data: text of up to `MAX_MEMBER_DATA` bytes in UTF-8, or None to remove it.
+        :param seconds: how long it is kept, unless it is stored again.
+        :return: whether the data was another one before. Of several nodes that store the same, one gets True.
+        :raises Unavailable: through the Deferred: the data is unavailable. It may have been stored.
+        """
+        ...
+
+    def data(self, space: str) -> Deferred[dict[Id, MemberData]]:
+        """Return the data of all members that have some, unless it has expired.
+
+        :raises Unavailable: through the Deferred: the data is unavailable.
         """
         ...
 

@@ -13,8 +13,8 @@ from twisted.logger import Logger
 from chatws.brokers.base import NO_WEBHOOKS, BaseBroker, requires_open
 from chatws.brokers.event_buffer import EventBuffer
 from chatws.brokers.idempotency import IdempotencyCache, assign_offsets
-from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
-from chatws.brokers.leases import Leases
+from chatws.brokers.interface import AGENT_SPACE, Event, EventHandler, LeaseResult, MemberData, NewEvent, Retention
+from chatws.brokers.leases import Spaces
 from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.webhook_queue import (
     NewWebhook,
@@ -61,7 +61,7 @@ class MemoryBroker(BaseBroker):
         self._window = EventBuffer(retention or Retention())
         self._keys = IdempotencyCache()
         self._listener_queue = ListenerQueue()
-        self._leases = Leases()
+        self._spaces = Spaces()
         self._webhook_limit = webhook_queue
         self._webhooks: SqlWebhookQueue | None = None
 
@@ -103,18 +103,35 @@ class MemoryBroker(BaseBroker):
         return succeed((self._window.first, self._window.last))
 
     @requires_open
-    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
+    def lease(
+        self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str = AGENT_SPACE
+    ) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
         now = self._now()
-        leased = self._leases.lease(node, connection_counts, seconds, now)
-        if self._webhooks is not None and leased.changed:
+        leased = self._spaces.lease(space, node, connection_counts, seconds, now)
+        if self._webhooks is not None and leased.changed and space == AGENT_SPACE:
             self._webhooks.add(presence_webhooks(leased.changed), now)
         return succeed(leased)
 
     @requires_open
-    def online(self) -> Deferred[list[Id]]:
+    def online(self, space: str = AGENT_SPACE) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return succeed(self._leases.online(self._now()))
+        return succeed(self._spaces.online(space, self._now()))
+
+    @requires_open
+    def nodes_without(self, space: str) -> Deferred[list[str]]:
+        """See `Broker.nodes_without`."""
+        return succeed(self._spaces.nodes_without(space, self._now()))
+
+    @requires_open
+    def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> Deferred[bool]:
+        """See `Broker.set_data`."""
+        return succeed(self._spaces.set_data(space, member, data, seconds, self._now()))
+
+    @requires_open
+    def data(self, space: str) -> Deferred[dict[Id, MemberData]]:
+        """See `Broker.data`."""
+        return succeed(self._spaces.data(space, self._now()))
 
     @requires_open
     def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple, TypeAlias
 
 from chatws.chat.interfaces import Identity
-from chatws.chat.messages import Activity, Auth, Ping, Subscribe, Typing
+from chatws.chat.messages import Activity, Auth, Ping, Status, Subscribe, Typing
 from chatws.errors import CloseCode, ErrorCode
 from chatws.ids import Id
 
@@ -24,6 +24,7 @@ __all__ = [
     "RemoveSubscription",
     "ScheduleRenewal",
     "SendReply",
+    "SetStatus",
 ]
 
 
@@ -105,6 +106,13 @@ class ListPresence(NamedTuple):
     """Send the list of agents online."""
 
 
+class SetStatus(NamedTuple):
+    """Set the agent's status, and pass the result to `Session.on_status_result`."""
+
+    user_id: Id
+    message: Status
+
+
 class RecordActivity(NamedTuple):
     """Report a heartbeat (`Ping`) or an activity (`Activity`) of the user to the activity sink."""
 
@@ -132,5 +140,5 @@ class Close(NamedTuple):
 Action: TypeAlias = (
     SendReply | Authenticate | AcceptAuth | ScheduleRenewal | CheckPermission
     | AddSubscription | RemoveSubscription | BroadcastTyping | ChangeGroups | ListPresence
-    | RecordActivity | PauseReading | Close
+    | SetStatus | RecordActivity | PauseReading | Close
 )  # fmt: skip

@@ -37,6 +37,7 @@ class AuthFlow:
     :param authorizer: checks permissions. None allows every conversation that the identity covers.
     :param connection_log: logs rejected `auth` messages.
     :param execute: executes the actions that follow from a result that came later.
+    :param admits_contacts: returns whether contacts are admitted now.
     :ivar renewals: results of `renew`.
     """
 
@@ -46,12 +47,14 @@ class AuthFlow:
         authorizer: Authorizer | None,
         connection_log: ConnectionLog,
         execute: Callable[[Client, list[Action]], None],
+        admits_contacts: Callable[[], bool] = lambda: True,
     ) -> None:
         self._authenticator = authenticator
         self._authorizer = authorizer
         self._connection_log = connection_log
         self._execute = execute
         self.renewals = {"accepted": 0, "rejected": 0, "unavailable": 0}
+        self._admits_contacts = admits_contacts
         # Clients whose `auth` is pending, with the users (id, is_contact) that were disconnected since it was sent.
         self._pending: dict[Client, dict[tuple[Id, bool], Close]] = {}
         self._checks: dict[Client, set[Deferred[Any]]] = {}
@@ -76,6 +79,9 @@ class AuthFlow:
                 close = disconnected.get((result.user_id, result.is_contact))
                 if close is not None:
                     return client.session.close(*close)
+                is_new = client.session.identity is None
+                if result.is_contact and is_new and not self._admits_contacts():
+                    result = Unavailable("contacts are admitted when all nodes know them")
             if isinstance(result, ClientError):
                 self._connection_log.auth_failed(connection, message.user_id, result.code, result.message)
             return client.session.on_auth_result(message, result)

@@ -23,17 +23,20 @@ class Client:
     :ivar deadline: the timer that closes the connection: until it is authenticated, for a missing `auth`; from then
         on, when its token expires or its identity is to be renewed. None if nothing applies.
     :ivar pause: the timer that ends a pause in reading; None while messages are read.
+    :ivar present_in: the conversations in which the connection of a contact is counted, each with its member of
+        `CONTACT_SPACE`; None if there has been none.
     :ivar replays: the replays in progress, by channel; None if there has been none, as for most connections.
     :ivar waiting: actions that wait for a search of the history; None if there is no search.
     """
 
-    __slots__ = ("connection", "deadline", "pause", "replays", "session", "waiting")
+    __slots__ = ("connection", "deadline", "pause", "present_in", "replays", "session", "waiting")
 
     def __init__(self, connection: Connection, session: Session) -> None:
         self.connection = connection
         self.session = session
         self.deadline: Cancellable | None = None
         self.pause: Cancellable | None = None
+        self.present_in: dict[Id, str] | None = None
         self.replays: dict[str, Iterator[bytes | None]] | None = None
         self.waiting: list[Action] | None = None
 

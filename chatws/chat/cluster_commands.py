@@ -21,13 +21,17 @@ from chatws.errors import ClientError
 from chatws.ids import Id, parse_id
 
 __all__ = [
+    "PRESENCE_COMMANDS",
     "ClusterCommand",
+    "ContactUpdate",
     "DisconnectCommand",
     "DisconnectContactCommand",
     "GroupsCommand",
     "HeartbeatRow",
     "HeartbeatUpdate",
+    "PresenceCommand",
     "PresenceUpdate",
+    "StatusUpdate",
     "UnsubscribeCommand",
     "UnsubscribeContactCommand",
     "UserCommand",
@@ -89,10 +93,38 @@ class GroupsCommand(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class PresenceUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
-    """Agents that have come online or gone offline on any node. Clients learn of them by `agent_status`."""
+    """Agents that have come online or gone offline on any node.
+
+    :ivar announce: each node tells its agents by `agent_status`. If False, such events follow for all nodes.
+    """
 
     online: Sequence[Id] = ()
     offline: Sequence[Id] = ()
+    announce: bool = False
+
+
+class StatusUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """An agent's status that has been set. Each node tells its agents, if it is a new one.
+
+    :ivar connection_id: the connection that has set it, which is not told; empty for none.
+    """
+
+    user_id: Id
+    status: str
+    connection_id: str = ""
+
+
+class ContactUpdate(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Contacts that have come online or gone offline. Each node tells the agents subscribed to their conversations.
+
+    :ivar online: members of `CONTACT_SPACE`.
+    :ivar offline: the same.
+    :ivar since_ms: the time of the change.
+    """
+
+    online: Sequence[str] = ()
+    offline: Sequence[str] = ()
+    since_ms: int = 0
 
 
 #: An agent of a `HeartbeatUpdate`.
@@ -113,7 +145,11 @@ class HeartbeatUpdate(msgspec.Struct, frozen=True):
 UserCommand: TypeAlias = (
     DisconnectCommand | UnsubscribeCommand | DisconnectContactCommand | UnsubscribeContactCommand | GroupsCommand
 )
-ClusterCommand: TypeAlias = UserCommand | PresenceUpdate | HeartbeatUpdate
+#: Transient commands about presence. The broker's leases and data of members have the same state.
+PresenceCommand: TypeAlias = PresenceUpdate | StatusUpdate | ContactUpdate
+ClusterCommand: TypeAlias = UserCommand | PresenceCommand | HeartbeatUpdate
+
+PRESENCE_COMMANDS = (PresenceUpdate, StatusUpdate, ContactUpdate)
 
 _COMMAND_TYPES: dict[str, type[ClusterCommand]] = {
     "disconnect": DisconnectCommand,
@@ -123,6 +159,8 @@ _COMMAND_TYPES: dict[str, type[ClusterCommand]] = {
     "groups": GroupsCommand,
     "presence": PresenceUpdate,
     "heartbeats": HeartbeatUpdate,
+    "status": StatusUpdate,
+    "contact_presence": ContactUpdate,
 }
 _NAMES = {command_type: name for name, command_type in _COMMAND_TYPES.items()}
 _DECODERS = {name: msgspec.json.Decoder(command_type) for name, command_type in _COMMAND_TYPES.items()}
@@ -131,7 +169,7 @@ _encode = msgspec.json.Encoder().encode
 
 def to_new_event(command: ClusterCommand) -> NewEvent:
     """Return the event that carries a command."""
-    transient = isinstance(command, PresenceUpdate | HeartbeatUpdate)
+    transient = isinstance(command, (*PRESENCE_COMMANDS, HeartbeatUpdate))
     return NewEvent(_NAMES[type(command)], _NODES_AUDIENCE, _encode(command), transient=transient)
 
 

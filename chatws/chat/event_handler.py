@@ -23,7 +23,7 @@ from chatws.chat.contacts import ContactDelivery
 from chatws.chat.delivery import DeliveryGroup, plan_deliveries
 from chatws.chat.history import History
 from chatws.chat.hub import Hub
-from chatws.chat.presence.cluster import ClusterPresence
+from chatws.chat.presence.service import PresenceService
 from chatws.chat.resume_wait import ResumeWaitQueue
 from chatws.interfaces import Clock
 from chatws.server.component import Connection
@@ -33,7 +33,7 @@ __all__ = ["BrokerEventHandler", "SendAll"]
 log = Logger()
 
 _NODES_CHANNELS = (NODES,)
-_channels_of = attrgetter("audience.channels")
+_channels_of, _name_of = attrgetter("audience.channels"), attrgetter("name")
 
 #: Sends each delivery's frames to each of its connections, in the order of the deliveries.
 SendAll: TypeAlias = Callable[[Sequence[DeliveryGroup[Any]]], None]
@@ -57,7 +57,7 @@ class BrokerEventHandler:
         history: History,
         hub: Hub[Connection],
         stats: ChatStats,
-        presence: ClusterPresence,
+        presence: PresenceService,
         admin: ConnectionAdmin,
         resume_wait: ResumeWaitQueue,
         make_frames: Callable[[Sequence[Event]], list[bytes]],
@@ -81,6 +81,8 @@ class BrokerEventHandler:
 
     def deliver(self, events: Sequence[Event]) -> None:
         """Append events to the history and deliver them: see `EventHandler.deliver`."""
+        if "agent_status" in map(_name_of, events):
+            self._note_statuses(events)
         if _NODES_CHANNELS in map(_channels_of, events):
             self._dispatch_with_commands(events)
         else:
@@ -88,6 +90,18 @@ class BrokerEventHandler:
             self._dispatch(events)
         if self._resume_wait:
             self._resume_wait.history_advanced()
+
+    def deliver_local(self, events: Sequence[Event]) -> None:
+        """Deliver events that this node has made to its agents. They are no part of the history."""
+        deliveries = plan_deliveries(events, self._hub, self._make_frames)
+        self._stats.count(events)
+        if deliveries:
+            self._send_all(deliveries)
+
+    def _note_statuses(self, events: Sequence[Event]) -> None:
+        for event in events:
+            if event.name == "agent_status":
+                self._presence.note_pushed_status(event)
 
     def reset(self, epoch: str) -> None:
         """Clear the history and force all clients to resync: see `EventHandler.reset`."""
@@ -97,17 +111,18 @@ class BrokerEventHandler:
     def _dispatch_with_commands(self, events: Sequence[Event]) -> None:
         """Execute each command before the events behind it are appended or delivered."""
         start = 0
-        announces_presence = False
+        presence_from: float | None = None
         for index, event in enumerate(events):
             self._history.append(event)
             if event.audience.channels[0] == NODES:
                 self._dispatch(events[start:index])
                 start = index + 1
-                announces_presence |= self._execute_command(event)
-        started = self._clock.seconds()
+                if event.name == "presence" and presence_from is None:
+                    presence_from = self._clock.seconds()
+                self._execute_command(event)
         self._dispatch(events[start:])
-        if announces_presence:
-            self._presence.local.throttle(self._clock.seconds() - started)
+        if presence_from is not None:  # announcements are made by the command, or follow it
+            self._presence.agents.local.throttle(self._clock.seconds() - presence_from)
 
     def _dispatch(self, events: Sequence[Event]) -> None:
         if self._history.missing_ranges != self._known_missing_ranges:
@@ -120,18 +135,15 @@ class BrokerEventHandler:
         if deliveries:
             self._send_all(deliveries)
 
-    def _execute_command(self, event: Event) -> bool:
-        """Execute a command, and return whether it is a presence update, which `agent_status` events follow."""
+    def _execute_command(self, event: Event) -> None:
         command = cluster_commands.decode_command(event)
-        if isinstance(command, cluster_commands.PresenceUpdate):
-            self._presence.apply_remote_status(command.online, command.offline)
-            return True
-        if isinstance(command, cluster_commands.HeartbeatUpdate):
+        if isinstance(command, cluster_commands.PRESENCE_COMMANDS):
+            self._presence.apply(command)
+        elif isinstance(command, cluster_commands.HeartbeatUpdate):
             if self.on_heartbeats is not None:
                 self.on_heartbeats(command.agents)
         elif command is not None:
             self._admin.apply_command(command)
-        return False
 
     def _force_resync_all(self, reason: str) -> None:
         count = len(self._connections)

@@ -6,7 +6,7 @@ Hot path: `event_payloads` processes a batch by columns. Its reference is `event
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from operator import attrgetter
 from typing import Any, Literal
@@ -15,6 +15,8 @@ import msgspec
 
 from chatws.brokers.interface import Event
 from chatws.chat.interfaces import Identity
+from chatws.chat.presence.changes import ONLINE
+from chatws.chat.presence.statuses import parse_status
 from chatws.errors import ClientError, ErrorCode
 from chatws.ids import Id, parse_id
 
@@ -27,16 +29,20 @@ __all__ = [
     "Ping",
     "Position",
     "Presence",
+    "Status",
     "Subscribe",
     "Typing",
     "Unsubscribe",
     "authenticated",
+    "available",
+    "contact_status_data",
     "error",
     "event_payloads",
     "groups",
     "parse",
     "presence",
     "status_data",
+    "status_set",
     "subscribed",
     "typing_data",
     "unsubscribed",
@@ -49,6 +55,7 @@ RESERVED_EVENTS = frozenset(
         "subscribed",
         "unsubscribed",
         "presence",
+        "status_set",
         "error",
         "pong",
         "contact_status",
@@ -143,7 +150,13 @@ class Presence(_Message, tag="presence"):
     """Ask for the agents online."""
 
 
-Message = Auth | Subscribe | Unsubscribe | Typing | Ping | Activity | Presence
+class Status(_Message, tag="status"):
+    """Set the agent's status."""
+
+    status: str
+
+
+Message = Auth | Subscribe | Unsubscribe | Typing | Ping | Activity | Presence | Status
 
 _decode: Any = msgspec.json.Decoder(Message).decode
 _check_json = msgspec.json.Decoder(msgspec.Raw).decode
@@ -151,7 +164,7 @@ _encode = msgspec.json.Encoder().encode
 #: The field in an error of msgspec: `$.field`, or the name of a missing one.
 _FIELD = re.compile(r"`\$\.(\w+)[^`]*`|required field `(\w+)`")
 #: All types, for the error text.
-_TYPES = "auth, subscribe, unsubscribe, typing, ping, activity, presence"
+_TYPES = "auth, subscribe, unsubscribe, typing, ping, activity, presence, status"
 
 
 def parse(text: str | bytes) -> Message:
@@ -172,6 +185,8 @@ def parse(text: str | bytes) -> Message:
         message.conversation_id = parse_id(message.conversation_id, "conversation_id")  # type: ignore[union-attr]
     elif message_type is Auth and message.user_id is not None:  # type: ignore[union-attr]
         message.user_id = parse_id(message.user_id, "user_id")  # type: ignore[union-attr]
+    elif message_type is Status:
+        parse_status(message.status)  # type: ignore[union-attr]
     return message
 
 
@@ -208,13 +223,21 @@ PONG = b'{"type":"pong"}'
 
 
 def authenticated(
-    identity: Identity, connection_id: str, last_event_id: str, replayed: int | None, lost: bool
+    identity: Identity,
+    connection_id: str,
+    last_event_id: str,
+    replayed: int | None,
+    lost: bool,
+    status: str = ONLINE,
+    available: bool | None = None,
 ) -> bytes:
     """Encode the reply to `auth`.
 
     :param last_event_id: the position of the history.
     :param replayed: how many missed events follow; None if the client asked for no recovery.
     :param lost: the recovery failed: the history cannot prove that no event is missing.
+    :param status: of an agent.
+    :param available: for a contact: whether an agent is available. None if contacts are not told.
     """
     data: dict[str, Any]
     if identity.is_contact:
@@ -224,12 +247,24 @@ def authenticated(
     data["connection_id"] = connection_id
     if identity.groups:
         data["groups"] = identity.groups
+    if status != ONLINE:
+        data["status"] = status
+    if available is not None:
+        data["available"] = available
     return _reply("authenticated", data, last_event_id, replayed, lost)
 
 
-def subscribed(conversation_id: Id, last_event_id: str, replayed: int | None, lost: bool) -> bytes:
-    """Encode the reply to `subscribe`. The parameters are those of `authenticated`."""
-    return _reply("subscribed", {"conversation_id": conversation_id}, last_event_id, replayed, lost)
+def subscribed(
+    conversation_id: Id, last_event_id: str, replayed: int | None, lost: bool, contacts_online: Sequence[Id] = ()
+) -> bytes:
+    """Encode the reply to `subscribe`. The other parameters are those of `authenticated`.
+
+    :param contacts_online: the contacts that are subscribed to the conversation, for an agent.
+    """
+    data: dict[str, Any] = {"conversation_id": conversation_id}
+    if contacts_online:
+        data["contacts_online"] = contacts_online
+    return _reply("subscribed", data, last_event_id, replayed, lost)
 
 
 def _reply(event: str, data: dict[str, Any], last_event_id: str, replayed: int | None, lost: bool) -> bytes:
@@ -252,12 +287,26 @@ def groups(names: Sequence[str]) -> bytes:
     return _encode({"event": "groups", "data": {"groups": names}})
 
 
-def presence(online: list[Id]) -> bytes:
+def presence(online: list[Id], statuses: Mapping[str, str]) -> bytes:
     """Encode the reply to `presence`.
 
     :param online: the agents online, sorted.
+    :param statuses: those that are not `online`, by the text of the agent's id.
     """
-    return _encode({"event": "presence", "data": {"online": online}})
+    data: dict[str, Any] = {"online": online}
+    if statuses:
+        data["status"] = statuses
+    return _encode({"event": "presence", "data": data})
+
+
+def status_set(status: str) -> bytes:
+    """Encode the reply to `status`."""
+    return _encode({"event": "status_set", "data": {"status": status}})
+
+
+def available(is_available: bool) -> bytes:
+    """Encode the event `available`, which tells contacts whether an agent is available."""
+    return _encode({"event": "available", "data": {"available": is_available}})
 
 
 def error(problem: ClientError, text: str | bytes = b"", message: Message | None = None) -> bytes:
@@ -298,6 +347,13 @@ def typing_data(conversation_id: Id, user_id: Id, is_typing: bool, is_contact: b
 def status_data(agent_id: Id, status: str) -> bytes:
     """Encode the `data` of an `agent_status` event."""
     return _encode({"agent_id": agent_id, "status": status})
+
+
+def contact_status_data(conversation_id: Id, contact_id: Id, status: str, since_ms: int) -> bytes:
+    """Encode the `data` of a `contact_status` event."""
+    return _encode(
+        {"conversation_id": conversation_id, "contact_id": contact_id, "status": status, "since_ms": since_ms}
+    )
 
 
 _name_of, _data_of, _offset_of = attrgetter("name"), attrgetter("data"), attrgetter("offset")

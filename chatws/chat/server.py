@@ -13,7 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.brokers.interface import Broker, Event, NewEvent, Retention
+from chatws.brokers.interface import CONTACTS, Broker, Event, NewEvent, Retention
 from chatws.brokers.memory import MemoryBroker
 from chatws.chat import actions, messages
 from chatws.chat.actions import Action
@@ -30,8 +30,7 @@ from chatws.chat.history import History
 from chatws.chat.hub import Hub
 from chatws.chat.interfaces import ActivitySink, Authenticator, Authorizer
 from chatws.chat.internal_events import InternalPublisher
-from chatws.chat.presence.changes import ChangeKind, PresenceChange, PresenceListener
-from chatws.chat.presence.cluster import ClusterPresence, MemberChange
+from chatws.chat.presence.service import PresenceService, PresenceSettings
 from chatws.chat.rate_limits import MIN_PAUSE
 from chatws.chat.recovery import Recovery
 from chatws.chat.resume_wait import ResumeWaitQueue
@@ -39,7 +38,7 @@ from chatws.chat.session import Session, SessionLimits
 from chatws.chat.subscriptions import Subscriptions
 from chatws.chat.timers import ConnectionTimers
 from chatws.chat.work_scheduler import WorkScheduler
-from chatws.errors import CloseCode, ErrorCode
+from chatws.errors import CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Clock, Schedule, default_reactor
 from chatws.server.component import Connection
@@ -79,8 +78,7 @@ class ChatServer:
     :param max_connections_per_user: connections of an agent on this node; 0 for no limit.
     :param max_connections_per_contact: connections of a contact on this node; 0 for no limit.
     :param contact_filter: decides what contacts may get. None if contacts are off.
-    :param presence_grace: seconds between the end of an agent's last connection and `offline`.
-    :param presence_ttl: seconds until another node announces this node's agents as offline if this node fails.
+    :param presence: times of presence, and whether contacts are told that an agent is available.
     :param node: this node's name, unique among the nodes of a broker; random by default.
     :param send_all: sends deliveries; by default with one system call for each connection.
     :param reactor: the clock; by default Twisted's global reactor.
@@ -105,8 +103,7 @@ class ChatServer:
         max_connections_per_user: int = 50,
         max_connections_per_contact: int = 10,
         contact_filter: ContactFilter | None = None,
-        presence_grace: float = 3.0,
-        presence_ttl: float = 15.0,
+        presence: PresenceSettings | None = None,
         node: str = "",
         send_all: SendAll | None = None,
         reactor: Clock | None = None,
@@ -128,13 +125,30 @@ class ChatServer:
         self.connections: set[Connection] = set()
         self.node = node or secrets.token_hex(4)
         self.stats = ChatStats()
-        self._internal_events = InternalPublisher(lambda: self.audiences, self.stats)
+        self._internal_events = InternalPublisher(self.stats)
         self._wall_clock = wall_clock
-        self.presence_listeners: list[PresenceListener] = []
-        self.presence = ClusterPresence(self.node, self._announce_presence, presence_grace, presence_ttl, clock)
+        self._send_all = send_all or FanOut().send_all
+        self.presence = PresenceService(
+            self.node,
+            presence or PresenceSettings(),
+            publish=self._internal_events.publish,
+            deliver=lambda events: self._event_handler.deliver_local(events),
+            tell_contacts=self._tell_contacts,
+            announces_status=lambda: self.audiences.has_default("agent_status"),
+            has_subscribers=lambda channel: self.hub.has_subscribers((channel,)),
+            clock=clock,
+            wall_clock=wall_clock,
+        )
+        self.presence_listeners = self.presence.listeners
         self._timers = ConnectionTimers(self._execute, self._renew, clock, schedule_call, wall_clock)
         self._connection_log = ConnectionLog(clock)
-        self._auth_flow = AuthFlow(authenticator, authorizer, self._connection_log, self._execute)
+        self._auth_flow = AuthFlow(
+            authenticator,
+            authorizer,
+            self._connection_log,
+            self._execute,
+            lambda: self.presence.contacts.all_nodes_know_contacts,
+        )
         self._scheduler = WorkScheduler(clock)
         self._recovery = Recovery(
             lambda: self.broker.epoch,
@@ -150,7 +164,7 @@ class ChatServer:
         self.subscriptions = Subscriptions(
             self.hub,
             self._recovery,
-            self.presence.local,
+            self.presence,
             self._timers,
             self._connection_id,
             max_connections_per_user=max_connections_per_user,
@@ -168,7 +182,7 @@ class ChatServer:
             admin=self._admin,
             resume_wait=self._resume_wait,
             make_frames=self._make_frames,
-            send_all=send_all or FanOut().send_all,
+            send_all=self._send_all,
             connections=self.connections,
             contacts=self.contacts,
             clock=clock,
@@ -176,6 +190,7 @@ class ChatServer:
         self.disconnect = self._admin.disconnect
         self.unsubscribe = self._admin.unsubscribe
         self.set_groups = self._admin.set_groups
+        self.set_status = self.presence.set_status
         if broker is None:
             broker = MemoryBroker(Retention(), wall_clock)
             broker.start(self._event_handler)
@@ -239,15 +254,14 @@ class ChatServer:
         self._recovery.end(client)
         client.waiting = None
         last_actions = client.session.end()
-        user_id = client.user_id
         if connection.disconnect_reason:
             self._connection_log.ended_abnormally(connection, client.log_name)
         if self._resume_wait:
             self._resume_wait.forget(client)
-        if user_id is not None:
-            self.presence.local.leave(user_id)
-            if self._activity is not None:
-                self._activity.disconnected(user_id)
+        user_id = client.user_id
+        if user_id is not None and self._activity is not None:
+            self._activity.disconnected(user_id)
+        self.subscriptions.end(client)
         self._execute(client, last_actions)
 
     def on_error(self, connection: Connection, exception: Exception) -> None:
@@ -297,19 +311,13 @@ class ChatServer:
     def _make_frames(self, events: Sequence[Event]) -> list[bytes]:
         return text_frames(messages.event_payloads(events, self.broker.epoch))
 
-    def _announce_presence(self, changes: list[MemberChange]) -> None:
-        self._internal_events.publish_presence(changes)
-        now = self._wall_clock()
-        reported = [
-            PresenceChange(ChangeKind.AGENT_ONLINE, user_id, round(now * 1000))
-            if is_online
-            else PresenceChange(
-                ChangeKind.AGENT_OFFLINE, user_id, round(now * 1000), last_seen_ms=round((now - unseen) * 1000)
-            )
-            for user_id, is_online, unseen in changes
-        ]
-        for listener in self.presence_listeners:
-            listener(reported)
+    def statuses(self) -> dict[str, str]:
+        """Return the statuses of agents online that are not `online`, by the text of the id."""
+        return self.presence.online_statuses()
+
+    def _tell_contacts(self, payload: bytes) -> None:
+        if self.contacts is not None and self.contacts.count:
+            self._send_all([(self.contacts.hub.subscribers(CONTACTS), [text_frame(payload)])])
 
     # Operation
 
@@ -388,7 +396,9 @@ class ChatServer:
                 case actions.RemoveSubscription():
                     self.subscriptions.remove(client, action)
                 case actions.ListPresence():
-                    self._send(client.connection, messages.presence(self.presence.online()))
+                    self._send(client.connection, messages.presence(self.online(), self.statuses()))
+                case actions.SetStatus():
+                    self._set_status(client, action)
                 case actions.PauseReading():
                     self._timers.pause_reading(client, action.seconds)
                 case actions.Close():
@@ -459,6 +469,16 @@ class ChatServer:
     def _record_auth(self, action: actions.AcceptAuth, *, accepted: bool) -> None:
         if accepted and not action.renewed and not action.identity.is_contact and self._activity is not None:
             self._activity.connected(action.identity.user_id)
+
+    def _set_status(self, client: Client, action: actions.SetStatus) -> None:
+        def finished(failure: Failure | None) -> None:
+            if failure is not None and not isinstance(failure.value, Unavailable):
+                log.failure("Setting a status failed", failure)
+            error = None if failure is None else Unavailable("the status cannot be stored now")
+            self._execute(client, client.session.on_status_result(action.message, error))
+
+        stored = self.set_status(action.user_id, action.message.status, self._connection_id(client.connection))
+        stored.addBoth(finished).addErrback(lambda failure: log.failure("Replying to a status failed", failure))
 
     def _record_activity(self, client: Client, action: actions.RecordActivity) -> None:
         if self._activity is None:

@@ -34,9 +34,10 @@ from chatws.chat.actions import (
     RemoveSubscription,
     ScheduleRenewal,
     SendReply,
+    SetStatus,
 )
 from chatws.chat.interfaces import Identity
-from chatws.chat.messages import Activity, Auth, Message, Ping, Presence, Subscribe, Typing, Unsubscribe
+from chatws.chat.messages import Activity, Auth, Message, Ping, Presence, Status, Subscribe, Typing, Unsubscribe
 from chatws.chat.rate_limits import MIN_PAUSE, RateLimits, SessionLimits
 from chatws.errors import AuthenticationFailed, ClientError, CloseCode, ErrorCode, Forbidden, Unavailable
 from chatws.ids import Id, sort_ids
@@ -231,6 +232,14 @@ class Session:
             actions = [_rejection(_not_subscribed(conversation_id), message=message)]
         return actions + self._process_queue()
 
+    def on_status_result(self, message: Status, error: ClientError | None) -> list[Action]:
+        """Process the result of `SetStatus`."""
+        if self.state is State.CLOSED:
+            return []
+        if error is not None:
+            return [_rejection(error, message=message)]
+        return [SendReply(messages.status_set(message.status))]
+
     def revoke(self, conversation_id: Id) -> list[Action]:
         """End the subscription to a conversation, and reject pending checks for it."""
         if self.state is State.CLOSED:
@@ -403,6 +412,12 @@ class Session:
             return [_rejection(Forbidden("contacts may not list agents"), message=message)]
         return [ListPresence()]
 
+    def _on_status(self, message: Status) -> list[Action]:
+        assert self.identity is not None
+        if self.identity.is_contact:
+            return [_rejection(Forbidden("contacts have no status"), message=message)]
+        return [SetStatus(self.identity.user_id, message)]
+
     _handlers: ClassVar[dict[tuple[State, type], Callable[[Session, Any], list[Action]]]] = {
         (State.NEW, Auth): _on_auth,
         (State.NEW, Ping): _on_ping,
@@ -416,6 +431,7 @@ class Session:
         (State.AUTHENTICATED, Ping): _on_ping,
         (State.AUTHENTICATED, Activity): _on_activity,
         (State.AUTHENTICATED, Presence): _on_presence,
+        (State.AUTHENTICATED, Status): _on_status,
     }
 
     # Steps that handlers share

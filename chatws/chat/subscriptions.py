@@ -16,10 +16,12 @@ from chatws.chat.audience import (
 )
 from chatws.chat.client import Client
 from chatws.chat.hub import Hub
-from chatws.chat.presence.local import LocalPresence
+from chatws.chat.presence.contacts import contact_member
+from chatws.chat.presence.service import PresenceService
 from chatws.chat.recovery import Recovery
 from chatws.chat.timers import ConnectionTimers
 from chatws.errors import CloseCode
+from chatws.ids import Id
 from chatws.server.component import Connection
 from chatws.server.frames import text_frame
 
@@ -38,7 +40,7 @@ class Subscriptions:
         self,
         hub: Hub[Connection],
         recovery: Recovery,
-        presence: LocalPresence,
+        presence: PresenceService,
         timers: ConnectionTimers,
         connection_id: Callable[[Connection], str],
         *,
@@ -71,13 +73,17 @@ class Subscriptions:
                     CloseCode.TOO_MANY_CONNECTIONS, f"more than {limit} connections of one user"
                 )
             if not identity.is_contact:
-                self._presence.enter(user_id)
+                self._presence.agents.local.enter(user_id)
         self._leave_groups(client, channels)
         self._timers.set_expiry(client, identity)
         connection_id = self._connection_id(connection)
 
         def reply(position: str, replayed: int | None, lost: bool) -> bytes:
-            return messages.authenticated(identity, connection_id, position, replayed, lost)
+            if identity.is_contact:
+                available = self._presence.available()
+                return messages.authenticated(identity, connection_id, position, replayed, lost, available=available)
+            status = self._presence.statuses.get(user_id)
+            return messages.authenticated(identity, connection_id, position, replayed, lost, status)
 
         self._recovery.enter(client, channels, action.last_event_id, reply)
         return None
@@ -101,12 +107,15 @@ class Subscriptions:
         conversation_id = action.conversation_id
 
         def reply(position: str, replayed: int | None, lost: bool) -> bytes:
-            return messages.subscribed(conversation_id, position, replayed, lost)
+            contacts = () if client.is_contact else self._presence.contacts.contacts_of(conversation_id)
+            return messages.subscribed(conversation_id, position, replayed, lost, contacts)
 
         channels: tuple[str, ...] = (conversation_channel(conversation_id),)
+        conversations = client.session.conversations
         if client.is_contact:
             channels = (*channels, conversation_contacts_channel(conversation_id))
-        conversations = client.session.conversations
+            if conversation_id in conversations:
+                self._contact_came(client, conversation_id)
         self._recovery.enter(client, channels, action.last_event_id, reply, lambda: conversation_id in conversations)
 
     def remove(self, client: Client, action: actions.RemoveSubscription) -> None:
@@ -114,4 +123,26 @@ class Subscriptions:
         self._recovery.leave(client, conversation_channel(action.conversation_id))
         if client.is_contact:
             self._recovery.leave(client, conversation_contacts_channel(action.conversation_id))
+            self._contact_left(client, action.conversation_id)
         client.connection.send_frames(text_frame(messages.unsubscribed(action.conversation_id)))
+
+    def end(self, client: Client) -> None:
+        """Note that the connection has closed: its user may be offline now."""
+        if client.user_id is not None:
+            self._presence.agents.local.leave(client.user_id)
+        for conversation_id in tuple(client.present_in or ()):
+            self._contact_left(client, conversation_id)
+
+    def _contact_came(self, client: Client, conversation_id: Id) -> None:
+        """Count the connection among those of its contact in the conversation, once."""
+        identity = client.session.identity
+        if client.present_in is None:
+            client.present_in = {}
+        if identity is not None and conversation_id not in client.present_in:
+            member = client.present_in[conversation_id] = contact_member(conversation_id, identity.user_id)
+            self._presence.contacts.local.enter(member)
+
+    def _contact_left(self, client: Client, conversation_id: Id) -> None:
+        member = None if client.present_in is None else client.present_in.pop(conversation_id, None)
+        if member is not None:
+            self._presence.contacts.local.leave(member)

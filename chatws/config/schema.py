@@ -175,6 +175,13 @@ class Config:
         "", "contacts", "returns a row if %(contact_id)s may read %(conversation_id)s", value="SQL",
         zero_meaning="contacts may read the `conversations` of their token or session only",
     )  # fmt: skip
+    contact_grace: float = _set(
+        90.0, "contacts", "time between a contact's last subscription to a conversation and `offline` in "
+        "`contact_status`", unit="seconds", zero_meaning="`offline` at once",
+    )  # fmt: skip
+    availability: bool = _set(
+        False, "contacts", "tell contacts whether an agent is online with the status `online`, without ids"
+    )
     max_connections_per_contact: int = _set(
         10, "contacts", "most open WebSockets of one contact", unit="connections", zero_meaning="no limit"
     )
@@ -281,6 +288,10 @@ class Config:
     presence_ttl: float = _set(
         15.0, "chat", "time after which the agents of an unreachable node become offline", unit="seconds"
     )
+    status_keep: float = _set(
+        28_800.0, "chat", "how long an agent's status, such as `away`, outlives the agent's connections",
+        unit="seconds", zero_meaning="it ends with them",
+    )  # fmt: skip
     audience: tuple[str, ...] = _set(
         (),
         "chat",

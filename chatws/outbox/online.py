@@ -6,7 +6,7 @@ row expires, and the view is empty.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -30,17 +30,24 @@ class OnlineTable:
     """The table behind the view.
 
     :param online: returns the agents online on all nodes.
+    :param statuses: returns those of their statuses that are not `online`, by the text of the id.
     :param wall_clock: returns seconds since 1970.
     """
 
     def __init__(
-        self, dialect: Dialect, prefix: str, online: Callable[[], list[Id]], wall_clock: Callable[[], float]
+        self,
+        dialect: Dialect,
+        prefix: str,
+        online: Callable[[], list[Id]],
+        statuses: Callable[[], Mapping[str, str]],
+        wall_clock: Callable[[], float],
     ) -> None:
         self._dialect = dialect
         self._prefix = prefix
         self._online = online
+        self._statuses = statuses
         self._wall_clock = wall_clock
-        self._stored: set[Id] | None = None
+        self._stored: dict[Id, str] | None = None
         self._next_update = self._next_renewal = 0.0
 
     def reset(self) -> None:
@@ -61,20 +68,25 @@ class OnlineTable:
         if now < self._next_update:
             return
         self._next_update = now + UPDATE_INTERVAL
-        online = set(self._online())
+        statuses = self._statuses()
+        online = {user_id: statuses.get(str(user_id), "online") for user_id in self._online()}
         table = f"{self._prefix}chatws_online_agents"
         if self._stored is None:
-            rows, _ = await run(f"SELECT user_id FROM {table}")
-            self._stored = {_to_id(str(row["user_id"])) for row in rows}
-        for user_id in self._stored - online:
+            rows, _ = await run(f"SELECT user_id, status FROM {table}")
+            self._stored = {_to_id(str(row["user_id"])): str(row["status"]) for row in rows}
+        for user_id in self._stored.keys() - online.keys():
             await run(f"DELETE FROM {table} WHERE user_id = %(user_id)s", {"user_id": str(user_id)})
         since = datetime.fromtimestamp(self._wall_clock(), UTC).strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]
-        for user_id in online - self._stored:
-            await run(
-                f"INSERT INTO {table} (user_id, user_number, status, since)"
-                " VALUES (%(user_id)s, %(user_number)s, 'online', %(since)s)",
-                {"user_id": str(user_id), "user_number": _number(user_id), "since": since},
-            )
+        for user_id, status in online.items() - self._stored.items():
+            values = {"user_id": str(user_id), "status": status}
+            if user_id in self._stored:
+                await run(f"UPDATE {table} SET status = %(status)s WHERE user_id = %(user_id)s", values)
+            else:
+                await run(
+                    f"INSERT INTO {table} (user_id, user_number, status, since)"
+                    " VALUES (%(user_id)s, %(user_number)s, %(status)s, %(since)s)",
+                    {**values, "user_number": _number(user_id), "since": since},
+                )
         self._stored = online
         if now >= self._next_renewal:
             await run(self._dialect.renew.format(p=self._prefix, seconds=EXPIRY))

@@ -28,6 +28,7 @@ from chatws.push.protocol import (
     PresenceOp,
     PublishLine,
     RequestId,
+    StatusOp,
     UnsubscribeOp,
     WebhookSyncOp,
     parse_simple_batch,
@@ -80,8 +81,19 @@ class PushTarget(Protocol):
         """Send the whole state to the receiver of webhooks."""
         ...
 
+    def set_status(self, user_id: Id, status: str) -> Deferred[None] | None:
+        """Set an agent's status on all nodes.
+
+        :raises Unavailable: (through the Deferred) the broker cannot be reached.
+        """
+        ...
+
     def online(self) -> list[Id] | Deferred[list[Id]]:
         """Return the agents that are online."""
+        ...
+
+    def statuses(self) -> dict[str, str]:
+        """Return the statuses of agents online that are not `online`, by the text of the id."""
         ...
 
     def connections_of(self, user_id: Id) -> list[tuple[str, str]]:
@@ -213,10 +225,13 @@ class CommandHandler:
                 case GroupsOp():
                     count = target.set_groups(operation.user_id, operation.names)
                     return OpResponse(True, operation.request_id, await _resolve(count))
+                case StatusOp():
+                    await _resolve(target.set_status(operation.user_id, operation.status))
+                    return OpResponse(True, operation.request_id)
                 case PresenceOp():
                     online = sort_ids([*await _resolve(target.online())])
                     agents = [self._agent(user_id) for user_id in online] if operation.detail else None
-                    return PresenceResponse(True, operation.request_id, online, agents)
+                    return PresenceResponse(True, operation.request_id, online, target.statuses() or None, agents)
                 case WebhookSyncOp():
                     await target.sync_webhooks()
                     return OpResponse(True, operation.request_id)

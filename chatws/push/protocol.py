@@ -38,6 +38,7 @@ from chatws.chat.audience import (
     user_channel,
 )
 from chatws.chat.messages import RESERVED_EVENTS
+from chatws.chat.presence.statuses import parse_status
 from chatws.errors import ClientError, ErrorCode
 from chatws.ids import Id, parse_groups, parse_id, parse_ids
 
@@ -54,6 +55,7 @@ __all__ = [
     "PresenceOp",
     "PublishLine",
     "RequestId",
+    "StatusOp",
     "To",
     "UnsubscribeOp",
     "WebhookSyncOp",
@@ -195,6 +197,18 @@ class GroupsOp(_Op, tag="groups", kw_only=True):
         return self.groups  # type: ignore[return-value]  # parsed
 
 
+class StatusOp(_Op, tag="status", kw_only=True):
+    """Set an agent's status."""
+
+    user_id: Id
+    status: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.user_id = parse_id(self.user_id, "user_id")
+        parse_status(self.status)
+
+
 class PresenceOp(_Op, tag="presence", kw_only=True):
     """List the agents that are online. `detail` adds their connections."""
 
@@ -209,7 +223,7 @@ class WebhookSyncOp(_Op, tag="webhook_sync", kw_only=True):
     """Send the whole state to the receiver of webhooks."""
 
 
-Op: TypeAlias = AuthOp | DisconnectOp | UnsubscribeOp | GroupsOp | PresenceOp | PingOp | WebhookSyncOp
+Op: TypeAlias = AuthOp | DisconnectOp | UnsubscribeOp | GroupsOp | StatusOp | PresenceOp | PingOp | WebhookSyncOp
 
 _MISSING = msgspec.Raw(b"")
 
@@ -265,7 +279,7 @@ _first_of, _last_of = itemgetter(0), itemgetter(2)
 _EVENT_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 #: The field in msgspec's messages: `$.field`, or the name of a missing one.
 _FIELD = re.compile(r"`\$\.([^`]+)`|required field `(\w+)`")
-_OPERATIONS = "auth, disconnect, unsubscribe, groups, presence, ping"
+_OPERATIONS = "auth, disconnect, unsubscribe, groups, status, presence, ping"
 _TARGETS = "conversation_id, user_id, user_ids, contact_id, contact_ids, group, groups"
 _MUST_BE = {
     "event": "a string",
@@ -284,6 +298,7 @@ _MUST_BE = {
     "op": "a string",
     "secret": "a string",
     "reason": "a string",
+    "status": "a string",
 }
 
 

@@ -77,10 +77,12 @@ class PresenceResponse(Response):
     """The response to `presence`.
 
     :ivar online: the ids of the agents that are online.
-    :ivar agents: the same with their connections, if `detail` was set.
+    :ivar status: the statuses that are not `online`, by the text of the agent's id. Omitted if there are none.
+    :ivar agents: the same agents with their connections, if `detail` was set.
     """
 
     online: list[Id] | None = None
+    status: dict[str, str] | None = None
     agents: list[AgentDetail] | None = None
 
 

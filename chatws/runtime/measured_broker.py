@@ -15,7 +15,17 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.brokers.interface import NODES, Audience, Broker, Event, EventHandler, LeaseResult, NewEvent
+from chatws.brokers.interface import (
+    AGENT_SPACE,
+    NODES,
+    Audience,
+    Broker,
+    Event,
+    EventHandler,
+    LeaseResult,
+    MemberData,
+    NewEvent,
+)
 from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.errors import Unavailable
 from chatws.ids import Id
@@ -32,7 +42,18 @@ log = Logger()
 #: Seconds between two probes: the end of a failure is noticed soon, and a full engine has little to reject.
 PROBE_INTERVAL = 2.0
 #: Kinds of calls that are measured.
-KINDS = ("publish", "read", "offset_range", "lease", "online", "add_webhooks", "exchange_webhooks")
+KINDS = (
+    "publish",
+    "read",
+    "offset_range",
+    "lease",
+    "online",
+    "nodes_without",
+    "set_data",
+    "data",
+    "add_webhooks",
+    "exchange_webhooks",
+)
 BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 #: Bytes of a probe: several pages of any engine, so that a full one has no room for it. Random, against compression.
 PROBE_SIZE = 16 * 1024
@@ -104,13 +125,27 @@ class MeasuredBroker:
         """See `Broker.offset_range`."""
         return self._measured("offset_range", self._broker.offset_range)
 
-    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
+    def lease(
+        self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str = AGENT_SPACE
+    ) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
-        return self._measured("lease", self._broker.lease, node, connection_counts, seconds)
+        return self._measured("lease", self._broker.lease, node, connection_counts, seconds, space)
 
-    def online(self) -> Deferred[list[Id]]:
+    def online(self, space: str = AGENT_SPACE) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return self._measured("online", self._broker.online)
+        return self._measured("online", self._broker.online, space)
+
+    def nodes_without(self, space: str) -> Deferred[list[str]]:
+        """See `Broker.nodes_without`."""
+        return self._measured("nodes_without", self._broker.nodes_without, space)
+
+    def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> Deferred[bool]:
+        """See `Broker.set_data`."""
+        return self._measured("set_data", self._broker.set_data, space, member, data, seconds)
+
+    def data(self, space: str) -> Deferred[dict[Id, MemberData]]:
+        """See `Broker.data`."""
+        return self._measured("data", self._broker.data, space)
 
     def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:
         """See `Broker.add_webhooks`."""

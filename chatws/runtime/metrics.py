@@ -152,9 +152,16 @@ class Exporter(Collector):
         yield _gauge(
             "chatws_users",
             "Users online on this node, including those within presence_grace.",
-            len(chat.presence.local),
+            len(chat.presence.agents.local),
         )
         yield _gauge("chatws_agents", "Agents online on any node.", len(chat.presence.online()))
+        presence = chat.presence
+        help = "Contacts subscribed to their conversations on any node: one for each contact and conversation."
+        yield _gauge("chatws_contacts", help, len(presence.contacts))
+        help = "Agents with a status other than online, including agents offline whose status is kept."
+        yield _gauge("chatws_agent_statuses", help, len(presence.statuses))
+        help = "Nodes of an earlier version, which do not know contacts. While there are any, no contact is admitted."
+        yield _gauge("chatws_outdated_nodes", help, len(presence.contacts.outdated or ()))
         # each agent also subscribes to the channel of all agents, its own, and those of its groups
         subscriptions = chat.hub.subscriptions - 2 * agents
         if chat.contacts is not None:  # a contact has two channels of its own, and two for each conversation

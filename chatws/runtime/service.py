@@ -24,6 +24,7 @@ from chatws.auth.secrets import load_secrets
 from chatws.auth.token import TokenMethod
 from chatws.brokers.interface import Broker
 from chatws.chat.history import History
+from chatws.chat.presence.service import PresenceSettings
 from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
 from chatws.config import validate
@@ -137,8 +138,13 @@ class ChatwsService(RootService):
             max_connections_per_user=config.max_connections_per_user,
             max_connections_per_contact=config.max_connections_per_contact,
             contact_filter=make_contact_filter(config) if config.contacts else None,
-            presence_grace=config.presence_grace,
-            presence_ttl=config.presence_ttl,
+            presence=PresenceSettings(
+                config.presence_grace,
+                config.presence_ttl,
+                config.contact_grace,
+                config.status_keep,
+                config.availability,
+            ),
             node=node,
             send_all=self.fanout.send_all,
             reactor=reactor,
@@ -207,7 +213,7 @@ class ChatwsService(RootService):
 
     def _make_outbox(self, url: str) -> OutboxReader:
         config, dialect = self.config, dialect_of(url)
-        online = OnlineTable(dialect, config.table_prefix, self.chat.online, time.time)
+        online = OnlineTable(dialect, config.table_prefix, self.chat.online, self.chat.statuses, time.time)
         return OutboxReader(
             OutboxDatabase(url, timeout=LEASE, reactor=self.reactor),
             dialect,

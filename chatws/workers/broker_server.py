@@ -149,10 +149,19 @@ class BrokerServer:
         elif type(request) is wire.OffsetRangeRequest:
             reply = broker.offset_range().addCallback(lambda offsets: wire.OffsetRangeReply(request.number, *offsets))
         elif type(request) is wire.LeaseRequest:
-            leased = broker.lease(request.node, request.connection_counts, request.seconds)
+            leased = broker.lease(request.node, request.connection_counts, request.seconds, request.space)
             reply = leased.addCallback(lambda made: wire.LeaseReply(request.number, *made))
         elif type(request) is wire.OnlineRequest:
-            reply = broker.online().addCallback(lambda users: wire.OnlineReply(request.number, users))
+            reply = broker.online(request.space).addCallback(lambda users: wire.OnlineReply(request.number, users))
+        elif type(request) is wire.NodesWithoutRequest:
+            nodes = broker.nodes_without(request.space)
+            reply = nodes.addCallback(lambda names: wire.NodesReply(request.number, names))
+        elif type(request) is wire.SetDataRequest:
+            stored = broker.set_data(request.space, request.member, request.data, request.seconds)
+            reply = stored.addCallback(lambda changed: wire.SetDataReply(request.number, changed))
+        elif type(request) is wire.DataRequest:
+            read = broker.data(request.space)
+            reply = read.addCallback(lambda data: wire.DataReply(request.number, data))
         elif type(request) is wire.AddWebhooksRequest:
             added = broker.add_webhooks(request.webhooks, reset=request.reset)
             reply = added.addCallback(lambda _: wire.AddedReply(request.number))

@@ -13,7 +13,15 @@ from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 
 from chatws.brokers.base import BaseBroker, requires_open
-from chatws.brokers.interface import Audience, Event, EventHandler, LeaseResult, NewEvent
+from chatws.brokers.interface import (
+    AGENT_SPACE,
+    Audience,
+    Event,
+    EventHandler,
+    LeaseResult,
+    MemberData,
+    NewEvent,
+)
 from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.errors import StartError, Unavailable
@@ -87,15 +95,32 @@ class IpcBroker(BaseBroker):
         return self._ask(wire.OffsetRangeRequest).addCallback(lambda reply: (reply.first, reply.last))
 
     @requires_open
-    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
+    def lease(
+        self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str = AGENT_SPACE
+    ) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
-        leased = self._ask(wire.LeaseRequest, node, connection_counts, seconds)
+        leased = self._ask(wire.LeaseRequest, node, connection_counts, seconds, space)
         return leased.addCallback(lambda reply: LeaseResult(reply.changed, reply.held, reply.online))
 
     @requires_open
-    def online(self) -> Deferred[list[Id]]:
+    def online(self, space: str = AGENT_SPACE) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return self._ask(wire.OnlineRequest).addCallback(lambda reply: reply.users)
+        return self._ask(wire.OnlineRequest, space).addCallback(lambda reply: reply.users)
+
+    @requires_open
+    def nodes_without(self, space: str) -> Deferred[list[str]]:
+        """See `Broker.nodes_without`."""
+        return self._ask(wire.NodesWithoutRequest, space).addCallback(lambda reply: reply.nodes)
+
+    @requires_open
+    def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> Deferred[bool]:
+        """See `Broker.set_data`."""
+        return self._ask(wire.SetDataRequest, space, member, data, seconds).addCallback(lambda reply: reply.changed)
+
+    @requires_open
+    def data(self, space: str) -> Deferred[dict[Id, MemberData]]:
+        """See `Broker.data`."""
+        return self._ask(wire.DataRequest, space).addCallback(lambda reply: reply.data)
 
     @requires_open
     def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:

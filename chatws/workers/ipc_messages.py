@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from chatws.brokers.interface import Event, NewEvent
+from chatws.brokers.interface import AGENT_SPACE, Event, MemberData, NewEvent
 from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.ids import Id
 
@@ -20,12 +20,16 @@ __all__ = [
     "AddedReply",
     "BrokerReply",
     "BrokerRequest",
+    "DataReply",
+    "DataRequest",
     "ErrorReply",
     "EventsNotice",
     "ExchangeWebhooksReply",
     "ExchangeWebhooksRequest",
     "LeaseReply",
     "LeaseRequest",
+    "NodesReply",
+    "NodesWithoutRequest",
     "OffsetRangeReply",
     "OffsetRangeRequest",
     "OnlineReply",
@@ -35,6 +39,8 @@ __all__ = [
     "ReadReply",
     "ReadRequest",
     "ResetNotice",
+    "SetDataReply",
+    "SetDataRequest",
     "StartReply",
     "StartRequest",
     "encode",
@@ -76,20 +82,44 @@ class LeaseRequest(_Numbered, tag=5):
     node: str
     connection_counts: dict[Id, int | None]
     seconds: float
+    space: str = AGENT_SPACE
 
 
 class OnlineRequest(_Numbered, tag=6):
     """The reply is `OnlineReply`."""
 
+    space: str = AGENT_SPACE
 
-class AddWebhooksRequest(_Numbered, tag=7):
+
+class NodesWithoutRequest(_Numbered, tag=7):
+    """The reply is `NodesReply`."""
+
+    space: str
+
+
+class SetDataRequest(_Numbered, tag=8):
+    """The reply is `SetDataReply`."""
+
+    space: str
+    member: Id
+    data: str | None
+    seconds: float
+
+
+class DataRequest(_Numbered, tag=9):
+    """The reply is `DataReply`."""
+
+    space: str
+
+
+class AddWebhooksRequest(_Numbered, tag=10):
     """The reply is `AddedReply`."""
 
     webhooks: Sequence[NewWebhook]
     reset: bool
 
 
-class ExchangeWebhooksRequest(_Numbered, tag=8):
+class ExchangeWebhooksRequest(_Numbered, tag=11):
     """The reply is `ExchangeWebhooksReply`."""
 
     request: WebhookRequest
@@ -104,6 +134,9 @@ BrokerRequest: TypeAlias = (
     | OnlineRequest
     | AddWebhooksRequest
     | ExchangeWebhooksRequest
+    | NodesWithoutRequest
+    | SetDataRequest
+    | DataRequest
 )
 
 
@@ -167,6 +200,18 @@ class ExchangeWebhooksReply(_Numbered, tag=11):
     reply: WebhookReply
 
 
+class NodesReply(_Numbered, tag=12):
+    nodes: list[str]
+
+
+class SetDataReply(_Numbered, tag=13):
+    changed: bool
+
+
+class DataReply(_Numbered, tag=14):
+    data: dict[Id, MemberData]
+
+
 BrokerReply: TypeAlias = (
     StartReply
     | PublishReply
@@ -177,20 +222,11 @@ BrokerReply: TypeAlias = (
     | ErrorReply
     | AddedReply
     | ExchangeWebhooksReply
+    | NodesReply
+    | SetDataReply
+    | DataReply
 )
 
 encode = msgspec.msgpack.Encoder().encode
 request_decoder = msgspec.msgpack.Decoder(BrokerRequest)
-reply_decoder = msgspec.msgpack.Decoder(
-    StartReply
-    | PublishReply
-    | ReadReply
-    | OffsetRangeReply
-    | LeaseReply
-    | OnlineReply
-    | ErrorReply
-    | AddedReply
-    | ExchangeWebhooksReply
-    | EventsNotice
-    | ResetNotice
-)
+reply_decoder = msgspec.msgpack.Decoder(BrokerReply | EventsNotice | ResetNotice)

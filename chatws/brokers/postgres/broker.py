@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
 from chatws.brokers.base import NO_WEBHOOKS, BaseBroker, requires_open
-from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
+from chatws.brokers.interface import AGENT_SPACE, Event, EventHandler, LeaseResult, MemberData, NewEvent, Retention
 from chatws.brokers.postgres import messages, schema
 from chatws.brokers.postgres.notification_listener import NotificationListener
 from chatws.brokers.postgres.queries import PAGE_BYTES, ErrorState, Queries
@@ -375,14 +375,31 @@ class PostgresBroker(BaseBroker):
         return Deferred.fromCoroutine(self._queries.offset_range())
 
     @requires_open
-    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
+    def lease(
+        self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str = AGENT_SPACE
+    ) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
-        return Deferred.fromCoroutine(self._queries.lease(node, connection_counts, seconds))
+        return Deferred.fromCoroutine(self._queries.lease(node, connection_counts, seconds, space))
 
     @requires_open
-    def online(self) -> Deferred[list[Id]]:
+    def online(self, space: str = AGENT_SPACE) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return Deferred.fromCoroutine(self._queries.online())
+        return Deferred.fromCoroutine(self._queries.online(space))
+
+    @requires_open
+    def nodes_without(self, space: str) -> Deferred[list[str]]:
+        """See `Broker.nodes_without`."""
+        return Deferred.fromCoroutine(self._queries.nodes_without(space))
+
+    @requires_open
+    def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> Deferred[bool]:
+        """See `Broker.set_data`."""
+        return Deferred.fromCoroutine(self._queries.set_data(space, member, data, seconds))
+
+    @requires_open
+    def data(self, space: str) -> Deferred[dict[Id, MemberData]]:
+        """See `Broker.data`."""
+        return Deferred.fromCoroutine(self._queries.data(space))
 
     @requires_open
     def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:

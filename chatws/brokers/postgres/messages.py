@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import msgspec
 
-from chatws.brokers.interface import KEY_SECONDS, Audience, Event, NewEvent
+from chatws.brokers.interface import KEY_SECONDS, Audience, Event, MemberData, NewEvent
 from chatws.brokers.webhook_queue import NewWebhook, WebhookItem, WebhookReply
 from chatws.ids import Id, parse_id
 
@@ -23,12 +23,15 @@ __all__ = [
     "Polled",
     "Row",
     "decode_appended",
+    "decode_data",
     "decode_leased",
+    "decode_members",
+    "decode_nodes",
     "decode_page",
     "decode_polled",
-    "decode_users",
     "decode_webhooks",
     "encode_connection_counts",
+    "encode_data",
     "encode_new_event",
     "encode_webhooks",
     "to_event",
@@ -47,7 +50,7 @@ READ = "SELECT chatws.read(%(after)s, %(limit)s, %(size)s)::text AS reply"
 OFFSET_RANGE = "SELECT first, last FROM chatws.offset_range()"
 HEAD = "SELECT epoch, seq, event_offset, append_id FROM chatws.head()"
 TRIM = f"{_LOCKING}SELECT chatws.trim(%(events)s, %(seconds)s, %(size)s, %(limit)s, %(now)s) AS deleted"
-LEASE = f"{_LOCKING}SELECT chatws.renew_leases(%(node)s, %(connections)s, %(seconds)s, %(now)s) AS reply"
+LEASE = f"{_LOCKING}SELECT chatws.renew_leases(%(space)s, %(node)s, %(connections)s, %(seconds)s, %(now)s) AS reply"
 LEASE_WITH_WEBHOOKS = (
     f"{_LOCKING}SELECT chatws.renew_leases_with_webhooks(%(node)s, %(connections)s, %(seconds)s, %(now)s, %(limit)s)"
     " AS reply"
@@ -57,7 +60,10 @@ EXCHANGE_WEBHOOKS = (
     f"{_LOCKING}SELECT chatws.exchange_webhooks(%(owner)s, %(seconds)s, %(name)s, %(acked)s, %(after)s, %(limit)s,"
     " %(reset_done)s, %(numbers)s, %(epoch)s, %(now)s) AS reply"
 )
-ONLINE = "SELECT chatws.online(%(now)s) AS reply"
+ONLINE = "SELECT chatws.online(%(space)s, %(now)s) AS reply"
+NODES_WITHOUT = "SELECT chatws.nodes_without(%(space)s, %(now)s) AS reply"
+SET_DATA = f"{_LOCKING}SELECT chatws.set_data(%(space)s, %(member)s, %(data)s, %(seconds)s, %(now)s) AS changed"
+DATA = "SELECT chatws.data(%(space)s, %(now)s) AS reply"
 EXTEND_POLL_HINT = "SELECT chatws.extend_poll_hint(%(seconds)s)"
 NOTIFY = "SELECT pg_notify('chatws', %(payload)s)"
 LISTEN = "LISTEN chatws"
@@ -167,7 +173,8 @@ decode_polled = msgspec.json.Decoder(Polled).decode
 decode_page = msgspec.json.Decoder(EventPage).decode
 _decode_leased = msgspec.json.Decoder(LeaseRow).decode
 _decode_webhooks = msgspec.json.Decoder(WebhookPage).decode
-_decode_keys = msgspec.json.Decoder(list[str]).decode
+_decode_names = msgspec.json.Decoder(list[str]).decode
+_decode_data = msgspec.json.Decoder(list[tuple[str, str, float]]).decode
 _decode_channels = msgspec.json.Decoder(tuple[str, ...]).decode
 _decode_id: msgspec.json.Decoder[Id] = msgspec.json.Decoder(int | str)
 _encode = msgspec.json.Encoder().encode
@@ -233,9 +240,29 @@ def decode_leased(reply: str) -> tuple[list[tuple[Id, bool]], int, int]:
     return changed, leased.held, leased.online
 
 
-def decode_users(reply: str) -> list[Id]:
+def decode_members(reply: str) -> list[Id]:
     """Decode the reply of `chatws.online`."""
-    return _to_ids(_decode_keys(reply))
+    return _to_ids(_decode_names(reply))
+
+
+def decode_nodes(reply: str) -> list[str]:
+    """Decode the reply of `chatws.nodes_without`."""
+    return _decode_names(reply)
+
+
+def encode_data(member: Id, data: str | None) -> tuple[str, str | None]:
+    """Encode a member and its data, the arguments of `chatws.set_data`."""
+    return _escape(str(member)), None if data is None else _escape(data)
+
+
+def decode_data(reply: str) -> dict[Id, MemberData]:
+    """Decode the reply of `chatws.data`."""
+    rows = _decode_data(reply)
+    members = _to_ids([member for member, _, _ in rows])
+    return {
+        member: MemberData(_unescape(data), expires_at)
+        for member, (_, data, expires_at) in zip(members, rows, strict=True)
+    }
 
 
 def _to_ids(keys: Sequence[str]) -> list[Id]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from chatws.brokers.interface import Event, LeaseResult, Retention
+from chatws.brokers.interface import AGENT_SPACE, Event, LeaseResult, MemberData, Retention
 from chatws.brokers.postgres import messages
 from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
 from chatws.database.interface import QueryFailed, Values
@@ -89,23 +89,47 @@ class Queries:
         [row] = await self._query(messages.OFFSET_RANGE, {})
         return row["first"], row["last"]
 
-    async def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> LeaseResult:
+    async def lease(
+        self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str
+    ) -> LeaseResult:
         """See `Broker.lease`."""
         values = {
+            "space": space,
             "node": node,
             "connections": messages.encode_connection_counts(connection_counts),
             "seconds": seconds,
             "now": self._now and self._now(),
             "limit": self._webhook_limit,
         }
-        sql = messages.LEASE_WITH_WEBHOOKS if self._webhook_limit else messages.LEASE
+        has_webhooks = self._webhook_limit and space == AGENT_SPACE
+        sql = messages.LEASE_WITH_WEBHOOKS if has_webhooks else messages.LEASE
         rows = await self._query(sql, values, writes=True)
         return LeaseResult(*messages.decode_leased(rows[0]["reply"]))
 
-    async def online(self) -> list[Id]:
+    async def online(self, space: str) -> list[Id]:
         """See `Broker.online`."""
-        rows = await self._query(messages.ONLINE, {"now": self._now and self._now()})
-        return messages.decode_users(rows[0]["reply"])
+        return messages.decode_members(await self._of_space(messages.ONLINE, space))
+
+    async def nodes_without(self, space: str) -> list[str]:
+        """See `Broker.nodes_without`."""
+        return messages.decode_nodes(await self._of_space(messages.NODES_WITHOUT, space))
+
+    async def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> bool:
+        """See `Broker.set_data`."""
+        key, text = messages.encode_data(member, data)
+        values = {"space": space, "member": key, "data": text, "seconds": seconds, "now": self._now and self._now()}
+        [row] = await self._query(messages.SET_DATA, values, writes=True)
+        changed: bool = row["changed"]
+        return changed
+
+    async def data(self, space: str) -> dict[Id, MemberData]:
+        """See `Broker.data`."""
+        return messages.decode_data(await self._of_space(messages.DATA, space))
+
+    async def _of_space(self, sql: str, space: str) -> str:
+        [row] = await self._query(sql, {"space": space, "now": self._now and self._now()})
+        reply: str = row["reply"]
+        return reply
 
     async def add_webhooks(self, webhooks: Sequence[NewWebhook], reset: bool) -> None:
         """See `Broker.add_webhooks`."""

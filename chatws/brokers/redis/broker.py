@@ -6,27 +6,27 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import msgspec
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
 from chatws.brokers.base import CLOSED, NO_WEBHOOKS, BaseBroker, requires_open
-from chatws.brokers.interface import KEY_SECONDS, Event, EventHandler, LeaseResult, NewEvent, Retention
+from chatws.brokers.interface import (
+    AGENT_SPACE,
+    KEY_SECONDS,
+    Event,
+    EventHandler,
+    LeaseResult,
+    MemberData,
+    NewEvent,
+    Retention,
+)
 from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.publish_queue import PublishBatch, PublishQueue
 from chatws.brokers.redis.batch_consumer import BatchConsumer, PendingBatch
 from chatws.brokers.redis.batches import AppendReply, StoredEvent, decode_reply, decode_stored, encode_new_events
 from chatws.brokers.redis.connection import CommandError, ConnectionLost, one_line
-from chatws.brokers.redis.scripts import (
-    ADD_WEBHOOKS,
-    APPEND,
-    EXCHANGE_WEBHOOKS,
-    LEASE,
-    OFFSET_RANGE,
-    ONLINE,
-    READ,
-    KeyNames,
-)
+from chatws.brokers.redis.presence import PresenceQueries
+from chatws.brokers.redis.scripts import ADD_WEBHOOKS, APPEND, EXCHANGE_WEBHOOKS, OFFSET_RANGE, READ, KeyNames
 from chatws.brokers.redis.session import RedisSession
 from chatws.brokers.redis.session_manager import SessionManager
 from chatws.brokers.redis.url import RedisUrl
@@ -50,9 +50,6 @@ MAX_MESSAGE = 4 * 1024 * 1024
 MAX_READ = 4 * 1024 * 1024
 #: Error text while there is no session.
 UNREACHABLE = "the event history cannot be reached now"
-
-_encode_id = msgspec.json.Encoder().encode
-_decode_id: Callable[[bytes], Id] = msgspec.json.Decoder(int | str).decode
 
 
 class RedisBroker(BaseBroker):
@@ -87,6 +84,7 @@ class RedisBroker(BaseBroker):
         self._timeout = timeout
         self._webhook_limit = webhook_queue
         self._keys = KeyNames(location.prefix)
+        self._presence = PresenceQueries(self._keys, self._time, webhook_queue)
         self._listener_queue = ListenerQueue()
         self._consumer = BatchConsumer(self._deliver, self._read_page, self._drop)
         self._sessions = SessionManager(
@@ -320,32 +318,34 @@ class RedisBroker(BaseBroker):
         stored, last = answer
         return int(last) + 1 - int(stored), int(last)
 
-    # Leases
+    # Presence
 
     @requires_open
-    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
+    def lease(
+        self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str = AGENT_SPACE
+    ) -> Deferred[LeaseResult]:
         """See `Broker.lease`."""
-        return self._ask(self._lease, node, dict(connection_counts), seconds)
-
-    async def _lease(
-        self, session: RedisSession, node: str, connection_counts: Mapping[Id, int | None], seconds: float
-    ) -> LeaseResult:
-        changes: list[bytes | int] = []
-        for user_id, count in connection_counts.items():
-            changes += (_encode_id(user_id), b"" if count is None else count)
-        held, online, *news = await session.run(
-            LEASE, self._keys.leases, self._time(), node, repr(float(seconds)), self._webhook_limit, *changes
-        )
-        changed = [(_decode_id(news[n]), news[n + 1] == b"1") for n in range(0, len(news), 2)]
-        return LeaseResult(changed, held, online)
+        return self._ask(self._presence.lease, node, dict(connection_counts), seconds, space)
 
     @requires_open
-    def online(self) -> Deferred[list[Id]]:
+    def online(self, space: str = AGENT_SPACE) -> Deferred[list[Id]]:
         """See `Broker.online`."""
-        return self._ask(self._online)
+        return self._ask(self._presence.online, space)
 
-    async def _online(self, session: RedisSession) -> list[Id]:
-        return [_decode_id(user_id) for user_id in await session.run(ONLINE, self._keys.leases, self._time())]
+    @requires_open
+    def nodes_without(self, space: str) -> Deferred[list[str]]:
+        """See `Broker.nodes_without`."""
+        return self._ask(self._presence.nodes_without, space)
+
+    @requires_open
+    def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> Deferred[bool]:
+        """See `Broker.set_data`."""
+        return self._ask(self._presence.set_data, space, member, data, seconds)
+
+    @requires_open
+    def data(self, space: str) -> Deferred[dict[Id, MemberData]]:
+        """See `Broker.data`."""
+        return self._ask(self._presence.data, space)
 
     # Webhooks
 

@@ -6,14 +6,19 @@ import hashlib
 from pathlib import Path
 from typing import Final
 
+from chatws.brokers.interface import AGENT_SPACE
+
 __all__ = [
     "ADD_WEBHOOKS",
     "APPEND",
+    "DATA",
     "EXCHANGE_WEBHOOKS",
     "LEASE",
+    "NODES_WITHOUT",
     "OFFSET_RANGE",
     "ONLINE",
     "READ",
+    "SET_DATA",
     "VERIFY",
     "KeyNames",
     "Script",
@@ -34,8 +39,9 @@ class Script:
         self.digest: Final = hashlib.sha1(self.text, usedforsecurity=False).hexdigest().encode()
 
 
-APPEND, EXCHANGE_WEBHOOKS, OFFSET_RANGE, ONLINE, READ, VERIFY = map(
-    Script, ("append", "exchange_webhooks", "offset_range", "online", "read", "verify")
+APPEND, DATA, EXCHANGE_WEBHOOKS, NODES_WITHOUT, OFFSET_RANGE, ONLINE, READ, SET_DATA, VERIFY = map(
+    Script,
+    ("append", "data", "exchange_webhooks", "nodes_without", "offset_range", "online", "read", "set_data", "verify"),
 )
 _WEBHOOKS = (_DIRECTORY / "webhooks.lua").read_bytes()
 ADD_WEBHOOKS, LEASE = Script("add_webhooks", _WEBHOOKS), Script("lease", _WEBHOOKS)
@@ -50,7 +56,6 @@ class KeyNames:
 
     :ivar history: of the head and the events.
     :ivar webhooks: the beginning of those of the queue of webhooks.
-    :ivar leases: of nodes, users, each node's users, and `webhooks`.
     :ivar earlier_head: of the head of a history in format 1, whose names had no number.
     """
 
@@ -58,11 +63,27 @@ class KeyNames:
         self.earlier_head = f"{{{prefix}}}:head".encode()
         tag = f"{{{prefix}}}:{FORMAT}:".encode()
         self.history = (tag + b"head", tag + b"history")
+        self._tag = tag
         self.webhooks = tag + b"webhooks:"
-        self.leases = (tag + b"nodes", tag + b"users", tag + b"node:", self.webhooks)
         self.channel = tag + b"events"
         self._key = tag + b"key:"
 
     def key(self, key: str) -> bytes:
         """Where an idempotency key is remembered."""
         return self._key + key.encode("utf-8", "surrogatepass")
+
+    def leases(self, space: str) -> tuple[bytes, bytes, bytes, bytes]:
+        """Return the names of a space's nodes, members and each node's members (the beginning), and `webhooks`.
+
+        The names of the agents' space are those of versions that knew no other one.
+        """
+        tag = self._tag if space == AGENT_SPACE else self._space(space)
+        return (tag + b"nodes", tag + b"users", tag + b"node:", self.webhooks)
+
+    def data(self, space: str) -> tuple[bytes, bytes]:
+        """Return the names of the members' data and of its expiry."""
+        tag = self._space(space)
+        return (tag + b"data", tag + b"expiry")
+
+    def _space(self, space: str) -> bytes:
+        return self._tag + b"space:" + space.encode() + b":"

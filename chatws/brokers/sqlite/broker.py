@@ -29,8 +29,8 @@ from twisted.python.threadpool import ThreadPool
 
 from chatws.brokers.base import CLOSED, NO_WEBHOOKS, BaseBroker, requires_open
 from chatws.brokers.idempotency import AssignedBatch
-from chatws.brokers.interface import Event, EventHandler, LeaseResult, NewEvent, Retention
-from chatws.brokers.leases import Leases
+from chatws.brokers.interface import AGENT_SPACE, Event, EventHandler, LeaseResult, MemberData, NewEvent, Retention
+from chatws.brokers.leases import Spaces
 from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.publish_queue import PublishBatch, PublishQueue
 from chatws.brokers.sqlite.format import BOOT_ID, FORMAT, boot_id
@@ -91,7 +91,7 @@ class SqliteBroker(BaseBroker):
         self._store.webhook_limit = webhook_queue
         self._lost_webhooks = False
         self._listener_queue = ListenerQueue()
-        self._leases = Leases()
+        self._spaces = Spaces()
         self._failing = False
         self._shortened = 0
         # For `sync_commits`: publishes that wait for the thread, and whether the thread uses the store.
@@ -141,7 +141,7 @@ class SqliteBroker(BaseBroker):
                 path=self._path,
                 reason=self._store.discarded,
             )
-        self._leases.expect(self._store.online(), self._now())
+        self._spaces.restore(self._store.members(), self._store.data(), self._now())
         self._listener_queue.start(listener)
         if self._sync_commits:
             self._pool = daemon_pool("history")
@@ -218,24 +218,49 @@ class SqliteBroker(BaseBroker):
         """See `Broker.offset_range`."""
         return Deferred.fromCoroutine(self._query(self._store.offset_range))
 
+    # Presence. The file holds it for the next process only, so a failed write is no error.
+
     @requires_open
-    def lease(self, node: str, connection_counts: Mapping[Id, int | None], seconds: float) -> Deferred[LeaseResult]:
-        """See `Broker.lease`. The file holds leases for the next process only, so a failed write is no error."""
+    def lease(
+        self, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str = AGENT_SPACE
+    ) -> Deferred[LeaseResult]:
+        """See `Broker.lease`."""
         now = self._now()
-        leased = self._leases.lease(node, connection_counts, seconds, now)
+        leased = self._spaces.lease(space, node, connection_counts, seconds, now)
         if leased.changed:
-            noted = Deferred.fromCoroutine(self._query(lambda: self._store.note_presence(leased.changed, now)))
-            noted.addErrback(self._presence_not_noted)
+            self._note(lambda: self._store.note_members(space, leased.changed, now))
         return succeed(leased)
+
+    @requires_open
+    def online(self, space: str = AGENT_SPACE) -> Deferred[list[Id]]:
+        """See `Broker.online`."""
+        return succeed(self._spaces.online(space, self._now()))
+
+    @requires_open
+    def nodes_without(self, space: str) -> Deferred[list[str]]:
+        """See `Broker.nodes_without`."""
+        return succeed(self._spaces.nodes_without(space, self._now()))
+
+    @requires_open
+    def set_data(self, space: str, member: Id, data: str | None, seconds: float) -> Deferred[bool]:
+        """See `Broker.set_data`."""
+        now = self._now()
+        changed = self._spaces.set_data(space, member, data, seconds, now)
+        stored = None if data is None else MemberData(data, now + seconds)
+        self._note(lambda: self._store.note_data(space, member, stored, now))
+        return succeed(changed)
+
+    @requires_open
+    def data(self, space: str) -> Deferred[dict[Id, MemberData]]:
+        """See `Broker.data`."""
+        return succeed(self._spaces.data(space, self._now()))
+
+    def _note(self, write: Callable[[], None]) -> None:
+        Deferred.fromCoroutine(self._query(write)).addErrback(self._presence_not_noted)
 
     def _presence_not_noted(self, failure: Failure) -> None:
         """Make up for a failed write, which is logged already: webhooks report the whole state later."""
         self._lost_webhooks = self._has_webhooks
-
-    @requires_open
-    def online(self) -> Deferred[list[Id]]:
-        """See `Broker.online`."""
-        return succeed(self._leases.online(self._now()))
 
     @requires_open
     def add_webhooks(self, webhooks: Sequence[NewWebhook], *, reset: bool = False) -> Deferred[None]:

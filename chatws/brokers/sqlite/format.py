@@ -1,8 +1,9 @@
 """The format of a history file in SQLite: its tables, its number, and the migration from earlier formats.
 
 Tables: `history` has one row (epoch, last offset, unsynced_boot). `events` holds the events by offset, `keys` the
-idempotency keys, and `online` the users, as JSON, that were online at the last write. `unsynced_boot` is the boot in
-which a process writes without waiting for the disk, and NULL otherwise.
+idempotency keys. `members` has the members of each space that were online at the last write, and `member_data` their
+data; members are JSON. `unsynced_boot` is the boot in which a process writes without waiting for the disk, and NULL
+otherwise.
 
 Two numbers in the file's header say what it is. The application id protects other databases from a mistyped path.
 `user_version` is the number of the format: an earlier one is migrated, a later one is rejected.
@@ -21,17 +22,22 @@ __all__ = ["BOOT_ID", "FORMAT", "boot_id", "create_tables", "lock_and_identify",
 #: "chws" in the header, sqlite.org/pragma.html#pragma_application_id.
 _APPLICATION_ID = 0x63687773
 #: Number of the tables below. Increase it with every change of them, and add the statements to `_MIGRATIONS`.
-FORMAT = 2
+FORMAT = 3
 #: The kernel's name of the present boot, see random(4).
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
+_MEMBERS = (
+    "CREATE TABLE members (space TEXT, member TEXT, PRIMARY KEY (space, member)) WITHOUT ROWID",
+    "CREATE TABLE member_data (space TEXT, member TEXT, data TEXT NOT NULL, expires_at REAL NOT NULL, "
+    "PRIMARY KEY (space, member)) WITHOUT ROWID",
+)
 _SCHEMA = (
     "CREATE TABLE history (id INTEGER PRIMARY KEY CHECK (id = 1), epoch TEXT NOT NULL, last_offset INTEGER NOT NULL, "
     "unsynced_boot TEXT)",
     'CREATE TABLE events ("offset" INTEGER PRIMARY KEY, time REAL NOT NULL, name TEXT NOT NULL, '
     "audience TEXT NOT NULL, data BLOB NOT NULL)",
     'CREATE TABLE keys (key TEXT PRIMARY KEY, "offset" INTEGER NOT NULL, time REAL NOT NULL) WITHOUT ROWID',
-    "CREATE TABLE online (user_id TEXT PRIMARY KEY) WITHOUT ROWID",
+    *_MEMBERS,
     f"PRAGMA application_id = {_APPLICATION_ID}",
     f"PRAGMA user_version = {FORMAT}",
 )
@@ -43,6 +49,12 @@ _MIGRATIONS = {
         "ALTER TABLE history RENAME COLUMN last TO last_offset",
         "ALTER TABLE history RENAME COLUMN at_risk TO unsynced_boot",
         "PRAGMA user_version = 2",
+    ),
+    2: (
+        *_MEMBERS,
+        "INSERT INTO members SELECT 'agents', user_id FROM online",
+        "DROP TABLE online",
+        "PRAGMA user_version = 3",
     ),
 }
 

@@ -14,10 +14,10 @@ import msgspec
 
 from chatws.brokers.event_buffer import AGE_STEP
 from chatws.brokers.idempotency import AssignedBatch, IdempotencyCache, assign_offsets
-from chatws.brokers.interface import KEY_SECONDS, Event, NewEvent, Retention
+from chatws.brokers.interface import AGENT_SPACE, KEY_SECONDS, Event, MemberData, NewEvent, Retention
 from chatws.brokers.sqlite.file import connect, is_empty, to_config_error
 from chatws.brokers.sqlite.format import FORMAT, create_tables, lock_and_identify, migrate
-from chatws.brokers.sqlite.rows import event_rows, read_events, read_online, write_online
+from chatws.brokers.sqlite.rows import event_rows, read_data, read_events, read_members, write_data, write_members
 from chatws.brokers.sqlite.space import DiskSpace, is_full
 from chatws.brokers.webhook_queue import (
     NewWebhook,
@@ -374,18 +374,25 @@ class SqliteStore:
         """Return the smallest offset stored (`last + 1` if there is none) and the largest assigned."""
         return self._first, self.last
 
-    def note_presence(self, changes: Sequence[tuple[Id, bool]], now: float) -> None:
-        """Store users that came online (True) or went offline: for the next process, and for webhooks.
+    def note_members(self, space: str, changes: Sequence[tuple[Id, bool]], now: float) -> None:
+        """Store members that came online (True) or went offline: for the next process, and for webhooks.
 
         :raises sqlite3.Error: for example, the disk is full. Nothing of `changes` is stored then.
         """
 
         def note() -> None:
-            write_online(self._db, changes)
-            if self._webhooks is not None:
+            write_members(self._db, space, changes)
+            if self._webhooks is not None and space == AGENT_SPACE:
                 self._webhooks.add(presence_webhooks(changes), now)
 
         self._transact(note)
+
+    def note_data(self, space: str, member: Id, data: MemberData | None, now: float) -> None:
+        """Store a member's data, or remove it.
+
+        :raises sqlite3.Error: for example, the disk is full.
+        """
+        self._transact(lambda: write_data(self._db, space, member, data, now))
 
     def add_webhooks(self, webhooks: Sequence[NewWebhook], now: float, *, reset: bool) -> None:
         """See `Broker.add_webhooks`.
@@ -416,9 +423,13 @@ class SqliteStore:
     def _mark_synced(self) -> None:
         self._db.execute("UPDATE history SET unsynced_boot = NULL")
 
-    def online(self) -> list[Id]:
-        """Return the users that `note_presence` left online."""
-        return read_online(self._db)
+    def members(self) -> dict[str, list[Id]]:
+        """Return the members of each space that `note_members` left online."""
+        return read_members(self._db)
+
+    def data(self) -> list[tuple[str, Id, MemberData]]:
+        """Return what `note_data` has stored: space, member and data."""
+        return read_data(self._db)
 
     def close(self) -> None:
         """Sync the file to the disk, mark it as synced, and close it. Idempotent.

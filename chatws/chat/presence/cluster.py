@@ -1,22 +1,23 @@
-"""The agents online on any node.
+"""The members of one space that are online on any node: the agents, or the contacts in conversations.
 
 `LocalPresence` counts this node's connections. Its changes become leases in the broker (`Broker.lease`). The broker
-returns the users whose status has changed for the cluster: an agent is online while any node holds a lease. The node
-that caused a change announces it. If a node dies, its leases expire, and another node announces its agents as offline.
+returns the members whose status has changed for the cluster: a member is online while any node holds a lease. The node
+that caused a change announces it. If a node dies, its leases expire, and another node announces its members as offline.
 
 One call of `lease` is in progress at a time, and later changes go with the next call. While the engine is unavailable
-nothing is lost: this node knows its own agents, and reports all of them when the engine is available again.
+nothing is lost: this node knows its own members, and reports all of them when the engine is available again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from math import inf
 from typing import NamedTuple
 
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from chatws.brokers.interface import RESTART_GRACE, Broker, LeaseResult
+from chatws.brokers.interface import AGENT_SPACE, RESTART_GRACE, Broker, LeaseResult
 from chatws.chat.presence.local import LocalPresence
 from chatws.errors import Unavailable
 from chatws.ids import Id, sort_ids
@@ -29,24 +30,25 @@ RENEWALS = 3
 
 
 class MemberChange(NamedTuple):
-    """An agent has come online or gone offline, for the cluster.
+    """A member has come online or gone offline, for the cluster.
 
-    :ivar unseen: seconds since the last connection ended, at least, if the agent went offline. 0 if it came online.
+    :ivar unseen: seconds since the last connection ended, at least, if the member went offline. 0 if it came online.
     """
 
-    user_id: Id
+    member: Id
     is_online: bool
     unseen: float
 
 
 class ClusterPresence:
-    """Maintains this node's leases and the set of agents online.
+    """Maintains this node's leases and the set of members online.
 
     :param node: this node's name.
-    :param announce: called with the agents that have changed for the cluster.
-    :param grace: seconds between the end of an agent's last connection and `offline`.
+    :param announce: called with the members that have changed for the cluster.
+    :param grace: seconds between the end of a member's last connection and `offline`.
     :param ttl: seconds until this node's leases expire if it does not renew them.
     :param clock: schedules renewals.
+    :param space: names the leases in the broker.
     :ivar broker: stores the leases. Must be set before any method is called.
     """
 
@@ -54,13 +56,21 @@ class ClusterPresence:
     broker: Broker
 
     def __init__(
-        self, node: str, announce: Callable[[list[MemberChange]], None], grace: float, ttl: float, clock: Clock
+        self,
+        node: str,
+        announce: Callable[[list[MemberChange]], None],
+        grace: float,
+        ttl: float,
+        clock: Clock,
+        space: str = AGENT_SPACE,
     ) -> None:
         self.local = LocalPresence(self._on_local_change, grace, clock)
         self._node = node
         self._announce = announce
         self._ttl = ttl
         self._clock = clock
+        self._space = space
+        self._refreshed_at = -inf
         self._online: set[Id] = set()
         # The result of `online` and the local version that it is for. Every page that opens asks for it.
         self._sorted: tuple[int, list[Id]] | None = None
@@ -70,10 +80,16 @@ class ClusterPresence:
         self._report_all = False
         self._renewal: TimerHandle | None = None
 
-    # The set of agents online
+    # The set of members online
+
+    def __contains__(self, member: Id) -> bool:
+        return member in self._online or member in self.local
+
+    def __len__(self) -> int:
+        return len(self._online)
 
     def online(self) -> list[Id]:
-        """Return the agents online, including those within their grace period, sorted.
+        """Return the members online, including those within their grace period, sorted.
 
         The list is cached. Callers must not change it.
         """
@@ -91,12 +107,11 @@ class ClusterPresence:
     # Lifetime
 
     async def start(self) -> None:
-        """Read the agents online, and begin to renew this node's leases.
+        """Read the members online, and begin to renew this node's leases.
 
         :raises Unavailable: The broker cannot be reached.
         """
-        self._online.update(await self.broker.online())
-        self._sorted = None
+        self._replace(await self.broker.online(self._space))
         self._renewal = self._clock.callLater(self._ttl / RENEWALS, self._renew)
 
     def freeze(self, seconds: float) -> None:
@@ -136,7 +151,7 @@ class ClusterPresence:
         self._unreported = {}
         if self._report_all:
             changes = {**changes, **{user_id: self.local.connection_count(user_id) for user_id in self.local.users()}}
-        result = self.broker.lease(self._node, changes, self._ttl + self.local.grace)
+        result = self.broker.lease(self._node, changes, self._ttl + self.local.grace, self._space)
         result.addCallbacks(self._on_result, self._on_failure, callbackArgs=(changes,), errbackArgs=(changes,))
         result.addErrback(lambda failure: self._log.failure("Presence report failed", failure))
 
@@ -161,20 +176,27 @@ class ClusterPresence:
         )
 
     def _on_failure(self, failure: Failure, changes: Mapping[Id, int | None]) -> None:
-        """Report again with the next renewal. All agents are then reported, as the leases may have expired."""
+        """Report again with the next renewal. All members are then reported, as the leases may have expired."""
         self._reporting = False
         self._unreported = {**changes, **self._unreported}
         self._report_all = True
         if not isinstance(failure.value, Unavailable):
             self._log.failure("Presence report failed", failure)
 
+    def _replace(self, members: Iterable[Id]) -> None:
+        self._online = set(members)
+        self._sorted = None
+
     def _refresh(self) -> None:
-        """Read the agents online again: this node has missed an update."""
+        """Read the members online again: this node has missed an update.
 
-        def replace(users: list[Id]) -> None:
-            self._online = set(users)
-            self._sorted = None
-
-        users = self.broker.online()
-        users.addCallbacks(replace, lambda failure: failure.trap(Unavailable))
-        users.addErrback(lambda failure: self._log.failure("Reading presence failed", failure))
+        While many members come and go, the numbers differ because updates are under way. The space is therefore read
+        once per lifetime of a lease at most.
+        """
+        now = self._clock.seconds()
+        if now < self._refreshed_at + self._ttl:
+            return
+        self._refreshed_at = now
+        members = self.broker.online(self._space)
+        members.addCallbacks(self._replace, lambda failure: failure.trap(Unavailable))
+        members.addErrback(lambda failure: self._log.failure("Reading presence failed", failure))

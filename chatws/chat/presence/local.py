@@ -1,4 +1,4 @@
-"""The agents online on this node: an agent with several connections is one agent.
+"""The members of a space that are online on this node, such as agents. One with several connections is one member.
 
 An agent is online from the first connection until a grace period after the last one, so that a reload or a short loss
 of the network changes nothing. Changes are announced in batches. Each change goes to every agent, so when a whole shop
