@@ -65,12 +65,13 @@ var { ChatwsClient, wsClient } = (() => {
    * @typedef {{event: string, id?: string}} Info
    * @typedef {(data: any, info: Info) => unknown} Handler
    * @typedef {string | (() => string | Promise<string>)} TokenSource  a function is called before each connection
-   * @typedef {{url?: string, token?: TokenSource}} ConnectOptions
+   * @typedef {{url?: string | string[], token?: TokenSource}} ConnectOptions
    *
    * @typedef {object} Settings  times in milliseconds
    * @property {number} heartbeat interval between pings
    * @property {number} pong_timeout without any frame after a ping
    * @property {number} probe_timeout the same after the page becomes visible or online again
+   * @property {number} open_timeout until the WebSocket is open; it doubles with each failure, up to `connect_timeout`
    * @property {number} connect_timeout from the start of an attempt until `authenticated`
    * @property {number} replay_timeout without an event of a replay that the server has announced
    * @property {number} backoff_base upper bound of the first delay; it doubles with each failure
@@ -89,6 +90,7 @@ var { ChatwsClient, wsClient } = (() => {
     heartbeat: 30_000, // below the idle timeout of proxies, which is 60 s in nginx
     pong_timeout: 10_000,
     probe_timeout: 5_000,
+    open_timeout: 5_000, // a proxy may have chosen a server that hangs: the next attempt may reach another one
     connect_timeout: 20_000,
     replay_timeout: 60_000,
     backoff_base: 500,
@@ -277,7 +279,10 @@ var { ChatwsClient, wsClient } = (() => {
     #handlers = new Map();
     /** @type {Id | null} */
     #userId = null;
-    #url = '';
+    /** @type {string[]} */
+    #urls = [];
+    /** The place in `#urls` of the current attempt. */
+    #turn = 0;
     /** @type {TokenSource | null} */
     #token = null;
     /** Whether the page wants a connection. */
@@ -341,6 +346,7 @@ var { ChatwsClient, wsClient } = (() => {
      * @param {ConnectOptions} [options] `url`: a WebSocket URL, absolute or relative to the page. By default `/ws` of
      *   the server that this script was loaded from (`…/assets/js/websocket-client.js`). In a module, a bundle, or a
      *   copy at another path: `/ws` of the page's own host, or its port 8080 if the page comes from localhost by http.
+     *   With a list of URLs, the client begins with a random one and takes the next one after each close.
      *   `token`: a function that fetches a token, called before each connection. If it fails or returns no text, the
      *   client emits `token_failed` and calls it again with the usual backoff. A constant works until it expires.
      * @throws {SyntaxError | TypeError} the URL is invalid
@@ -357,17 +363,18 @@ var { ChatwsClient, wsClient } = (() => {
         this.#reportError('token_failed', `the token is ${describeValue(token)}, not a text; ${advice}`);
         return;
       }
-      const address = resolveUrl(url);
+      const urls = (Array.isArray(url) && url.length ? url : [url]).map(resolveUrl);
       const isSameUser = String(userId ?? '') === String(this.#userId ?? '');
       const mayBeAnother = userId == null && isSameUser && this.#mayBeOfAnotherUser(token);
       this.#token = token;
-      if (this.#active && isSameUser && !mayBeAnother && address === this.#url) return;
-      const isFirst = !this.#url;
+      if (this.#active && isSameUser && !mayBeAnother && urls.join() === this.#urls.join()) return;
+      const isFirst = !this.#urls.length;
       this.disconnect();
       if (!isSameUser && !isFirst) this.#forgetUser();
       if (mayBeAnother) this.#earlierSubscriptions = new Set(this.#subscriptions.keys());
       this.#userId = userId ?? null;
-      this.#url = address;
+      this.#urls = urls;
+      this.#turn = urls.length > 1 ? Math.floor(this.#settings.random() * urls.length) : 0;
       this.#active = true;
       this.#lastStatus = '';
       this.#failures = 0;
@@ -530,6 +537,11 @@ var { ChatwsClient, wsClient } = (() => {
 
     // Connecting and disconnecting
 
+    /** The URL of the current attempt. */
+    get #url() {
+      return this.#urls[this.#turn];
+    }
+
     #open() {
       clearTimeout(this.#retryTimer);
       this.#retryTimer = undefined;
@@ -568,6 +580,10 @@ var { ChatwsClient, wsClient } = (() => {
         this.#onClosed(attempt, 1006, 'no connection');
         return;
       }
+      const { open_timeout: timeout, connect_timeout: cap } = this.#settings;
+      this.#setTimer(attempt, Math.min(cap, timeout * 2 ** Math.min(this.#failures, 30)), () => {
+        if (attempt.state === 'connecting') this.#abort(attempt, 'no answer in time');
+      });
       socket.onopen = () => {
         attempt.state = 'authenticating';
         attempt.authPosition = this.#userChannel.position;
@@ -612,7 +628,7 @@ var { ChatwsClient, wsClient } = (() => {
       } catch {
         return; // the server is down, or it is not chatws
       }
-      if (allowed !== false || !this.#active || url !== this.#url) return;
+      if (allowed !== false || !this.#active || !this.#urls.includes(url)) return;
       const advice = `add ${origin} to its setting allowed_origins`;
       this.#reportError('origin_not_allowed', `${query.host} rejects pages of ${origin}: ${advice}`, { origin });
     }
@@ -633,6 +649,7 @@ var { ChatwsClient, wsClient } = (() => {
       const duration = Date.now() - attempt.authenticatedAt;
       const wasStable = attempt.state === 'authenticated' && duration >= this.#settings.stable_after;
       this.#release(attempt);
+      this.#turn = (this.#turn + 1) % this.#urls.length;
       if (code >= 4900 && code <= 4999) {
         this.#stop(code, reason);
         return;

@@ -156,15 +156,43 @@ describe('reconnecting', () => {
     assert.deepEqual(seen.map(([event]) => event), ['disconnected', 'reconnect_failed']);
   });
 
-  test('the client aborts an attempt that does not open or authenticate within 20 s', () => {
-    const first = start();
-    clock.tick(20_000);
-    assert.equal(first.closedWith, 4000);
+  test('the client aborts attempts that do not open, the first after 5 s and later ones after at most 20 s', () => {
+    random = 0;
+    start();
+    for (const limit of [5_000, 10_000, 20_000, 20_000, 20_000]) {
+      const socket = newest();
+      clock.tick(limit - 1);
+      assert.equal(socket.closedWith, undefined);
+      clock.tick(1);
+      assert.equal(socket.closedWith, 4000);
+      clock.tick(0);
+      assert.notEqual(newest(), socket, 'a proxy may choose another server at once');
+    }
+  });
+
+  test('the client aborts an attempt that does not authenticate within 20 s', () => {
+    const socket = start().open();
+    clock.tick(19_999);
+    assert.equal(socket.closedWith, undefined);
+    clock.tick(1);
+    assert.equal(socket.closedWith, 4000);
     assert.equal(waitForConnect(), 500);
-    const second = newest().open();
-    clock.tick(20_000);
-    assert.equal(second.closedWith, 4000);
-    assert.equal(waitForConnect(), 1_000);
+  });
+
+  test('the client with a list of URLs begins with a random one and takes the next one after each close', () => {
+    random = 0.5;
+    client.connect(7, { url: ['ws://a.test/ws', 'ws://b.test/ws', 'wss://c.test/ws'] });
+    const tried = [];
+    for (const end of [() => newest().end(), () => enter().end(4012), () => clock.tick(10_000), () => enter().end()]) {
+      tried.push(newest().url);
+      end();
+      waitForConnect();
+    }
+    const urls = ['b', 'c', 'a', 'b'].map((host) => `${host === 'c' ? 'wss' : 'ws'}://${host}.test/ws?client=js`);
+    assert.deepEqual(tried, urls);
+    const count = FakeWebSocket.made.length;
+    client.connect(7, { url: ['ws://a.test/ws', 'ws://b.test/ws', 'wss://c.test/ws'] });
+    assert.equal(FakeWebSocket.made.length, count, 'the same list changes nothing');
   });
 
   test('the page may connect to another URL in a `disconnected` handler', () => {
@@ -173,7 +201,7 @@ describe('reconnecting', () => {
     newest().end();
     assert.equal(newest().url, 'ws://other.test/ws?client=js');
     assert.equal(FakeWebSocket.made.length, 2);
-    assert.equal(waitForConnect(10_000), null, 'no reconnect to the first server');
+    assert.equal(waitForConnect(4_000), null, 'no reconnect to the first server');
     client.off('disconnected');
   });
 
