@@ -9,11 +9,9 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote, unquote
 
-import psycopg2
-
 from chatws.database.factory import require_pymysql
 from chatws.database.pool import ConnectFailed, one_line
-from chatws.database.postgres_connection import connection_parameters
+from chatws.database.postgres_connection import connect_blocking
 from chatws.errors import ConfigError, StartError, Unavailable
 
 if TYPE_CHECKING:
@@ -61,7 +59,7 @@ def blocking_connection(url: str, timeout: float) -> Iterator[Run]:
             with closing(connect_mysql(url, timeout)) as driver:
                 yield lambda sql: [tuple(row.values()) for row in driver.rows(sql)[0]]
         else:
-            with closing(psycopg2.connect(**connection_parameters(url, timeout=timeout), connect_timeout=10)) as client:
+            with closing(connect_blocking(url, timeout=timeout)) as client:
                 client.autocommit = True
 
                 def run(sql: str) -> list[Any]:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import psycopg2
 
 from chatws.database.pool import one_line
-from chatws.database.postgres_connection import connection_parameters
+from chatws.database.postgres_connection import connect_blocking
 from chatws.errors import ConfigError
 
 __all__ = ["Applied", "Migration", "applied", "apply", "require_utf8", "transaction"]
@@ -63,9 +63,8 @@ def transaction(url: str) -> Iterator[Any]:
     :raises ConfigError: the database is unreachable, its encoding is not UTF8, or it rejected a statement. Nothing has
         been changed.
     """
-    parameters = connection_parameters(url, timeout=TIMEOUT)
     try:
-        connection = psycopg2.connect(**parameters, connect_timeout=10)
+        connection = connect_blocking(url, timeout=TIMEOUT)
     except psycopg2.Error as error:
         raise ConfigError(f"cannot connect to PostgreSQL: {one_line(error)}") from None
     try:

@@ -326,6 +326,10 @@ class DatabasePool(Generic[C]):
 
     def _count_loss(self, connection: C) -> None:
         """Count early losses: a server that accepts and closes connections is retried with a pause."""
+        if self._running:
+            self._throttled_log.warn(
+                "loss", "{database} or the network has closed a connection, a new one is opened", database=self.name
+            )
         is_early = self._reactor.seconds() - connection.opened_at < MIN_LIFETIME
         self._early_losses = self._early_losses + 1 if is_early else 0
 

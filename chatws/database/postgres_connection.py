@@ -6,6 +6,7 @@ A query ends in one of five ways: with a result, `QueryFailed`, `ValueRefused`, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -20,7 +21,11 @@ from chatws.database.interface import ExactText, QueryFailed, Row, ValueRefused,
 from chatws.database.pool import ConnectionDied, QueryAborted, one_line
 from chatws.errors import ConfigError, Unavailable
 
-__all__ = ["PostgresConnection", "connection_parameters"]
+__all__ = ["PostgresConnection", "accepted_parameters", "connect_blocking", "connection_parameters"]
+
+#: PgBouncer's error for `options` in the first message of a connection.
+_REJECTED = "unsupported startup parameter"
+_OWN_OPTION = re.compile(r" ?-c statement_timeout=\d+$")
 
 
 def connection_parameters(url: str, *, timeout: float) -> dict[str, Any]:
@@ -53,7 +58,7 @@ def connection_parameters(url: str, *, timeout: float) -> dict[str, Any]:
         "tcp_user_timeout": str(milliseconds),
     }
     options = parameters.get("options")
-    # an empty `options=` disables the parameter, which some connection poolers reject
+    # an empty `options=` disables the parameter; see `accepted_parameters`
     if options != "" and "statement_timeout" not in (options or ""):
         parameters["options"] = f"{options or ''} -c statement_timeout={max(1, milliseconds * 8 // 10)}".strip()
     return {**defaults, **{key: value for key, value in parameters.items() if value != ""}}
@@ -74,6 +79,39 @@ class _ExactLiteral:
 
 
 psycopg2.extensions.register_adapter(ExactText, _ExactLiteral)
+
+
+def accepted_parameters(parameters: dict[str, Any], error: BaseException) -> dict[str, Any] | None:
+    """Return parameters without `statement_timeout`, if a connection pooler has rejected it. Otherwise None.
+
+    PgBouncer passes on no `options`, because its clients share connections. Queries then have the pool's timeout only.
+
+    :param error: that of a connection with `parameters`.
+    """
+    options = str(parameters.get("options", ""))
+    if _REJECTED not in str(error) or not _OWN_OPTION.search(options):
+        return None
+    rest = _OWN_OPTION.sub("", options)
+    others = {name: value for name, value in parameters.items() if name != "options"}
+    return {**others, "options": rest} if rest else others
+
+
+def connect_blocking(url: str, *, timeout: float, connect_timeout: int = 10) -> Any:
+    """Connect with psycopg2, for the command line and the checks at the start.
+
+    :param timeout: seconds for a statement.
+    :param connect_timeout: seconds.
+    :raises psycopg2.Error: the connection failed.
+    :raises ConfigError: as `connection_parameters`.
+    """
+    parameters = {"connect_timeout": connect_timeout, **connection_parameters(url, timeout=timeout)}
+    try:
+        return psycopg2.connect(**parameters)
+    except psycopg2.OperationalError as error:
+        accepted = accepted_parameters(parameters, error)
+        if accepted is None:
+            raise
+        return psycopg2.connect(**accepted)
 
 
 def _is_fatal(error: psycopg2.Error) -> bool:

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred
 
 from chatws.database.interface import DatabaseEngine, Row, Values
 from chatws.database.pool import DatabasePool
-from chatws.database.postgres_connection import PostgresConnection
+from chatws.database.postgres_connection import PostgresConnection, accepted_parameters
 from chatws.interfaces import Reactor
 
 __all__ = ["PostgresDatabase"]
@@ -40,6 +40,24 @@ class PostgresDatabase(DatabasePool[PostgresConnection]):
     ) -> None:
         super().__init__(pool=pool, timeout=timeout, reactor=reactor, jitter=jitter)
         self._parameters = parameters
+
+    async def connect(self, on_lost: Callable[[PostgresConnection], None] | None = None) -> PostgresConnection:
+        """See `DatabasePool.connect`. Connects again without `statement_timeout` if a connection pooler rejects it."""
+        used = self._parameters
+        try:
+            return await super().connect(on_lost)
+        except Exception as error:
+            accepted = accepted_parameters(used, error)
+            if accepted is None:
+                raise
+        if self._parameters is used:
+            self._parameters = accepted
+            self._log.info(
+                "{database} is behind a connection pooler that rejects statement_timeout: queries have the timeout of "
+                "chatws only",
+                database=self.name,
+            )
+        return await super().connect(on_lost)
 
     async def execute_returning(self, sql: str, values: Values, until: float | None = None) -> list[Row]:
         """Run a statement that changes rows and also returns some. Otherwise as `execute`.

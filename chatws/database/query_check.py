@@ -23,7 +23,7 @@ from chatws.database.blocking import connect_mysql
 from chatws.database.interface import QueryFailed, QueryTest, ValueRefused, Values
 from chatws.database.placeholders import to_sqlite
 from chatws.database.pool import ConnectionDied, one_line
-from chatws.database.postgres_connection import connection_parameters
+from chatws.database.postgres_connection import connect_blocking
 from chatws.database.sqlite import translate_error
 from chatws.errors import ConfigError, Unavailable
 
@@ -85,11 +85,10 @@ def check_queries(url: str, tests: Iterable[QueryTest], timeout: float) -> Query
 
 
 def _check_postgres(url: str, tests: list[QueryTest], timeout: float, report: QueryReport) -> None:
-    parameters = connection_parameters(url, timeout=timeout)
     began = time.monotonic()
     try:
         # libpq raises a smaller connect_timeout to 2 seconds
-        connection = psycopg2.connect(**{"connect_timeout": max(2, math.ceil(timeout)), **parameters})
+        connection = connect_blocking(url, timeout=timeout, connect_timeout=max(2, math.ceil(timeout)))
     except psycopg2.Error as error:
         raise Unavailable(one_line(error)) from None
 

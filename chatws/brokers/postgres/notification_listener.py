@@ -15,6 +15,7 @@ from chatws.database.postgres_connection import PostgresConnection
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.interfaces import Clock
 from chatws.runtime.backoff import backoff
+from chatws.runtime.throttled_log import ThrottledLog
 
 __all__ = ["NotificationListener"]
 
@@ -50,6 +51,7 @@ class NotificationListener:
         self._on_payload = on_payload
         self._interval = interval
         self._reactor = reactor
+        self._throttled_log = ThrottledLog(self._log, reactor)
         self._running = False
         self._connection: PostgresConnection | None = None
         self._sleeping: Deferred[None] | None = None
@@ -77,10 +79,18 @@ class NotificationListener:
         failures = 0
         while self._running:
             started_at = self._reactor.seconds()
+            reason = "it was closed"
             try:
                 await self._listen()
             except Exception as error:
-                self._log.debug("LISTEN failed: {error}", error=one_line(error))
+                reason = one_line(error)
+            if self._running:
+                self._throttled_log.warn(
+                    "failed",
+                    "the connection for PostgreSQL's notifications has failed, events of other nodes may be a second "
+                    "late until there is a new one: {reason}",
+                    reason=reason,
+                )
             if self._reactor.seconds() - started_at > self._interval:
                 failures = 0
             pause = backoff(failures, FIRST_PAUSE, LONGEST_PAUSE)
