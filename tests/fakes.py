@@ -119,7 +119,7 @@ class PendingChecks:
         return result
 
 
-def send_all(deliveries: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
+def send_all(deliveries: Sequence[tuple[Collection[Any], Sequence[bytes]]]) -> int:
     """Send deliveries to fake connections as chatws.server.fanout does: one write each, in order."""
     pending: dict[Any, list[bytes]] = {}
     for recipients, frames in deliveries:
@@ -127,6 +127,7 @@ def send_all(deliveries: Sequence[tuple[Collection[Any], list[bytes]]]) -> None:
             pending.setdefault(connection, []).extend(frames)
     for connection, frames in pending.items():
         connection.send_frames(b"".join(frames))
+    return 0
 
 
 def text_payloads(frames: bytes) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -81,6 +82,36 @@ class WorkSchedulerTests(SynchronousTestCase):
         assert scheduler.steps == 2
         scheduler.stop()
         assert clock.getDelayedCalls() == []
+
+    def test_live_events_get_every_second_step(self) -> None:
+        clock = StepClock()
+        scheduler = WorkScheduler(clock)
+        order: list[str] = []
+
+        def job(name: str) -> Callable[[], bool]:
+            def step() -> bool:
+                order.append(name)
+                return order.count(name) < 4
+
+            return step
+
+        for user in ("a", "b"):
+            scheduler.submit(user, job(user))
+        scheduler.submit_live(job("live"))
+        while scheduler:
+            clock.turn()
+        assert order == ["live", "a", "live", "b", "live", "a", "live", "b", "a", "b", "a", "b"]
+
+    def test_first_live_steps_run_at_once_for_one_turn_s_time(self) -> None:
+        clock = StepClock()
+        scheduler = WorkScheduler(clock)
+        scheduler.submit_live(lambda: scheduler.steps < 5)
+        assert scheduler.steps == 2
+        scheduler.submit_live(lambda: scheduler.steps < 20)
+        assert scheduler.steps == 2
+        clock.turn()
+        assert scheduler.steps == 4
+        scheduler.stop()
 
     def test_failed_step_is_logged_and_the_next_job_runs(self) -> None:
         clock = StepClock()

@@ -35,8 +35,9 @@ log = Logger()
 _NODES_CHANNELS = (NODES,)
 _channels_of, _name_of = attrgetter("audience.channels"), attrgetter("name")
 
-#: Sends each delivery's frames to each of its connections, in the order of the deliveries.
-SendAll: TypeAlias = Callable[[Sequence[DeliveryGroup[Any]]], None]
+#: Sends each delivery's frames to each of its connections, in the order of the deliveries. Returns the number of
+#: connections that get them later, in steps.
+SendAll: TypeAlias = Callable[[Sequence[DeliveryGroup[Any]]], int]
 
 
 class BrokerEventHandler:

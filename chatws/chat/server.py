@@ -81,6 +81,8 @@ class ChatServer:
     :param presence: times of presence, and whether contacts are told that an agent is available.
     :param node: this node's name, unique among the nodes of a broker; random by default.
     :param send_all: sends deliveries; by default with one system call for each connection.
+    :param when_ready: returns None, or a Deferred that fires when publishers may go on, because much waits to be sent.
+    :param scheduler: runs large work in steps; by default a new one.
     :param reactor: the clock; by default Twisted's global reactor.
     :param wall_clock: seconds since 1970, with which token expiry is compared.
     :param schedule: schedules timeouts; by default the reactor's `callLater`.
@@ -106,6 +108,8 @@ class ChatServer:
         presence: PresenceSettings | None = None,
         node: str = "",
         send_all: SendAll | None = None,
+        when_ready: Callable[[], Deferred[None] | None] | None = None,
+        scheduler: WorkScheduler | None = None,
         reactor: Clock | None = None,
         wall_clock: Callable[[], float] = time.time,
         schedule: Schedule | None = None,
@@ -149,7 +153,8 @@ class ChatServer:
             self._execute,
             lambda: self.presence.contacts.all_nodes_know_contacts,
         )
-        self._scheduler = WorkScheduler(clock)
+        self._scheduler = WorkScheduler(clock) if scheduler is None else scheduler
+        self._when_ready = when_ready
         self._recovery = Recovery(
             lambda: self.broker.epoch,
             self.history,
@@ -285,8 +290,15 @@ class ChatServer:
     # Target of the push API
 
     def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
-        """Store and deliver events, in order. See `Broker.publish`."""
-        return self.broker.publish(new_events)
+        """Store and deliver events, in order. See `Broker.publish`.
+
+        The result waits while much is to be sent, so that backends slow down.
+        """
+        result = self.broker.publish(new_events)
+        ready = None if self._when_ready is None else self._when_ready()
+        if ready is None:
+            return result
+        return result.addCallback(lambda events: ready.addCallback(lambda _: events))
 
     def sync_webhooks(self) -> Deferred[None]:
         """Make the whole state due for the receiver of webhooks.

@@ -1,8 +1,9 @@
 """Run large work in short steps, between which the reactor serves everything else.
 
 A job is a function that does one short step. Jobs have a key, normally a user. Keys take turns, one step each, so a
-key with a thousand jobs gets no more time than one with a single job. A turn of the reactor runs steps for
-`TURN_SECONDS`. The next turn follows after the reactor has served its sockets.
+key with a thousand jobs gets no more time than one with a single job. Live events get every second step, because
+they are for many users. A turn of the reactor runs steps for `TURN_SECONDS`. The next turn follows after the reactor
+has served its sockets.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ log = Logger()
 
 #: Seconds of steps in one turn of the reactor. Nobody notices the delay, and the work proceeds at nearly full speed.
 TURN_SECONDS = 0.002
+
+#: The key of live events.
+_LIVE = "live"
 
 
 class Job:
@@ -51,6 +55,7 @@ class WorkScheduler:
         self._queues: dict[Hashable, deque[Job]] = {}
         self._timer: TimerHandle | None = None
         self._taken = 0.0  # part of this turn that has been taken
+        self._is_running = self._was_live = False
 
     def __len__(self) -> int:
         return len(self._queues)
@@ -67,6 +72,14 @@ class WorkScheduler:
         queue.append(job)
         self._schedule_turn()
         return job
+
+    def submit_live(self, step: Callable[[], bool]) -> None:
+        """Send live events: `step` gets every second step. The first steps run at once, if nothing else waits."""
+        is_first = not self._queues and not self._taken and not self._is_running
+        self.submit(_LIVE, step)
+        if is_first:
+            self._taken = 1.0
+            self._run_steps()
 
     def take(self, part: float) -> bool:
         """Return whether work may run at once that takes a part of a turn's time. If not, submit it.
@@ -92,16 +105,22 @@ class WorkScheduler:
 
     def _run_turn(self) -> None:
         self._taken = 0.0
+        self._run_steps()
+        self._timer = self._clock.callLater(0, self._run_turn) if self._queues else None
+
+    def _run_steps(self) -> None:
+        self._is_running = True
         deadline = self._clock.seconds() + TURN_SECONDS
         while self._queues:
             self._run_step()
             if self._clock.seconds() >= deadline:
                 break
-        self._timer = self._clock.callLater(0, self._run_turn) if self._queues else None
+        self._is_running = False
 
     def _run_step(self) -> None:
-        """Run one step of the first key, and move the key to the end."""
-        key = next(iter(self._queues))
+        """Run one step of the key whose turn it is, and move the key to the end."""
+        self._was_live = _LIVE in self._queues and not self._was_live
+        key = _LIVE if self._was_live else next(iter(self._queues))
         queue = self._queues.pop(key)
         job = queue[0]
         more = False

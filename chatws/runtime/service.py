@@ -27,6 +27,7 @@ from chatws.chat.history import History
 from chatws.chat.presence.service import PresenceSettings
 from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
+from chatws.chat.work_scheduler import WorkScheduler
 from chatws.config import validate
 from chatws.config.reload import diff_config, push_secret, read_renewals, use_renewals
 from chatws.config.schema import Config
@@ -124,7 +125,8 @@ class ChatwsService(RootService):
         self.authenticator = build_authenticator(config, self.database, reactor)
         self.activity = build_activity(config, self.database, reactor)
         self.budget = FileBudget((WEBSOCKET, BACKEND), clock=reactor)
-        self.fanout = FanOut()
+        scheduler = WorkScheduler(reactor)
+        self.fanout = FanOut(submit=scheduler.submit_live)
         self.broker = MeasuredBroker(broker or open_configured_broker(config, reactor), reactor)
         self.chat = ChatServer(
             self.broker,
@@ -147,6 +149,8 @@ class ChatwsService(RootService):
             ),
             node=node,
             send_all=self.fanout.send_all,
+            when_ready=self.fanout.when_ready,
+            scheduler=scheduler,
             reactor=reactor,
             schedule=timer_wheel.schedule,
         )
@@ -164,6 +168,7 @@ class ChatwsService(RootService):
             compression=config.compression,
             reactor=reactor,
             timer_wheel=timer_wheel,
+            broadcasts=self.fanout.broadcasts,
         )
         self._state = "starting"
         parts: dict[str, Any] = {"broker": self.broker.check}

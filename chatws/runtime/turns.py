@@ -29,7 +29,7 @@ __all__ = ["LONG_TURN", "Turns"]
 
 log = Logger()
 
-#: Seconds. A turn of 2 ms is the aim (docs/adr/0021-work-in-steps.md), and one of more than 20 ms is an exception.
+#: Seconds. A turn of 2 ms is the aim (docs/adr/0022-large-work.md), and one of more than 20 ms is an exception.
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 #: Seconds of a turn that is logged: users notice a delay of that length.
 LONG_TURN = 0.1

@@ -187,6 +187,8 @@ class WsConnection(FrameWriter):
         self._set_socket(None)
 
     def _drop_unsent_frames(self) -> None:
+        if self.broadcasts is not None and self.broadcasts.active:
+            self.broadcasts.take_frames(self)
         if self._send_queue is not None:
             self._send_queue.drop_unsent_frames()
 

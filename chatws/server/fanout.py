@@ -7,6 +7,7 @@
   saves one system call and one Python call for each. Otherwise, or if the kernel permits no io_uring, each socket is
   sent to without its transport (`chatws.server.frame_writer` explains why). `os.write` on the descriptor would save
   0.1 µs of Python and cost more in the kernel, which looks up the file and its inode besides the socket.
+- More than `MAX_SENDS_AT_ONCE` sends are a broadcast, which is sent in steps (chatws.server.broadcasts).
 - A connection that negotiated compression gets compressed frames. They are compressed once for each window size.
 
 Nothing here calls a component, so the recipients do not change while frames are being sent.
@@ -16,13 +17,15 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import chain
 from operator import itemgetter, length_hint, mul
 from typing import Any, TypeAlias
 
+from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from chatws.server.broadcasts import Broadcasts
 from chatws.server.frame_writer import FrameWriter
 from chatws.server.io_uring import NULL_KEY, Ring
 from chatws.server.recipients import Recipients, collect_keys
@@ -37,17 +40,26 @@ DeliveryGroups: TypeAlias = Sequence[tuple[Collection[Any], Sequence[bytes]]]
 #: From this many sends on, one `io_uring_enter` costs less than one `send` each (measured by benchmarks/several.py).
 IO_URING_MIN_SENDS = 16
 
+#: Sends in one turn of the reactor: some 2 ms of work. More are sent in steps.
+MAX_SENDS_AT_ONCE = 400
+#: Connections of a group that is sent at once even if the groups before it have been that many sends: a broadcast to
+#: few connections would cost more than it saves.
+MIN_BROADCAST = 32
+
 _recipients_of, _frames_of = itemgetter(0), itemgetter(1)
 
 
 class FanOut:
     """Sends frames to connections.
 
+    :param submit: runs a function in steps, until it returns False. None: everything is sent at once.
+    :ivar broadcasts: the broadcasts in progress, or None. `WsServer` needs them too.
     :ivar ring: submits many sends in one system call. None: one system call for each send.
     """
 
-    def __init__(self, ring: Ring | None = None) -> None:
+    def __init__(self, ring: Ring | None = None, submit: Callable[[Callable[[], bool]], object] | None = None) -> None:
         self.ring = ring
+        self.broadcasts = None if submit is None else Broadcasts(self._send_now, submit)
 
     def use_io_uring(self) -> None:
         """Create a ring if the kernel permits it. Otherwise log why not."""
@@ -56,15 +68,65 @@ class FanOut:
         except OSError as error:
             log.info("io_uring is unavailable, each event is sent by one call: {reason}", reason=error.strerror)
 
-    def send_all(self, groups: DeliveryGroups) -> None:
+    def when_ready(self) -> Deferred[None] | None:
+        """Return None if publishers may go on, and else a Deferred that fires when they may."""
+        return None if self.broadcasts is None else self.broadcasts.when_ready()
+
+    def send_all(self, groups: DeliveryGroups) -> int:
         """Send each group's frames to each of its connections, in the order of the groups.
 
         :param groups: pairs of connections (`Recipients` if there are several) and complete frames (`text_frame`).
             Connections that are no longer open are skipped.
+        :returns: number of connections that get their frames later, in steps.
         """
         if not all(map(_frames_of, groups)):
             groups = [group for group in groups if group[1]]
         total = sum(map(len, map(_recipients_of, groups)))
+        broadcasts = self.broadcasts
+        if broadcasts is not None:
+            if total > MAX_SENDS_AT_ONCE:
+                return self._send_in_steps(groups, broadcasts)
+            if broadcasts.active:
+                self._send_after_waiting(groups, broadcasts)
+                return 0
+        self._send_now(groups, total)
+        return 0
+
+    def _send_in_steps(self, groups: DeliveryGroups, broadcasts: Broadcasts) -> int:
+        """Send what is short work at once, and the rest as broadcasts."""
+        short: list[tuple[Collection[Any], Sequence[bytes]]] = []
+        sends = later = 0
+        for group in groups:
+            recipients, frames = group
+            count = len(recipients)
+            if count < MIN_BROADCAST or sends + count <= MAX_SENDS_AT_ONCE:
+                sends += count
+                short.append(group)
+                continue
+            # a connection may be in both, in this order
+            self._send_after_waiting(short, broadcasts)
+            short = []
+            broadcasts.add(recipients, b"".join(frames))
+            later += count
+        self._send_after_waiting(short, broadcasts)
+        broadcasts.start()
+        return later
+
+    def _send_after_waiting(self, groups: DeliveryGroups, broadcasts: Broadcasts) -> None:
+        """Send at once, in one write with what waits for the same connections."""
+        if broadcasts.active:
+            waiting = broadcasts.take(dict.fromkeys(chain.from_iterable(map(_recipients_of, groups))))
+            groups = [*waiting, *groups]
+        if groups:
+            self._send_now(groups)
+
+    def _send_now(self, groups: DeliveryGroups, total: int | None = None) -> None:
+        """Send without regard to broadcasts.
+
+        :param total: the sum of the groups' sizes.
+        """
+        if total is None:
+            total = sum(map(len, map(_recipients_of, groups)))
         ring = self.ring
         if ring is not None and total >= IO_URING_MIN_SENDS:
             keys = _keys(groups)

@@ -19,6 +19,7 @@ from errno import ENOBUFS, ENOMEM
 
 from chatws.interfaces import Transport
 from chatws.net.sockets import plain_socket
+from chatws.server.broadcasts import Broadcasts
 from chatws.server.io_uring import NULL_KEY, send_key
 from chatws.server.recipients import invalidate_sockets
 from chatws.server.send_queue import SendQueue
@@ -35,12 +36,14 @@ class FrameWriter:
     :ivar _socket: the socket that frames may be sent to directly, or None.
     :ivar _key: the same for a `Ring`. `NULL_KEY` if `_socket` is None or frames are compressed.
     :cvar send_buffer: bytes that may wait to be sent.
+    :cvar broadcasts: have frames for this connection that go before everything else, or None.
     """
 
     __slots__ = ("_compress", "_key", "_send_queue", "_socket", "transport")
 
     send_buffer: int = 1048576
     stats: ServerStats
+    broadcasts: Broadcasts | None = None
 
     transport: Transport | None
     _socket: socket.socket | None
@@ -79,6 +82,8 @@ class FrameWriter:
         """
         if not self.is_open:
             return
+        if self.broadcasts is not None and self.broadcasts.active:
+            self._write(b"")  # what waits goes before
         if self._send_queue is None:
             self._start_queue(chunks)
         else:
@@ -111,6 +116,12 @@ class FrameWriter:
 
     def _write(self, frames: bytes) -> None:
         """Send complete frames, whether or not the connection counts as open. Ignored after a close frame."""
+        if self.broadcasts is not None and self.broadcasts.active:
+            waiting = self.broadcasts.take_frames(self)
+            if waiting:
+                frames = (waiting if self._compress is None else self._compress(waiting)) + frames
+            if not frames:
+                return
         sock = self._socket
         if sock is not None:
             try:

@@ -13,9 +13,13 @@ from collections.abc import Sequence
 from operator import attrgetter
 from typing import Any, TypeVar
 
-__all__ = ["Recipients", "collect_keys", "invalidate_sockets"]
+__all__ = ["CHUNK", "Recipients", "collect_keys", "invalidate_sockets"]
 
 T = TypeVar("T")
+
+#: Connections that a step of a broadcast sends to (chatws.server.broadcasts): less than 2 ms of work. Smaller chunks
+#: cost more for each connection, because the kernel's share of the processor's caches is lost between them.
+CHUNK = 400
 
 
 class _SocketVersion:
@@ -42,6 +46,8 @@ class Recipients(tuple[T, ...]):
     _sockets_version = -1
     _keys = b""
     _keys_version = -1
+    _chunks: tuple[Recipients[T], ...] = ()
+    _positions: dict[T, int] | None = None
 
     def sockets(self) -> tuple[socket.socket | None, ...]:
         """Return the sockets to send to directly, in the order of the connections.
@@ -63,6 +69,18 @@ class Recipients(tuple[T, ...]):
             self._keys = array("Q", [connection._key for connection in connections]).tobytes()
             self._keys_version = _socket_version.count
         return self._keys
+
+    def chunks(self) -> tuple[Recipients[T], ...]:
+        """Return the connections in chunks of `CHUNK`, in order."""
+        if not self._chunks:
+            self._chunks = tuple([Recipients(self[start : start + CHUNK]) for start in range(0, len(self), CHUNK)])
+        return self._chunks
+
+    def positions(self) -> dict[T, int]:
+        """Return the position of each connection."""
+        if self._positions is None:
+            self._positions = dict(zip(self, range(len(self)), strict=True))
+        return self._positions
 
 
 _keys_of, _keys_version_of = attrgetter("_keys"), attrgetter("_keys_version")

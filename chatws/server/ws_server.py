@@ -14,6 +14,7 @@ from chatws.errors import CloseCode
 from chatws.interfaces import Clock, TcpTransport, default_reactor
 from chatws.server.admission import Admission
 from chatws.server.autobahn_base import make_protocol_class
+from chatws.server.broadcasts import Broadcasts
 from chatws.server.component import HttpRequest, MessageComponent
 from chatws.server.compression import Deflaters, accept_deflate, negotiate
 from chatws.server.connection import WsConnection
@@ -46,6 +47,7 @@ class WsServer:
     :param send_buffer: bytes that may wait to be sent to one peer. More close the connection with 4001.
     :param compression: accept permessage-deflate (RFC 7692), without context takeover.
     :param close_timeout: seconds that a closing handshake may take.
+    :param broadcasts: `FanOut.broadcasts`, if the component sends with a `FanOut` that works in steps.
     :param timer_wheel: has the deadlines of the connections. By default a new one on `reactor`.
 
     :ivar connections: the connections that are open or closing.
@@ -65,6 +67,7 @@ class WsServer:
         reactor: Clock | None = None,
         timer_wheel: TimerWheel | None = None,
         stats: ServerStats | None = None,
+        broadcasts: Broadcasts | None = None,
     ) -> None:
         if reactor is None:
             reactor = default_reactor()
@@ -105,7 +108,13 @@ class WsServer:
         self._connection_class: type[WsConnection] = type(
             "WsConnection",
             (WsConnection,),
-            {"__slots__": (), "server": self, "stats": self.stats, "send_buffer": send_buffer},
+            {
+                "__slots__": (),
+                "server": self,
+                "stats": self.stats,
+                "send_buffer": send_buffer,
+                "broadcasts": broadcasts,
+            },
         )
 
     def check(self, request: HttpRequest) -> HttpRejection | None:
