@@ -19,7 +19,7 @@ from chatws.ids import Id
 T = TypeVar("T")
 
 
-class SharedLog:
+class SharedHistory:
     """What the engine keeps. `now`: the clock of times, keys and leases."""
 
     def __init__(self, now: Callable[[], float], retention: Retention | None = None) -> None:
@@ -52,7 +52,7 @@ class SharedBroker:
     shared = True
     epoch: str
 
-    def __init__(self, log: SharedLog) -> None:
+    def __init__(self, log: SharedHistory) -> None:
         self.log = log
         self.cut = self.lose_answers = self.behind = False
         self._listener_queue = ListenerQueue()

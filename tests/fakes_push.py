@@ -1,4 +1,4 @@
-"""What stands behind the push door in tests: a chat server that only remembers what backends asked of it."""
+"""A chat server that records the commands of backends, for tests of the push API."""
 
 from __future__ import annotations
 

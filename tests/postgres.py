@@ -125,7 +125,7 @@ class Postgres:
     def url_of(self, database: str) -> str:
         return f"postgresql://postgres:not-asked-for@127.0.0.1:{self.port}/{database}"
 
-    def new_log(self) -> str:
+    def new_history(self) -> str:
         """The URL of a new database with an empty event log."""
         name = f"log_{next(_NUMBERS)}"
         if not self._has_template:
@@ -291,7 +291,7 @@ def postgres(request: pytest.FixtureRequest) -> Postgres:
     return server
 
 
-class PostgresLogs:
+class PostgresHistories:
     """Event logs of their own, each in a database of its own."""
 
     def __init__(self, server: Postgres) -> None:
@@ -301,20 +301,20 @@ class PostgresLogs:
     def url(self, place: Path) -> str:
         """The one that belongs to a directory."""
         if place not in self._urls:
-            self._urls[place] = self.server.new_log()
+            self._urls[place] = self.server.new_history()
         return self._urls[place]
 
 
 @pytest.fixture
-def postgres_logs(request: pytest.FixtureRequest) -> PostgresLogs:
+def postgres_logs(request: pytest.FixtureRequest) -> PostgresHistories:
     """Logs on the newest PostgreSQL."""
-    return PostgresLogs(server_of(request.config))
+    return PostgresHistories(server_of(request.config))
 
 
 @pytest.fixture
-def oldest_postgres_logs(request: pytest.FixtureRequest) -> PostgresLogs:
+def oldest_postgres_logs(request: pytest.FixtureRequest) -> PostgresHistories:
     """Logs on the oldest PostgreSQL."""
-    return PostgresLogs(server_of(request.config, oldest=True))
+    return PostgresHistories(server_of(request.config, oldest=True))
 
 
 class ForgetfulFirewall:

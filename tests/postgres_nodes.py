@@ -21,7 +21,7 @@ PATIENCE = 15.0
 DEADLINE = 30.0
 
 
-class Told:
+class RecordingHandler:
     """A listener that keeps what it is told."""
 
     def __init__(self) -> None:
@@ -75,18 +75,18 @@ class Nodes:
 
     def __init__(self, server: Postgres) -> None:
         self.server = server
-        self.url = server.new_log()
+        self.url = server.new_history()
         self.name = self.url.rpartition("/")[2]
         self._brokers: list[Any] = []
         self._connections: list[Any] = []
 
-    async def node(self, url: str = "", **options: Any) -> tuple[Any, Told]:
+    async def node(self, url: str = "", **options: Any) -> tuple[Any, RecordingHandler]:
         """A broker that has been started, for which it had all the time it needed, and its listener."""
         retention = options.pop("retention", Retention())
         options = {"timeout": PATIENCE, **options}
         broker = open_broker(url or self.url, retention, reactor=reactor, **options)
         self._brokers.append(broker)
-        told = Told()
+        told = RecordingHandler()
         give_up_after(PATIENCE, broker)
         await broker.start(told)
         give_up_after(options["timeout"], broker)

@@ -25,7 +25,7 @@ from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
 from chatws.errors import Unavailable
 from tests.fakes import FakeConnection, send_all
-from tests.fakes_brokers import SharedBroker, SharedLog
+from tests.fakes_brokers import SharedBroker, SharedHistory
 from tests.recovery_model import Log, Page, check, settled
 
 __all__ = ["ClusterRecovery", "Node", "Recorder"]
@@ -105,7 +105,7 @@ class ClusterRecovery(RuleBasedStateMachine):
     def open_engine(self) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
-        self.shared = SharedLog(self.clock.seconds, self.bounds)
+        self.shared = SharedHistory(self.clock.seconds, self.bounds)
         self.recording = SharedBroker(self.shared)
         settled(self.recording.start(self.recorder))
         self.recorder.begin(self.shared.epoch)

@@ -15,7 +15,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chatws.server.accept_log import ACCEPT_PAUSE, AcceptLog
 
 
-class Reactor(Clock):
+class FakeReactor(Clock):
     def __init__(self) -> None:
         super().__init__()
         self.reading: set[Any] = set()
@@ -48,7 +48,7 @@ class FailingSocket:
 
 class AcceptLogTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.reactor = Reactor()
+        self.reactor = FakeReactor()
         self.port: Any = tcp.Port(0, Factory.forProtocol(Protocol), reactor=self.reactor, interface="127.0.0.1")
         self.port.startListening()
         self.real, self.accepts = self.port.socket, AcceptLog(self.reactor)

@@ -75,7 +75,7 @@ class Application(Resource):
         self.answer = answer
 
 
-class Setting:
+class CallbackServer:
     """An application that listens, and a method that asks it."""
 
     def __init__(self) -> None:
@@ -107,9 +107,9 @@ def log() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def setting(log: list[str]) -> Iterator[Setting]:
+def setting(log: list[str]) -> Iterator[CallbackServer]:
     before = set(reactor.getDelayedCalls())
-    made = Setting()
+    made = CallbackServer()
     connections: list[Any] = []
     build = made.site.buildProtocol
 
@@ -152,7 +152,7 @@ async def unavailable(asked: Deferred[Identity]) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_two_hundred_with_a_user_is_a_yes(setting: Setting) -> None:
+async def test_two_hundred_with_a_user_is_a_yes(setting: CallbackServer) -> None:
     assert await setting.ask() == Identity(5, "callback")
     for body, user_id in (
         ('{"user_id":"5"}', 5),
@@ -164,7 +164,7 @@ async def test_two_hundred_with_a_user_is_a_yes(setting: Setting) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_conversations_limit_the_connection(setting: Setting) -> None:
+async def test_conversations_limit_the_connection(setting: CallbackServer) -> None:
     for listed, result in (
         (["456", 456, "x"], frozenset({456, "x"})),
         ([], frozenset()),
@@ -179,7 +179,7 @@ async def test_conversations_limit_the_connection(setting: Setting) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_empty_user_id_of_php_is_auth_failed(setting: Setting, log: list[str]) -> None:
+async def test_an_empty_user_id_of_php_is_auth_failed(setting: CallbackServer, log: list[str]) -> None:
     for body in ('{"user_id":null}', '{"user_id":false}', '{"user_id":""}', '{"user_id":null,"conversations":[]}'):
         setting.application.says(body)
         with pytest.raises(AuthenticationFailed):
@@ -188,7 +188,7 @@ async def test_an_empty_user_id_of_php_is_auth_failed(setting: Setting, log: lis
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_invalid_response_is_logged_with_its_field(setting: Setting, log: list[str]) -> None:
+async def test_an_invalid_response_is_logged_with_its_field(setting: CallbackServer, log: list[str]) -> None:
     for conversations, sentence in (
         ("null", "conversations must be a list of ids, such as [456,457]"),
         ('{"456":1}', "conversations may be a list with gaps or map ids to flags; send array_values() of the ids"),
@@ -200,7 +200,9 @@ async def test_an_invalid_response_is_logged_with_its_field(setting: Setting, lo
 
 
 @pytest_twisted.ensureDeferred
-async def test_identity_lasts_for_auth_ttl_or_what_the_application_says(setting: Setting, log: list[str]) -> None:
+async def test_identity_lasts_for_auth_ttl_or_what_the_application_says(
+    setting: CallbackServer, log: list[str]
+) -> None:
     setting.method = CallbackMethod(setting.url, timeout=TIMEOUT, ttl=3600.0, reactor=reactor)
     for expires_in, renew_after in (
         ("", 3600.0),
@@ -236,7 +238,9 @@ async def test_identity_lasts_for_auth_ttl_or_what_the_application_says(setting:
     ],
 )
 @pytest_twisted.ensureDeferred
-async def test_arrays_encoded_by_php_are_accepted_or_named_ambiguous(setting: Setting, php: str, expected: Any) -> None:
+async def test_arrays_encoded_by_php_are_accepted_or_named_ambiguous(
+    setting: CallbackServer, php: str, expected: Any
+) -> None:
     program = f"$_SESSION = []; $none = []; echo json_encode({php});"
     output = subprocess.run(["php", "-r", program], capture_output=True, check=True, timeout=TIMEOUT).stdout
     setting.application.says(output)
@@ -263,7 +267,7 @@ async def test_a_certificate_that_no_authority_has_signed_is_neither_yes_nor_no(
 
 
 @pytest_twisted.ensureDeferred
-async def test_logins_leave_no_log_lines_of_twisted(setting: Setting) -> None:
+async def test_logins_leave_no_log_lines_of_twisted(setting: CallbackServer) -> None:
     lines: list[str] = []
 
     def observe(event: LogEvent) -> None:
@@ -281,7 +285,7 @@ async def test_logins_leave_no_log_lines_of_twisted(setting: Setting) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_browsers_own_headers_are_passed_on_and_no_others(setting: Setting) -> None:
+async def test_the_browsers_own_headers_are_passed_on_and_no_others(setting: CallbackServer) -> None:
     await setting.ask(
         cookie="session=1; lang=pt",
         authorization="Bearer x",
@@ -309,14 +313,14 @@ async def test_the_browsers_own_headers_are_passed_on_and_no_others(setting: Set
 
 
 @pytest_twisted.ensureDeferred
-async def test_the_real_address_is_the_last_hop(setting: Setting) -> None:
+async def test_the_real_address_is_the_last_hop(setting: CallbackServer) -> None:
     await setting.ask(address="2001:db8::1")
     await setting.ask(address="", cookie="2")
     assert [request.get("x-forwarded-for") for request in setting.application.requests] == ["2001:db8::1", None]
 
 
 @pytest_twisted.ensureDeferred
-async def test_401_and_403_are_a_no(setting: Setting, log: list[str]) -> None:
+async def test_401_and_403_are_a_no(setting: CallbackServer, log: list[str]) -> None:
     for status in (401, 403):
         setting.application.says("x" * 1000, status)
         assert "session" in await refused(setting.ask())
@@ -326,7 +330,7 @@ async def test_401_and_403_are_a_no(setting: Setting, log: list[str]) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_page_that_names_another_user_is_rejected(setting: Setting) -> None:
+async def test_a_page_that_names_another_user_is_rejected(setting: CallbackServer) -> None:
     assert (await setting.ask(5)).user_id == 5
     for other in (6, "five", 0):
         assert "user_id" in await refused(setting.ask(other))
@@ -334,7 +338,7 @@ async def test_a_page_that_names_another_user_is_rejected(setting: Setting) -> N
 
 @pytest.mark.parametrize("status", [201, 204, 301, 302, 303, 307, 308, 400, 404, 418, 500, 503])
 @pytest_twisted.ensureDeferred
-async def test_another_status_is_neither_yes_nor_no(setting: Setting, log: list[str], status: int) -> None:
+async def test_another_status_is_neither_yes_nor_no(setting: CallbackServer, log: list[str], status: int) -> None:
     setting.application.says(b"" if status == 204 else b'{"user_id":5}', status, location=setting.url)
     await unavailable(setting.ask())
     await unavailable(setting.ask())
@@ -376,7 +380,7 @@ async def test_another_status_is_neither_yes_nor_no(setting: Setting, log: list[
 )
 @pytest_twisted.ensureDeferred
 async def test_two_hundred_with_anything_else_is_neither_yes_nor_no(
-    setting: Setting, log: list[str], body: str | bytes
+    setting: CallbackServer, log: list[str], body: str | bytes
 ) -> None:
     setting.application.says(body)
     await unavailable(setting.ask())
@@ -386,7 +390,7 @@ async def test_two_hundred_with_anything_else_is_neither_yes_nor_no(
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_answer_that_is_too_long_is_not_read_to_its_end(setting: Setting, log: list[str]) -> None:
+async def test_an_answer_that_is_too_long_is_not_read_to_its_end(setting: CallbackServer, log: list[str]) -> None:
     setting.application.says('{"user_id":5,"x":"' + "x" * (http_client.MAX_RESPONSE_BYTES - 20) + '"}')
     assert (await setting.ask()).user_id == 5
     setting.application.says('{"user_id":5,"x":"' + "x" * http_client.MAX_RESPONSE_BYTES + '"}')
@@ -454,7 +458,7 @@ async def test_response_without_an_end_is_closed_after_a_bounded_number_of_bytes
 
 
 @pytest_twisted.ensureDeferred
-async def test_slow_application_times_out_and_its_connection_is_closed(setting: Setting) -> None:
+async def test_slow_application_times_out_and_its_connection_is_closed(setting: CallbackServer) -> None:
     setting.application.hold()
     setting.give_up_after(1.0)
     while not setting.application.held:  # on a busy machine it may not get there in time
@@ -469,7 +473,7 @@ async def test_slow_application_times_out_and_its_connection_is_closed(setting: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_response_that_arrives_byte_by_byte_times_out(setting: Setting) -> None:
+async def test_response_that_arrives_byte_by_byte_times_out(setting: CallbackServer) -> None:
     setting.give_up_after(1.0)
 
     def answer(request: Request) -> int:
@@ -482,7 +486,7 @@ async def test_response_that_arrives_byte_by_byte_times_out(setting: Setting) ->
 
 
 @pytest_twisted.ensureDeferred
-async def test_an_absent_application_is_unavailable(setting: Setting, log: list[str]) -> None:
+async def test_an_absent_application_is_unavailable(setting: CallbackServer, log: list[str]) -> None:
     await setting.port.stopListening()
     await unavailable(setting.ask())
     await unavailable(setting.ask())
@@ -517,7 +521,7 @@ async def test_a_response_that_is_not_http_is_unavailable(log: list[str], bytes_
 
 
 @pytest_twisted.ensureDeferred
-async def test_equal_lookups_are_joined(setting: Setting) -> None:
+async def test_equal_lookups_are_joined(setting: CallbackServer) -> None:
     setting.application.hold()
     same = [setting.ask() for _ in range(50)]
     other = setting.ask(cookie="session=2")
@@ -532,7 +536,7 @@ async def test_equal_lookups_are_joined(setting: Setting) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_request_that_started_before_a_revocation_is_not_shared_by_a_later_page(setting: Setting) -> None:
+async def test_request_that_started_before_a_revocation_is_not_shared_by_a_later_page(setting: CallbackServer) -> None:
     setting.application.hold()
     before = setting.ask()
     await until(lambda: len(setting.application.held) == 1)
@@ -549,7 +553,7 @@ async def test_request_that_started_before_a_revocation_is_not_shared_by_a_later
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_crowd_from_one_address_does_not_delay_another_address(setting: Setting) -> None:
+async def test_a_crowd_from_one_address_does_not_delay_another_address(setting: CallbackServer) -> None:
     setting.application.hold()
     crowd = [setting.ask(cookie=f"crowd={n}") for n in range(500)]
     login = setting.ask(address="192.0.2.2", cookie="session=1")
@@ -566,7 +570,7 @@ async def test_a_crowd_from_one_address_does_not_delay_another_address(setting: 
 
 
 @pytest_twisted.ensureDeferred
-async def test_a_page_that_names_another_user_shares_the_request_and_is_rejected(setting: Setting) -> None:
+async def test_a_page_that_names_another_user_shares_the_request_and_is_rejected(setting: CallbackServer) -> None:
     setting.application.hold()
     right, wrong = setting.ask(5), setting.ask(6)
     await until(lambda: len(setting.application.held) == 1)
@@ -577,7 +581,7 @@ async def test_a_page_that_names_another_user_shares_the_request_and_is_rejected
 
 
 @pytest_twisted.ensureDeferred
-async def test_simultaneous_callback_requests_are_limited(setting: Setting) -> None:
+async def test_simultaneous_callback_requests_are_limited(setting: CallbackServer) -> None:
     most = 0
 
     def answer(request: Request) -> int:
@@ -600,7 +604,7 @@ async def test_simultaneous_callback_requests_are_limited(setting: Setting) -> N
 
 
 @pytest_twisted.ensureDeferred
-async def test_connections_are_used_again(setting: Setting) -> None:
+async def test_connections_are_used_again(setting: CallbackServer) -> None:
     addresses: set[int] = set()
 
     def answer(request: Request) -> bytes:
@@ -614,7 +618,7 @@ async def test_connections_are_used_again(setting: Setting) -> None:
 
 
 @pytest_twisted.ensureDeferred
-async def test_with_a_database_the_session_is_for_active_users_only(setting: Setting) -> None:
+async def test_with_a_database_the_session_is_for_active_users_only(setting: CallbackServer) -> None:
     database = FakeDatabase([])
     config = Config(auth_url=setting.url, auth_timeout=TIMEOUT)
     chain = build_authenticator(config, database, reactor)

@@ -141,7 +141,7 @@ class Order(ChainCase):
 
     def test_order_of_methods_is_the_configured_one(self) -> None:
         chain = self.build(**TICKETS, auth_methods=("trust", "token"))
-        self.assertEqual(self.now(chain, credentials(5, "no ticket")).method, "trust")
+        self.assertEqual(self.now(chain, credentials(5, "no token")).method, "trust")
         self.assertEqual(self.now(chain, credentials(None, forge(claims()))).method, "token")
 
 

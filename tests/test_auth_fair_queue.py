@@ -20,7 +20,7 @@ MAX_COST = 5
 
 
 @dataclass
-class Job:
+class Query:
     """A job of the simulation. `wait` is the time between its arrival and its start."""
 
     owner: str
@@ -29,12 +29,12 @@ class Job:
     wait: float = math.inf
 
 
-def simulate(slots: int, jobs: list[Job]) -> None:
+def simulate(slots: int, jobs: list[Query]) -> None:
     """Run jobs through a queue whose time advances in steps of 1, and set their `wait`."""
     clock = Clock()
     queue = FairQueue(slots, 1e9, clock)
 
-    async def run(job: Job) -> None:
+    async def run(job: Query) -> None:
         job.wait = clock.seconds() - job.arrival
         done: Deferred[None] = Deferred()
         clock.callLater(job.cost, done.callback, None)
@@ -66,11 +66,11 @@ def test_no_owner_waits_longer_than_the_number_of_owners_allows_whatever_the_oth
     slots: int, others: list[tuple[int, int, int]], own: list[tuple[int, int]]
 ) -> None:
     crowd = [
-        Job(f"other {number}", arrival + index // 10, cost)
+        Query(f"other {number}", arrival + index // 10, cost)
         for number, (arrival, cost, count) in enumerate(others)
         for index in range(count)
     ]
-    ana = [Job("ana", arrival, cost) for arrival, cost in sorted(own)]
+    ana = [Query("ana", arrival, cost) for arrival, cost in sorted(own)]
     simulate(slots, sorted([*crowd, *ana], key=lambda job: job.arrival))
     for index, job in enumerate(ana):
         before = [other for other in ana[:index] if other.arrival + other.wait + other.cost > job.arrival]
@@ -81,8 +81,8 @@ def test_no_owner_waits_longer_than_the_number_of_owners_allows_whatever_the_oth
 @given(st.integers(4, 40))
 @settings(max_examples=20, deadline=None)
 def test_first_job_of_an_owner_starts_at_once_beside_one_crowd(slots: int) -> None:
-    ana = Job("ana", 10, 1)
-    simulate(slots, [*(Job("crowd", 0, 3) for _ in range(500)), ana])
+    ana = Query("ana", 10, 1)
+    simulate(slots, [*(Query("crowd", 0, 3) for _ in range(500)), ana])
     assert ana.wait == 0
 
 
@@ -90,8 +90,8 @@ def test_first_job_of_an_owner_starts_at_once_beside_one_crowd(slots: int) -> No
 @settings(max_examples=20, deadline=None)
 @pytest.mark.long
 def test_first_job_of_an_owner_starts_with_the_next_free_slot_beside_ten_crowds(slots: int) -> None:
-    ana = Job("ana", 10, 1)
-    simulate(slots, [*(Job(f"crowd {index % 10}", 0, 3) for index in range(1000)), ana])
+    ana = Query("ana", 10, 1)
+    simulate(slots, [*(Query(f"crowd {index % 10}", 0, 3) for index in range(1000)), ana])
     assert ana.wait <= 3
 
 

@@ -60,7 +60,7 @@ class TicketCase(SynchronousTestCase):
 
     def enter(self, token: str, user_id: Id | None = None) -> Identity:
         result = self.method.authenticate(self.credentials(token, user_id))
-        self.assertIsInstance(result, Identity, "a ticket needs no waiting")
+        self.assertIsInstance(result, Identity, "a token needs no waiting")
         return result
 
     def refused(self, token: str, words: str = "", user_id: Id | None = None) -> None:

@@ -11,7 +11,7 @@ from chatws.brokers.interface import KEY_SECONDS, Audience, Event, NewEvent, Ret
 from chatws.brokers.memory import MemoryBroker
 
 
-class Batches:
+class BatchTests:
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
 
@@ -32,7 +32,7 @@ def event(offset: int, time: float = 0.0) -> Event:
 class Memory(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.listener = Batches()
+        self.listener = BatchTests()
         self.broker = MemoryBroker(Retention(), self.clock.seconds)
         self.successResultOf(self.broker.start(self.listener))
 

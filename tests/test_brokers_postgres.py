@@ -21,7 +21,7 @@ from chatws.chat.messages import RESERVED_EVENTS
 from chatws.database.migrations import apply, transaction
 from chatws.errors import ClientError, ConfigError, Unavailable
 from chatws.push.protocol import PublishLine, parse_line
-from tests.postgres_nodes import Nodes, Told, new_event, nodes, reactor, until
+from tests.postgres_nodes import Nodes, RecordingHandler, new_event, nodes, reactor, until
 from tests.requirements import needs
 
 __all__ = ["nodes"]
@@ -628,7 +628,7 @@ async def test_a_later_schema_that_this_program_can_work_with_is_not_refused(nod
 async def test_an_unreachable_server_is_one_line_without_the_password(nodes: Nodes) -> None:
     broker = open_broker("postgresql://u:s3cret@127.0.0.1:1/x", Retention(), reactor=reactor, timeout=0.5)
     with pytest.raises(ConfigError, match=r"PostgreSQL cannot be asked: Connection refused$") as caught:
-        await broker.start(Told())
+        await broker.start(RecordingHandler())
     assert "s3cret" not in str(caught.value)
     with pytest.raises(Unavailable):
         await broker.offset_range()

@@ -19,7 +19,7 @@ from chatws.errors import Unavailable
 from tests.e2e.wire import until as poll_until
 from tests.log_lines import logged_at
 from tests.postgres import ForgetfulFirewall, start_another_server
-from tests.postgres_nodes import PATIENCE, Nodes, Told, give_up_after, new_event, nodes, reactor, until
+from tests.postgres_nodes import PATIENCE, Nodes, RecordingHandler, give_up_after, new_event, nodes, reactor, until
 from tests.requirements import needs
 
 __all__ = ["nodes"]
@@ -42,7 +42,7 @@ async def published(broker: Any, name: str) -> Event:
             return event
 
 
-async def agree(broker: Any, *listeners: Told) -> None:
+async def agree(broker: Any, *listeners: RecordingHandler) -> None:
     """All were told of what is stored, in its order, each once."""
     stored = [event.name for event in await broker.read(0, 10_000)]
     for told in listeners:
@@ -311,7 +311,7 @@ async def test_a_history_restored_from_a_backup_begins_a_new_epoch(nodes: Nodes,
 async def test_a_failover_to_an_older_history_begins_a_new_epoch(nodes: Nodes, request: pytest.FixtureRequest) -> None:
     """What an asynchronous standby is, once promoted: the same log without its last events."""
     standby = start_another_server(request)
-    there = standby.new_log()
+    there = standby.new_history()
     epoch = nodes.run("SELECT epoch FROM chatws.history")[0][0]
     standby.run(f"UPDATE chatws.history SET epoch = '{epoch}'", there)
     standby.run(f"ALTER DATABASE {there.rpartition('/')[2]} RENAME TO {nodes.name}_standby")

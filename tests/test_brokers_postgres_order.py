@@ -16,7 +16,7 @@ from chatws.brokers.postgres.messages import Appended, Row
 from chatws.brokers.postgres.schema import migrations
 from chatws.brokers.postgres.sequencer import Sequencer
 from chatws.errors import Unavailable
-from tests.postgres_nodes import Told, new_event
+from tests.postgres_nodes import RecordingHandler, new_event
 
 
 def row(seq: int, offset: int | None = None, name: str = "") -> Row:
@@ -27,7 +27,7 @@ def row(seq: int, offset: int | None = None, name: str = "") -> Row:
 class InOrderTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.order = Sequencer()
-        self.told = Told()
+        self.told = RecordingHandler()
         self.order.start(self.told, "epoch", 10, 10, 1)
 
     def appended(self, names: str, own_seq: int, missed: list[Row] | None = None, **more: Any) -> list[int]:
@@ -89,7 +89,7 @@ class InOrderTests(SynchronousTestCase):
         self.assertEqual((called, self.told.names), ([12], ["e11", "e12"]))
 
 
-class Database:
+class PendingDatabase:
     """Answers when the test says so.
 
     :ivar asked: the appends' new events, their deadlines, and the Deferreds of their answers.
@@ -126,7 +126,7 @@ class Database:
 class WritingTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.database: Any = Database()
+        self.database: Any = PendingDatabase()
         self.broker = PostgresBroker(
             self.database,
             self.database,
@@ -136,7 +136,7 @@ class WritingTests(SynchronousTestCase):
             timeout=1.0,
             poll=60.0,
         )
-        self.told = Told()
+        self.told = RecordingHandler()
         self.successResultOf(self.broker.start(self.told))
 
     def answer(self, number: int, own_seq: int) -> None:

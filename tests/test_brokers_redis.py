@@ -15,7 +15,7 @@ from chatws.brokers.factory import open_broker
 from chatws.brokers.interface import Broker, Event, Retention
 from chatws.errors import ConfigError, Unavailable
 from tests.contracts.test_broker_contract import Recorder, new_event
-from tests.contracts.test_shared_broker_contract import DEADLINE, until, until_told
+from tests.contracts.test_shared_broker_contract import DEADLINE, until, until_notified
 from tests.log_lines import logged_at
 from tests.postgres import ForgetfulFirewall
 from tests.redis import RedisServer, redis
@@ -178,7 +178,7 @@ async def test_foreign_messages_on_the_channel_are_ignored(redis: RedisServer, n
     await broker.publish([new_event("heard")])
     other, _ = await nodes.open(f"{redis.url}?prefix=noise")
     await other.publish([new_event("also")])
-    await until_told(recorder, 2)
+    await until_notified(recorder, 2)
     assert recorder.names == ["heard", "also"]
 
 
@@ -278,7 +278,7 @@ async def test_a_restart_without_data_begins_one_new_epoch_for_all(
     opened = [await nodes.open(engine.url) for _ in range(2)]
     epoch = opened[0][0].epoch
     await opened[0][0].publish([new_event("before")])
-    await until_told(opened[1][1], 1)
+    await until_notified(opened[1][1], 1)
     with logged_at() as warnings:
         engine.kill()
         engine.start()
@@ -414,7 +414,7 @@ async def test_a_restart_that_keeps_its_data_is_no_new_epoch(server: Callable[..
     again = await publish_when_possible(other, "a", key="k")
     assert (again.offset, again.duplicate) == (1, True)
     await publish_when_possible(other, "b")
-    await until_told(recorder, 2)
+    await until_notified(recorder, 2)
     assert recorder.names == heard.names == ["a", "b"]
     assert recorder.epochs == heard.epochs == []
 
@@ -428,7 +428,7 @@ async def test_a_node_that_is_cut_off_without_a_word_notices_and_catches_up(redi
     far, recorder = await nodes.open(url.replace(str(redis.port), str(firewall.port)), timeout=TIMEOUT)
     near, _ = await nodes.open(url)
     await near.publish([new_event("a")])
-    await until_told(recorder, 1)
+    await until_notified(recorder, 1)
     firewall.closed = True
     firewall.forget()
     await unavailable(far.publish([new_event("unheard", key="k")]))
@@ -436,7 +436,7 @@ async def test_a_node_that_is_cut_off_without_a_word_notices_and_catches_up(redi
         await near.publish([new_event(f"b{number}"), new_event("passing", transient=True)])
     assert recorder.names == ["a"]
     firewall.closed = False
-    await until_told(recorder, 21)
+    await until_notified(recorder, 21)
     assert recorder.offsets == list(range(1, 22))
     assert (await publish_when_possible(far, "unheard", key="k")).offset == 22
     await far.stop()
@@ -455,7 +455,7 @@ async def test_an_event_with_a_lost_response_is_delivered_once_and_keeps_its_key
     _, heard = await nodes.open(url, timeout=TIMEOUT)
     firewall.forget_answers()
     await unavailable(far.publish([new_event("stored", key="k")]))
-    await until_told(heard, 1)
+    await until_notified(heard, 1)
     again = await publish_when_possible(far, "stored", key="k")
     assert (again.offset, again.duplicate) == (1, True)
     assert recorder.names == heard.names == ["stored"]
@@ -551,7 +551,7 @@ async def test_a_subscriber_that_redis_dropped_misses_nothing(redis: RedisServer
     broker, _ = await nodes.open(url)
     other, recorder = await nodes.open(url)
     await broker.publish([new_event("a")])
-    await until_told(recorder, 1)
+    await until_notified(recorder, 1)
     redis.run("CLIENT", "KILL", "TYPE", "pubsub")
     await publish_when_possible(broker, "b")
     await publish_when_possible(other, "c")

@@ -13,7 +13,7 @@ from twisted.internet.task import deferLater
 from chatws.brokers.interface import Broker, Event
 from chatws.errors import Unavailable
 from tests.contracts.test_broker_contract import Recorder, new_event
-from tests.contracts.test_shared_broker_contract import DEADLINE, until_told
+from tests.contracts.test_shared_broker_contract import DEADLINE, until_notified
 from tests.postgres import ForgetfulFirewall
 from tests.redis import RedisServer
 from tests.requirements import needs
@@ -112,7 +112,7 @@ async def test_random_faults_keep_delivery_once_and_in_order_on_every_node(
     assert [event.offset for event in stored] == list(range(1, PUBLISHERS * EVENTS + 1)), "each key is stored once"
     assert {event.name: event.offset for event in stored} == chaos.acknowledged
     for _, recorder in opened:
-        await until_told(recorder, len(stored))
+        await until_notified(recorder, len(stored))
         told = [event for event in recorder.events if event.offset]
         assert [facts(event) for event in told] == [facts(event) for event in stored]
         passing = [event.name for event in recorder.events if not event.offset]

@@ -12,7 +12,7 @@ import pytest_twisted
 from chatws.errors import ConfigError, Unavailable
 from tests.certificates import self_signed
 from tests.contracts.test_broker_contract import Recorder, new_event
-from tests.contracts.test_shared_broker_contract import until, until_told
+from tests.contracts.test_shared_broker_contract import until, until_notified
 from tests.e2e.wire import until as poll_until
 from tests.redis import RedisServer
 from tests.requirements import needs
@@ -80,7 +80,7 @@ async def test_nodes_follow_the_master_that_sentinel_names_and_lose_nothing(serv
     [broker, recorder], [_, heard] = opened
     for number in range(5):
         await publish_when_possible(broker, f"a{number}", key=f"a{number}")
-    await until_told(heard, 5)
+    await until_notified(heard, 5)
     cluster.give_up_after(400)
     cluster.master.kill()
     with pytest.raises(Unavailable):
@@ -95,7 +95,7 @@ async def test_nodes_follow_the_master_that_sentinel_names_and_lose_nothing(serv
     event = await publish_when_possible(broker, "b", key="b")
     assert (event.offset, event.duplicate) == (6, True)
     await publish_when_possible(broker, "c", key="c")
-    await until_told(heard, 7)
+    await until_notified(heard, 7)
     assert recorder.names == heard.names == [f"a{number}" for number in range(5)] + ["b", "c"]
     assert recorder.epochs == heard.epochs == []
     again = await publish_when_possible(broker, "a4", key="a4")
@@ -137,7 +137,7 @@ async def test_a_lagging_replica_that_takes_over_begins_a_new_epoch(server: Make
     epoch = broker.epoch
     replica.run("REPLICAOF", "NO", "ONE")  # it hears no more of what the master takes
     await publish_when_possible(broker, "lost", key="lost")
-    await until_told(heard, 2)
+    await until_notified(heard, 2)
     sentinel.run("SENTINEL", "REMOVE", "main")
     sentinel.run("SENTINEL", "MONITOR", "main", "127.0.0.1", replica.port, 1)
     for listener in (recorder, heard):

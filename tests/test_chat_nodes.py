@@ -21,7 +21,7 @@ from chatws.chat.server import ChatServer
 from chatws.errors import CloseCode, Unavailable
 from chatws.ids import Id
 from tests.fakes import FakeConnection, PendingChecks, send_all
-from tests.fakes_brokers import SharedBroker, SharedLog
+from tests.fakes_brokers import SharedBroker, SharedHistory
 
 LEASE, GRACE = 15.0, 3.0
 
@@ -29,7 +29,7 @@ LEASE, GRACE = 15.0, 3.0
 class Node:
     """A chat server and its connection to the broker."""
 
-    def __init__(self, log: SharedLog, clock: Clock, name: str, bounds: Retention | None = None) -> None:
+    def __init__(self, log: SharedHistory, clock: Clock, name: str, bounds: Retention | None = None) -> None:
         self.clock = clock
         self.send_all = send_all
         self.broker = SharedBroker(log)
@@ -89,7 +89,7 @@ class NodesTestCase(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
-        self.log = SharedLog(self.clock.seconds, self.bounds)
+        self.log = SharedHistory(self.clock.seconds, self.bounds)
         self.nodes: list[Node] = []
         self.a, self.b = self.node("a"), self.node("b")
 

@@ -26,7 +26,7 @@ from chatws.runtime.backoff import backoff
 from tests.certificates import self_signed
 from tests.push_wire import PushServer, in_thread, reactor, until
 from tests.test_clients_blocking import Hasty
-from tests.test_clients_twisted import Line
+from tests.test_clients_twisted import Attempt
 
 DATA = {"conversation_id": 1}
 #: What clients are given where nothing is waited for in vain.
@@ -240,7 +240,7 @@ def test_twisted_s_own_descriptions_and_endpoints_may_stand_beside_plain_address
 class InMemoryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.lines: list[tuple[str, Line]] = []
+        self.lines: list[tuple[str, Attempt]] = []
         self.patch(protocol, "backoff", partial(backoff, jitter=lambda: 1.0))
 
     def tearDown(self) -> None:
@@ -249,18 +249,18 @@ class InMemoryTests(SynchronousTestCase):
     def make(self, names: str = "AB", **options: Any) -> PushClient:
         test = self
 
-        class Endpoint:
+        class FakeEndpoint:
             def __init__(self, name: str) -> None:
                 self.name = name
 
             def connect(self, factory: Any) -> Deferred[Any]:
-                line = Line(factory)
+                line = Attempt(factory)
                 test.lines.append((self.name, line))
                 return line.waiting
 
-        return PushClient([Endpoint(name) for name in names], reactor=self.clock, **options)  # type: ignore[misc]
+        return PushClient([FakeEndpoint(name) for name in names], reactor=self.clock, **options)  # type: ignore[misc]
 
-    def connect(self) -> Line:
+    def connect(self) -> Attempt:
         """The connection under way comes about."""
         self.clock.advance(0)
         line = self.lines[-1][1]

@@ -27,7 +27,7 @@ from tests.push_wire import PushServer, reactor, until
 DATA = {"conversation_id": 1}
 
 
-class Line:
+class Attempt:
     """One attempt to connect, and the connection that came of it."""
 
     def __init__(self, factory: Any) -> None:
@@ -64,7 +64,7 @@ class Line:
 class InMemoryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.lines: list[Line] = []
+        self.lines: list[Attempt] = []
         self.patch(protocol, "backoff", partial(backoff, jitter=lambda: 1.0))
         self.events: list[LogEvent] = []
         globalLogPublisher.addObserver(self.events.append)
@@ -75,18 +75,18 @@ class InMemoryTests(SynchronousTestCase):
         assert self.clock.getDelayedCalls() == []
 
     def make(self, **options: Any) -> PushClient:
-        class Endpoint:
+        class FakeEndpoint:
             @staticmethod
             def connect(factory: Any) -> Deferred[Any]:
-                self.lines.append(Line(factory))
+                self.lines.append(Attempt(factory))
                 return self.lines[-1].waiting
 
-        return PushClient(Endpoint(), reactor=self.clock, **options)  # type: ignore[arg-type]
+        return PushClient(FakeEndpoint(), reactor=self.clock, **options)  # type: ignore[arg-type]
 
     def publish(self, key: object = None, **options: Any) -> Deferred[PushResult]:
         return self.client.publish("new_message", DATA, key=key, **options)  # type: ignore[arg-type]
 
-    def connected(self, key: object = "k") -> tuple[Line, Deferred[PushResult]]:
+    def connected(self, key: object = "k") -> tuple[Attempt, Deferred[PushResult]]:
         """A publish that has been sent."""
         publishing = self.publish(key)
         self.clock.advance(0)
@@ -407,12 +407,12 @@ class InMemoryTests(SynchronousTestCase):
             assert self.clock.getDelayedCalls() == []
 
     def test_an_endpoint_that_raises_is_one_that_cannot_be_reached(self) -> None:
-        class Endpoint:
+        class FakeEndpoint:
             @staticmethod
             def connect(factory: Any) -> Deferred[Any]:
                 raise LookupError("nothing to connect to")
 
-        self.client = PushClient(Endpoint(), reactor=self.clock)  # type: ignore[arg-type]
+        self.client = PushClient(FakeEndpoint(), reactor=self.clock)  # type: ignore[arg-type]
         publishing = self.publish()
         for _ in range(10):
             self.clock.advance(1)

@@ -138,9 +138,9 @@ class AgentTests(SynchronousTestCase):
 
     def test_a_failed_auth_ends_the_agent_with_its_reason(self) -> None:
         self.agent.opened()
-        self.say("error", code="auth_failed", message="the ticket has expired")
+        self.say("error", code="auth_failed", message="the token has expired")
         self.agent.closed(4901, "authentication failed")
-        assert [str(end) for end in self.ends] == ["cannot be 5 at ws://x/ws: auth_failed: the ticket has expired"]
+        assert [str(end) for end in self.ends] == ["cannot be 5 at ws://x/ws: auth_failed: the token has expired"]
 
     def test_a_forbidden_conversation_is_noted_and_others_continue(self) -> None:
         self.enter()

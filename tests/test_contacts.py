@@ -22,7 +22,7 @@ from chatws.push.protocol import PublishLine, parse_line
 from chatws.push.responses import Response
 from chatws.runtime.parts import make_contact_filter
 from tests.fakes import FakeConnection, PendingChecks, send_all
-from tests.fakes_brokers import SharedBroker, SharedLog
+from tests.fakes_brokers import SharedBroker, SharedHistory
 
 
 class Accounts:
@@ -55,7 +55,7 @@ class Node:
     """A chat server that admits contacts."""
 
     def __init__(
-        self, log: SharedLog, clock: Clock, name: str, accounts: Accounts, presence: PresenceSettings | None = None
+        self, log: SharedHistory, clock: Clock, name: str, accounts: Accounts, presence: PresenceSettings | None = None
     ) -> None:
         self.clock = clock
         self.chat = ChatServer(
@@ -128,7 +128,7 @@ def accounts() -> Accounts:
 def nodes(accounts: Accounts) -> Iterator[list[Node]]:
     clock = Clock()
     clock.advance(1_700_000_000)
-    log = SharedLog(clock.seconds)
+    log = SharedHistory(clock.seconds)
     made = [Node(log, clock, name, accounts) for name in ("n1", "n2")]
     yield made
     for node in made:

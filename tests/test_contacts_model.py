@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 
 from tests.fakes import FakeConnection
-from tests.fakes_brokers import SharedLog
+from tests.fakes_brokers import SharedHistory
 from tests.test_contacts import Accounts, Node
 
 IDS, CONVERSATIONS, GROUPS = (5, 7), (456, 457), ("sales", "b2b")
@@ -24,7 +24,7 @@ LINES = ("message", "hidden", "note", "for_contacts", "list", "own", "agent", "c
 
 
 @dataclass
-class Client:
+class ModelClient:
     """A client of the model.
 
     :ivar expected: the numbers of the events that it must have got since the last check.
@@ -51,7 +51,7 @@ class Published:
     target: Any
 
 
-def may_see(client: Client, event: Published) -> bool:
+def may_see(client: ModelClient, event: Published) -> bool:
     in_conversation = event.target in client.conversations
     if client.is_contact:
         allowed = {
@@ -111,11 +111,11 @@ class World:
     def __init__(self) -> None:
         self.clock = Clock()
         self.clock.advance(1_700_000_000)
-        log = SharedLog(self.clock.seconds)
+        log = SharedHistory(self.clock.seconds)
         self.nodes = [Node(log, self.clock, name, Accounts()) for name in ("n1", "n2")]
         self.events: list[Published] = []
         self.clients = [
-            Client(is_contact, id, node, set(CONVERSATIONS[: 1 + node]), set() if is_contact else {GROUPS[node]})
+            ModelClient(is_contact, id, node, set(CONVERSATIONS[: 1 + node]), set() if is_contact else {GROUPS[node]})
             for is_contact in (False, True)
             for id in IDS
             for node in (0, 1)
@@ -129,7 +129,7 @@ class World:
             if client.connection is not None and may_see(client, event):
                 client.expected.append(event.number)
 
-    def connect(self, client: Client, node: int) -> None:
+    def connect(self, client: ModelClient, node: int) -> None:
         if client.connection is not None:
             return
         client.node = node
@@ -141,7 +141,7 @@ class World:
             offset = int(client.last.rpartition(":")[2])
             client.expected += [e.number for e in self.events if e.offset > offset and may_see(client, e)]
 
-    def leave(self, client: Client) -> None:
+    def leave(self, client: ModelClient) -> None:
         if client.connection is None:
             return
         self.check(client)
@@ -149,7 +149,7 @@ class World:
         self.nodes[client.node].chat.on_close(client.connection)
         client.connection = None
 
-    def set_groups(self, client: Client, groups: set[str], node: int) -> None:
+    def set_groups(self, client: ModelClient, groups: set[str], node: int) -> None:
         if client.is_contact:
             return
         for other in self.clients:
@@ -157,14 +157,14 @@ class World:
                 other.groups = groups
         self.nodes[node].push(op="groups", user_id=client.id, groups=sorted(groups))
 
-    def revoke(self, client: Client, conversation_id: int, node: int) -> None:
+    def revoke(self, client: ModelClient, conversation_id: int, node: int) -> None:
         for other in self.clients:
             if (other.id, other.is_contact) == (client.id, client.is_contact):
                 other.conversations.discard(conversation_id)
         user = {"contact_id" if client.is_contact else "user_id": client.id}
         self.nodes[node].push(op="unsubscribe", conversation_id=conversation_id, **user)
 
-    def check(self, client: Client) -> None:
+    def check(self, client: ModelClient) -> None:
         assert client.connection is not None
         received = [event["data"]["n"] for event in client.connection.take() if "n" in (event.get("data") or {})]
         assert sorted(received) == sorted(client.expected), (client, self.events)

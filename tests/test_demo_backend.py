@@ -466,7 +466,7 @@ class Customers(DemoCase):
         assert self.clock.getDelayedCalls() == []
 
 
-class Refusals(DemoCase):
+class RefusalTests(DemoCase):
     def test_unknown_resource_returns_404(self) -> None:
         for method, path, body in (
             ("GET", "/api/", None),

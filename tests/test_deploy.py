@@ -334,7 +334,7 @@ def test_a_restart_under_systemd_sockets_refuses_no_connection(activated: Activa
             assert before.expect_close()[0] == 4012
             assert activated.manager.states == ["READY=1", "STOPPING=1"]
             assert os.stat(activated.push_path).st_mode & 0o777 == 0o660, "as the socket unit has it"
-            # nobody runs: both doors are open all the same, and what is written waits
+            # the service does not run: both listeners are open, and written data waits
             with Backend(activated.push_path) as patient:
                 patient.send({"event": "note", "data": {"n": 2}, "to": {"user_id": 1}, "ack": True})
                 assert activated.process is None

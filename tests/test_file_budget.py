@@ -15,7 +15,7 @@ from chatws.runtime import file_budget
 from chatws.runtime.file_budget import BACKEND, HTTP, METRICS, WEBSOCKET, FileBudget
 
 
-class Connection:
+class FakeNewcomer:
     """One that is closed as `slow` says when it is evicted: at once, in the next turn, or later."""
 
     def __init__(self, budget: FileBudget, closes: str = "next turn") -> None:
@@ -35,8 +35,8 @@ class FileBudgetTests(SynchronousTestCase):
         self.clock = Clock()
         return FileBudget(guaranteed, lambda: files, self.clock)
 
-    def arrive(self, budget: FileBudget, count: int, closes: str = "next turn") -> list[Connection]:
-        connections = [Connection(budget, closes) for _ in range(count)]
+    def arrive(self, budget: FileBudget, count: int, closes: str = "next turn") -> list[FakeNewcomer]:
+        connections = [FakeNewcomer(budget, closes) for _ in range(count)]
         for connection in connections:
             budget.arrive(connection, HTTP)
         return connections
@@ -73,7 +73,7 @@ class FileBudgetTests(SynchronousTestCase):
     def test_a_crowd_of_one_kind_does_not_displace_another_kind(self) -> None:
         budget = self.budget(256)
         http = self.arrive(budget, 20)
-        metrics = [Connection(budget) for _ in range(500)]
+        metrics = [FakeNewcomer(budget) for _ in range(500)]
         for metric in metrics:
             budget.arrive(metric, METRICS)
         assert not any(item.evicted for item in http)
@@ -104,7 +104,7 @@ class FileBudgetTests(SynchronousTestCase):
             self.clock.advance(60)
             self.arrive(budget, 1)
             for _ in range(1000):
-                budget.arrive(Connection(budget), METRICS)
+                budget.arrive(FakeNewcomer(budget), METRICS)
         lines = [formatEvent(event) for event in logged]
         words = "too few open files: closed the oldest {} connection that was not admitted ({} so far)"
         assert lines == [words.format(HTTP, 1), words.format(HTTP, 841), words.format(METRICS, 1)]
@@ -125,12 +125,12 @@ class FileBudgetTests(SynchronousTestCase):
 )
 def test_the_files_counted_never_exceed_the_limit_by_more_than_a_turn(files: int, steps: list[str]) -> None:
     budget = FileBudget((WEBSOCKET, BACKEND), lambda: files, Clock())
-    newcomers: list[Connection] = []
+    newcomers: list[FakeNewcomer] = []
     seen = []
     for step in steps:
         match step:
             case "arrive" | "slow":
-                newcomers.append(Connection(budget, "at once" if step == "arrive" else "later"))
+                newcomers.append(FakeNewcomer(budget, "at once" if step == "arrive" else "later"))
                 budget.arrive(newcomers[-1], HTTP)
             case "leave" if newcomers:
                 budget.depart(newcomers.pop(0))

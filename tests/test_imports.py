@@ -372,3 +372,10 @@ def test_class_names_are_unique() -> None:
                 paths.setdefault(node.name, []).append(name)
     assert "ChatServer" in paths
     assert {name: modules for name, modules in paths.items() if len(modules) > 1} == {}
+    tests = {
+        node.name: path.name
+        for path in sorted(Path(__file__).parent.rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_bytes()))
+        if isinstance(node, ast.ClassDef)
+    }
+    assert {name: path for name, path in tests.items() if name in paths} == {}

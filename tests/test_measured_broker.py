@@ -13,7 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chatws.brokers.interface import AGENT_SPACE, CONTACT_SPACE, Audience, Event, NewEvent
 from chatws.errors import Unavailable
 from chatws.runtime.measured_broker import KINDS, PROBE_INTERVAL, MeasuredBroker, make_probe
-from tests.fakes_brokers import SharedBroker, SharedLog
+from tests.fakes_brokers import SharedBroker, SharedHistory
 
 EVENT = NewEvent("new_message", Audience(("conversation:456",)), b"{}")
 
@@ -27,7 +27,7 @@ class FullBroker(SharedBroker):
 
     full = False
 
-    def __init__(self, log: SharedLog) -> None:
+    def __init__(self, log: SharedHistory) -> None:
         super().__init__(log)
         self.published: list[list[str]] = []
 
@@ -36,7 +36,7 @@ class FullBroker(SharedBroker):
         return fail(Unavailable("the disk is full")) if self.full else super().publish(new_events)
 
 
-class Listener:
+class FakeEventHandler:
     def deliver(self, events: Sequence[Event]) -> None:
         pass
 
@@ -47,12 +47,12 @@ class Listener:
 class MeasuredBrokerTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.inner = FullBroker(SharedLog(self.clock.seconds))
+        self.inner = FullBroker(SharedHistory(self.clock.seconds))
         self.broker = MeasuredBroker(self.inner, self.clock)
         self.events: list[Any] = []
         globalLogPublisher.addObserver(self.events.append)
         self.addCleanup(globalLogPublisher.removeObserver, self.events.append)
-        self.successResultOf(self.broker.start(Listener()))
+        self.successResultOf(self.broker.start(FakeEventHandler()))
 
     def lines(self) -> list[str]:
         return [line for line in map(formatEvent, self.events) if "the broker" in line]

@@ -13,7 +13,7 @@ from chatws.chat.presence.changes import PresenceChange
 from chatws.chat.presence.service import STATUS_REFRESH, PresenceSettings
 from chatws.ids import Id
 from tests.fakes import FakeConnection
-from tests.fakes_brokers import SharedBroker, SharedLog
+from tests.fakes_brokers import SharedBroker, SharedHistory
 from tests.test_contacts import Accounts, Node, errors
 
 GRACE, TTL, CONTACT_GRACE, KEEP = 3.0, 15.0, 90.0, 8 * 3600.0
@@ -31,12 +31,12 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def log(clock: Clock) -> SharedLog:
-    return SharedLog(clock.seconds)
+def log(clock: Clock) -> SharedHistory:
+    return SharedHistory(clock.seconds)
 
 
 @pytest.fixture
-def start(log: SharedLog, clock: Clock) -> Iterator[Start]:
+def start(log: SharedHistory, clock: Clock) -> Iterator[Start]:
     started: list[Node] = []
 
     def start(name: str) -> Node:
@@ -177,7 +177,7 @@ def test_a_repeated_subscribe_counts_once(nodes: list[Node]) -> None:
     assert contact_statuses(agent) == [(456, 7, "offline")]
 
 
-def test_contacts_who_come_and_go_cost_other_agents_nothing(nodes: list[Node], log: SharedLog) -> None:
+def test_contacts_who_come_and_go_cost_other_agents_nothing(nodes: list[Node], log: SharedHistory) -> None:
     agents = [node.agent(id, 456) for id, node in enumerate(nodes)]
     for agent in agents:
         agent.take()
@@ -207,7 +207,7 @@ def test_a_missed_update_of_contacts_is_read_again(nodes: list[Node]) -> None:
 # Statuses of agents
 
 
-def test_a_status_is_announced_once_and_part_of_every_presence_reply(nodes: list[Node], log: SharedLog) -> None:
+def test_a_status_is_announced_once_and_part_of_every_presence_reply(nodes: list[Node], log: SharedHistory) -> None:
     agent, tab, other = nodes[0].agent(5), nodes[0].agent(5), nodes[1].agent(6)
     changes = listen(nodes)
     for connection in (agent, tab, other):
@@ -390,7 +390,7 @@ def test_availability_changes_every_five_seconds_at_most(nodes: list[Node]) -> N
 class EarlierNode:
     """The lease of a node that does not know contacts."""
 
-    def __init__(self, log: SharedLog) -> None:
+    def __init__(self, log: SharedHistory) -> None:
         self.broker = SharedBroker(log)
         self.names: list[str] = []
         self.broker.start(self)
@@ -404,7 +404,7 @@ class EarlierNode:
         self.broker.lease("earlier", {}, TTL)
 
 
-def test_contacts_are_admitted_only_when_every_node_knows_them(nodes: list[Node], log: SharedLog) -> None:
+def test_contacts_are_admitted_only_when_every_node_knows_them(nodes: list[Node], log: SharedHistory) -> None:
     before = nodes[0].contact(8, 456)
     before.take()
     EarlierNode(log).renew()
@@ -424,14 +424,14 @@ def test_contacts_are_admitted_only_when_every_node_knows_them(nodes: list[Node]
     assert errors(admitted) == []
 
 
-def test_a_node_that_starts_beside_an_earlier_one_admits_no_contact(log: SharedLog, start: Start) -> None:
+def test_a_node_that_starts_beside_an_earlier_one_admits_no_contact(log: SharedHistory, start: Start) -> None:
     EarlierNode(log).renew()
     refused = start("n1").contact(7, 456)
     assert refused.closed is not None
     assert refused.closed[0] == 4503
 
 
-def test_statuses_are_events_while_an_earlier_node_is_running(nodes: list[Node], log: SharedLog) -> None:
+def test_statuses_are_events_while_an_earlier_node_is_running(nodes: list[Node], log: SharedHistory) -> None:
     earlier = EarlierNode(log)
     watcher = nodes[1].agent("watcher")
     for _ in range(2):

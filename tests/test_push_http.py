@@ -25,7 +25,7 @@ OK = {"ok": True}
 JSON, LINES = b"application/json", b"application/x-ndjson"
 
 
-class Response:
+class ParsedResponse:
     """A response, parsed from what the server wrote."""
 
     def __init__(self, text: bytes) -> None:
@@ -53,7 +53,7 @@ def request(body: bytes = PUBLISH, *headers: bytes, target: bytes = b"/push", me
     return b"%s %s HTTP/1.1\r\n%s\r\n\r\n%s" % (method, target, b"\r\n".join(lines), body)
 
 
-class Client:
+class HttpClient:
     """The other side of a connection."""
 
     def __init__(self, factory: HttpFactory) -> None:
@@ -61,22 +61,22 @@ class Client:
         self.transport = StringTransport()
         self.protocol.makeConnection(self.transport)
 
-    def send(self, data: bytes) -> Client:
+    def send(self, data: bytes) -> HttpClient:
         self.protocol.dataReceived(data)
         return self
 
     @property
-    def responses(self) -> list[Response]:
+    def responses(self) -> list[ParsedResponse]:
         """The responses since the last time."""
         text, result = self.transport.value(), []
         self.transport.clear()
         while text:
-            result.append(Response(text))
+            result.append(ParsedResponse(text))
             text = result[-1].rest
         return result
 
     @property
-    def response(self) -> Response:
+    def response(self) -> ParsedResponse:
         (response,) = self.responses
         return response
 
@@ -101,10 +101,10 @@ class HttpCase(SynchronousTestCase):
             CommandHandler(self.target, PushStats()), secret=lambda: self.secret, reactor=self.clock, **options
         )
 
-    def client(self) -> Client:
-        return Client(self.factory)
+    def client(self) -> HttpClient:
+        return HttpClient(self.factory)
 
-    def ask(self, *arguments: Any, **options: Any) -> Response:
+    def ask(self, *arguments: Any, **options: Any) -> ParsedResponse:
         return self.client().send(request(*arguments, **options)).response
 
 
@@ -212,7 +212,7 @@ class HeadTests(HttpCase):
     secret = b"s3cret"
     bearer = b"Authorization: bearer s3cret"
 
-    def rejected(self, *headers: bytes, **options: Any) -> Response:
+    def rejected(self, *headers: bytes, **options: Any) -> ParsedResponse:
         """Send a head that announces a body with `100-continue`, and return the response."""
         head = request(b"", *headers, b"Content-Length: 10", b"Expect: 100-continue", **options)
         client = self.client().send(head)

@@ -32,7 +32,7 @@ CONVERSATIONS = [10, 11, 12]
 BOUNDS = Retention(events=12, seconds=0, size=0)
 
 
-class Recovery(RuleBasedStateMachine):
+class RecoveryMachine(RuleBasedStateMachine):
     url = "memory"
 
     def __init__(self) -> None:
@@ -168,13 +168,13 @@ class Recovery(RuleBasedStateMachine):
                 assert len(self.log[epoch]) > BOUNDS.events
 
 
-class SqliteRecovery(Recovery):
+class SqliteRecovery(RecoveryMachine):
     url = "sqlite:///DIRECTORY/log.db"
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("machine", "examples"), [(Recovery, 150), (SqliteRecovery, 60)])
-def test_every_handler_gets_the_events_of_the_model(machine: type[Recovery], examples: int) -> None:
+@pytest.mark.parametrize(("machine", "examples"), [(RecoveryMachine, 150), (SqliteRecovery, 60)])
+def test_every_handler_gets_the_events_of_the_model(machine: type[RecoveryMachine], examples: int) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
@@ -198,7 +198,7 @@ def test_model_detects_a_lost_event(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = History.since
     monkeypatch.setattr(History, "since", forgetful)
-    machine = Recovery()
+    machine = RecoveryMachine()
     machine.connect_all_pages()
     machine.subscribe(page=0, conversation_id=10)
     machine.lose(page=0, handled=100)

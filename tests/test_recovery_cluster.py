@@ -15,7 +15,7 @@ from chatws.chat.audience import conversation_channel
 from chatws.chat.resume_wait import ResumeWaitQueue
 from chatws.database.migrations import apply, transaction
 from tests.fakes_brokers import SharedBroker
-from tests.postgres import PostgresLogs, postgres_logs
+from tests.postgres import PostgresHistories, postgres_logs
 from tests.recovery_cluster import ClusterRecovery
 from tests.recovery_engines import blocking, machine_on
 from tests.redis import RedisServer, redis
@@ -56,7 +56,7 @@ async def test_every_handler_gets_the_events_of_the_model_on_redis(redis: RedisS
 
 @pytest.mark.long
 @pytest_twisted.ensureDeferred
-async def test_every_handler_gets_the_events_of_the_model_on_postgresql(postgres_logs: PostgresLogs) -> None:
+async def test_every_handler_gets_the_events_of_the_model_on_postgresql(postgres_logs: PostgresHistories) -> None:
     server = postgres_logs.server
 
     def forget(url: str) -> None:
@@ -64,7 +64,7 @@ async def test_every_handler_gets_the_events_of_the_model_on_postgresql(postgres
         with transaction(url) as cursor:
             apply(cursor, "chatws", migrations())
 
-    machine = machine_on(server.port, server.new_log, forget)
+    machine = machine_on(server.port, server.new_history, forget)
     await blocking(lambda: run(machine, examples=4, steps=30))
 
 

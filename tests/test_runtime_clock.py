@@ -65,10 +65,10 @@ def test_intervals_ignore_a_wall_clock_that_is_set(name: str) -> None:
 
 
 def test_a_reactor_that_runs_keeps_its_clock() -> None:
-    class Running(Clock):
+    class RunningClock(Clock):
         running = True
 
-    clock = Running()
+    clock = RunningClock()
     seconds = clock.seconds
     use_monotonic_clock(clock)
     assert clock.seconds == seconds

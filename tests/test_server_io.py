@@ -26,7 +26,7 @@ def make(component: Any = None, port: int = 0, address: str = "127.0.0.1") -> Io
     return IoServer.factory(HttpServer(WsServer(component or EchoServer())), port, address)
 
 
-class Client(WebSocketClientProtocol):
+class RecordingClient(WebSocketClientProtocol):
     def __init__(self) -> None:
         super().__init__()
         self.received: defer.DeferredQueue[str] = defer.DeferredQueue()
@@ -39,11 +39,11 @@ class Client(WebSocketClientProtocol):
         self.closed.callback(code)
 
 
-async def dial(server: IoServer) -> Client:
+async def dial(server: IoServer) -> RecordingClient:
     port = server.ports[0].getHost().port
     factory = WebSocketClientFactory(f"ws://127.0.0.1:{port}/ws")
     factory.noisy = False
-    factory.protocol = Client
+    factory.protocol = RecordingClient
     client = await TCP4ClientEndpoint(reactor, "127.0.0.1", port).connect(factory)
     await client.is_open
     return client

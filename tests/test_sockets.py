@@ -13,7 +13,7 @@ from twisted.internet.testing import MemoryReactorClock, StringTransport
 from chatws.net.sockets import plain_socket, read_now
 
 
-class Transport(tcp.Server):
+class SocketTransport(tcp.Server):
     """One on a socket that is there already."""
 
     def __init__(self, connected: socket.socket) -> None:
@@ -33,7 +33,7 @@ def pair() -> Any:
         ours, _ = listening.accept()
     ours.setblocking(False)
     with ours, theirs:
-        yield Transport(ours), theirs
+        yield SocketTransport(ours), theirs
 
 
 def test_read_now_returns_at_most_the_requested_bytes(pair: Any) -> None:

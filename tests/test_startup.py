@@ -269,7 +269,7 @@ def test_a_file_that_is_no_sqlite_file_is_refused(tmp_path: Path) -> None:
     check(Config(broker=f"sqlite:///{path}"), None)
 
 
-# --- the door -------------------------------------------------------------------------------------------------------
+# --- listeners -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("origin", ["*", "shop.example", "https://*.example", "https://a:x", "https://u@a"])

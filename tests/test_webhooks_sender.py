@@ -23,7 +23,7 @@ EVENTS = frozenset({"agent_online", "agent_offline", "presence_reset"})
 OK, DOWN, REFUSED = Answer(200), Answer(500), Answer(problem="refused", is_refused=True)
 
 
-class State:
+class DeliveryState:
     """What a server knows."""
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class SenderTests(SynchronousTestCase):
         self.clock = Clock()
         self.clock.advance(1_800_000_000)
         self.receiver = FakeReceiver(self.clock)
-        self.state = State()
+        self.state = DeliveryState()
         self.broker: Any = MemoryBroker(None, self.clock.seconds, webhook_queue=50)
         self.broker.start(Recorder())
         self.senders: list[WebhookSender] = []

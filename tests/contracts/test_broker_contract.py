@@ -21,10 +21,10 @@ from twisted.logger import globalLogPublisher
 from chatws.brokers.factory import open_broker
 from chatws.brokers.interface import AGENTS, KEY_SECONDS, Audience, Broker, Event, NewEvent, Retention
 from chatws.errors import Unavailable
-from tests.fakes_brokers import SharedBroker, SharedLog
-from tests.postgres import PostgresLogs, postgres_logs
+from tests.fakes_brokers import SharedBroker, SharedHistory
+from tests.ipc_brokers import IpcBrokers, relays
+from tests.postgres import PostgresHistories, postgres_logs
 from tests.redis import RedisServer, redis, redis_6
-from tests.relays import Relays, relays
 from tests.requirements import FIXTURES, needs
 
 __all__ = ["postgres_logs", "redis", "redis_6", "relays"]
@@ -65,7 +65,7 @@ def open_durable_sqlite(_: None, place: Path, retention: Retention, now: Callabl
 
 
 def open_fake(_: None, place: Path, retention: Retention, now: Callable[[], float]) -> Broker:
-    return SharedBroker(SharedLog(now, retention))
+    return SharedBroker(SharedHistory(now, retention))
 
 
 def open_redis(server: RedisServer, place: Path, retention: Retention, now: Callable[[], float]) -> Broker:
@@ -74,7 +74,7 @@ def open_redis(server: RedisServer, place: Path, retention: Retention, now: Call
     return open_broker(server.url_for(str(place)), retention, reactor=reactor, now=now)
 
 
-def open_postgres(logs: PostgresLogs, place: Path, retention: Retention, now: Callable[[], float]) -> Broker:
+def open_postgres(logs: PostgresHistories, place: Path, retention: Retention, now: Callable[[], float]) -> Broker:
     from twisted.internet import reactor
 
     return open_broker(logs.url(place), retention, reactor=reactor, now=now)
@@ -84,11 +84,11 @@ def on_postgres(name: str, fixture: str) -> Engine:
     return Engine(name, open_postgres, persistent=True, fixture=fixture, nodes=True, trim=lambda broker: broker.trim())
 
 
-def open_relayed(relays: Relays, place: Path, retention: Retention, now: Callable[[], float]) -> Broker:
+def open_relayed(relays: IpcBrokers, place: Path, retention: Retention, now: Callable[[], float]) -> Broker:
     return relays.broker(place, lambda: open_memory(None, place, retention, now))
 
 
-def open_relayed_sqlite(relays: Relays, place: Path, retention: Retention, now: Callable[[], float]) -> Broker:
+def open_relayed_sqlite(relays: IpcBrokers, place: Path, retention: Retention, now: Callable[[], float]) -> Broker:
     return relays.broker(place, lambda: open_durable_sqlite(None, place, retention, now))
 
 

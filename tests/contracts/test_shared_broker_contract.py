@@ -51,7 +51,7 @@ async def until(condition: Callable[[], object], what: str, deadline: float = DE
         await deferLater(reactor, 0.005)
 
 
-async def until_told(recorder: Recorder, last: int) -> None:
+async def until_notified(recorder: Recorder, last: int) -> None:
     await until(lambda: max(recorder.offsets, default=0) >= last, f"offset {last}")
 
 
@@ -140,8 +140,8 @@ async def test_a_key_counts_once_over_all_nodes(world: World) -> None:
     receipts = await gatherResults([broker.publish([new_event(key="k")]) for broker in (node, other) * 5])
     assert sorted(event.duplicate for [event] in receipts) == [False] + [True] * 9
     assert {event.offset for [event] in receipts} == {1}
-    await until_told(first, 1)
-    await until_told(second, 1)
+    await until_notified(first, 1)
+    await until_notified(second, 1)
     assert first.offsets == second.offsets == [1]
 
 
@@ -151,7 +151,7 @@ async def test_a_node_that_joins_late_receives_new_events_and_reads_older_ones(w
     await broker.publish([new_event("a"), new_event("b")])
     other, recorder = await world.open()
     await broker.publish([new_event("c")])
-    await until_told(recorder, 3)
+    await until_notified(recorder, 3)
     assert recorder.names == ["c"]
     assert [event.name for event in await other.read(0, 10)] == ["a", "b", "c"]
     assert await other.offset_range() == (1, 3)
@@ -162,7 +162,7 @@ async def test_a_node_that_stops_is_not_missed(world: World) -> None:
     broker, first = await world.open()
     other, second = await world.open()
     await broker.publish([new_event("a")])
-    await until_told(second, 1)
+    await until_notified(second, 1)
     await other.stop()
     await broker.publish([new_event("b")])
     assert first.names == ["a", "b"]
@@ -188,10 +188,10 @@ async def test_a_batch_beyond_the_retention_is_delivered_completely(world: World
     broker, _ = await world.open(Retention(events=3))
     _, other = await world.open(Retention(events=3))
     await broker.publish([new_event() for _ in range(700)])
-    await until_told(other, 700)
+    await until_notified(other, 700)
     assert other.offsets == sorted(other.offsets)
     await broker.publish([new_event()])
-    await until_told(other, 701)
+    await until_notified(other, 701)
 
 
 @pytest_twisted.ensureDeferred
@@ -207,8 +207,8 @@ async def test_events_published_by_a_listener_reach_all_nodes(world: World) -> N
     react(node, first)
     react(other, second)
     await node.publish([new_event("a")])
-    await until_told(first, 3)
-    await until_told(second, 3)
+    await until_notified(first, 3)
+    await until_notified(second, 3)
     assert first.names == second.names == ["a", "a.re", "a.re"]
 
 

@@ -77,7 +77,7 @@ def push(backend: Backend) -> bool:
 def test_a_full_engine_is_not_ready_and_serves_its_browsers(engine_type: Any, chatws_server: Start) -> None:
     metrics = free_port()
     with running(engine_type()) as engine:
-        url = engine.new_log() if engine_type is FullPostgres else engine.url
+        url = engine.new_history() if engine_type is FullPostgres else engine.url
         server = chatws_server("--broker", url, "--metrics-port", str(metrics))
         assert value(metrics, "chatws_broker_up") == 1
         with server.backend() as backend, server.agent(1, 456) as browser:

@@ -1,4 +1,4 @@
-"""Who may enter a real server: by ticket, by the application's session cookie, by the database, or on their word."""
+"""Who may enter a real server: by token, by the application's session cookie, by the database, or on their word."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OLD_SECRET = "the-secret-of-yesterday-and-before-"
 SCHEMA = Path(__file__).parent.parent.parent / "chatws" / "database" / "schema.sql"
 
 
-def ticket(user_id: int | str = 5, secret: str = SECRET, seconds: float = 60, **more: Any) -> str:
+def make_token(user_id: int | str = 5, secret: str = SECRET, seconds: float = 60, **more: Any) -> str:
     return jwt.encode({"sub": str(user_id), "exp": time.time() + seconds, **more}, secret, algorithm="HS256")
 
 
@@ -71,7 +71,7 @@ OWN_CONVERSATIONS = (
 def test_with_a_secret_only_tokens_authenticate(chatws_server: Start, tmp_path: Path) -> None:
     server = chatws_server("--secret-file", write_secret(tmp_path / "secret", SECRET))
     with server.browser() as ana:
-        ana.send({"type": "auth", "token": ticket("5")})
+        ana.send({"type": "auth", "token": make_token("5")})
         assert ana.expect("authenticated")["data"]["user_id"] == 5
     with server.browser() as page:
         assert refusal(page, {"user_id": 5}) == ("auth_failed", 4901)
@@ -80,7 +80,7 @@ def test_with_a_secret_only_tokens_authenticate(chatws_server: Start, tmp_path: 
 
 def test_the_secret_may_stand_in_the_environment(chatws_server: Start) -> None:
     with chatws_server(CHATWS_SECRET=SECRET).browser() as ana:
-        assert ana.auth(5, token=ticket())["user_id"] == 5
+        assert ana.auth(5, token=make_token())["user_id"] == 5
 
 
 def test_both_secrets_count_while_one_replaces_the_other(chatws_server: Start, tmp_path: Path) -> None:
@@ -88,22 +88,22 @@ def test_both_secrets_count_while_one_replaces_the_other(chatws_server: Start, t
     server = chatws_server("--secret-file", new, "--secret-file", old)
     for secret in (SECRET, OLD_SECRET):
         with server.browser() as page:
-            page.auth(5, token=ticket(secret=secret))
+            page.auth(5, token=make_token(secret=secret))
     server.arguments = ("--secret-file", new)
     server.restart()
     with server.browser() as page:
-        assert refusal(page, {"token": ticket(secret=OLD_SECRET)}) == ("auth_failed", 4901)
+        assert refusal(page, {"token": make_token(secret=OLD_SECRET)}) == ("auth_failed", 4901)
 
 
 def test_an_expired_token_closes_the_connection_unless_renewed(chatws_server: Start) -> None:
     server = chatws_server(CHATWS_SECRET=SECRET)
     # the leeway for clocks that differ is 5 s
     with server.browser() as short, server.browser() as renewed:
-        renewed.auth(6, token=ticket(6, seconds=1))
+        renewed.auth(6, token=make_token(6, seconds=1))
         renewed.subscribe(1)
-        assert renewed.auth(6, token=ticket(6))["user_id"] == 6
-        # its ticket expires behind the other's first one
-        short.auth(5, token=ticket(seconds=2))
+        assert renewed.auth(6, token=make_token(6))["user_id"] == 6
+        # its token expires behind the other's first one
+        short.auth(5, token=make_token(seconds=2))
         code, reason = short.expect_close()
         assert (code, "expired" in reason) == (4000, True)
         with server.backend() as backend:
@@ -114,13 +114,13 @@ def test_an_expired_token_closes_the_connection_unless_renewed(chatws_server: St
 def test_a_token_limits_conversations_until_a_renewal_changes_them(chatws_server: Start) -> None:
     server = chatws_server(CHATWS_SECRET=SECRET)
     with server.browser() as ana:
-        ana.auth(5, token=ticket(conversations=[1, "2"]))
+        ana.auth(5, token=make_token(conversations=[1, "2"]))
         ana.subscribe(1)
         ana.subscribe(2)
         ana.send({"type": "subscribe", "conversation_id": 3})
         error = ana.expect("error")["data"]
         assert (error["code"], error["request"]["conversation_id"]) == ("forbidden", 3)
-        ana.auth(5, token=ticket(conversations=[3]))
+        ana.auth(5, token=make_token(conversations=[3]))
         assert [ana.expect("unsubscribed")["data"]["conversation_id"] for _ in range(2)] == [1, 2]
         ana.subscribe(3)
         ana.send({"type": "typing", "conversation_id": 1})
@@ -130,13 +130,13 @@ def test_a_token_limits_conversations_until_a_renewal_changes_them(chatws_server
 def test_a_token_of_an_inactive_user_is_rejected(chatws_server: Start, shop: str) -> None:
     server = chatws_server("--database", shop, "--conversation-query", OWN_CONVERSATIONS, CHATWS_SECRET=SECRET)
     with server.browser() as ana:
-        ana.auth(1, token=ticket(1))
+        ana.auth(1, token=make_token(1))
         ana.subscribe(1)
         ana.send({"type": "subscribe", "conversation_id": 2})
         assert ana.expect("error")["data"]["code"] == "forbidden"
     for user_id in (2, 3, "nobody"):
         with server.browser() as page:
-            assert refusal(page, {"token": ticket(user_id)}) == ("auth_failed", 4901)
+            assert refusal(page, {"token": make_token(user_id)}) == ("auth_failed", 4901)
 
 
 def test_trust_after_token_admits_and_counts_old_pages(chatws_server: Start) -> None:
@@ -144,10 +144,10 @@ def test_trust_after_token_admits_and_counts_old_pages(chatws_server: Start) -> 
     server = chatws_server("--auth", "token", "--auth", "trust", "--metrics-port", str(port), CHATWS_SECRET=SECRET)
     for _ in range(3):
         with server.browser() as new, server.browser() as old:
-            new.auth(5, token=ticket())
+            new.auth(5, token=make_token())
             old.auth(7)
     with server.browser() as bad:
-        refusal(bad, {"user_id": 7, "token": ticket(secret=OLD_SECRET)})
+        refusal(bad, {"user_id": 7, "token": make_token(secret=OLD_SECRET)})
     assert server.log.count("accepted without verification by --auth trust: 7") == 1
     assert "user 5 enters" not in server.log
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=20) as page:
@@ -372,7 +372,7 @@ def test_trust_on_a_public_interface_must_be_explicit(chatws_server: Start) -> N
     with chatws_server("--interface", "0.0.0.0", "--auth", "trust").browser() as page:
         page.auth(1)
     with chatws_server("--interface", "0.0.0.0", CHATWS_SECRET=SECRET).browser() as page:
-        page.auth(5, token=ticket())
+        page.auth(5, token=make_token())
 
 
 def test_a_public_push_port_needs_a_secret(chatws_server: Start, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ JSON = "Content-Type: application/json"
 BEARER = f"Authorization: Bearer {SECRET}"
 
 
-class Api(NamedTuple):
+class ApiServer(NamedTuple):
     """A server with the HTTP API on `port`, and a push secret."""
 
     server: Server
@@ -41,21 +41,21 @@ class Api(NamedTuple):
 
 
 @pytest.fixture
-def start_api(chatws_server: Start, tmp_path: Path) -> Callable[..., Api]:
-    def start(*arguments: str) -> Api:
+def start_api(chatws_server: Start, tmp_path: Path) -> Callable[..., ApiServer]:
+    def start(*arguments: str) -> ApiServer:
         secret = tmp_path / "push-secret"
         secret.write_text(SECRET)
         secret.chmod(0o600)
         port = free_port()
         ports = [] if "--api-listen" in arguments else ["--api-port", str(port)]
         server = chatws_server("--auth", "trust", "--push-secret-file", str(secret), *ports, *arguments)
-        return Api(server, port)
+        return ApiServer(server, port)
 
     return start
 
 
 @pytest.fixture
-def api(start_api: Callable[..., Api]) -> Api:
+def api(start_api: Callable[..., ApiServer]) -> ApiServer:
     return start_api()
 
 
@@ -90,7 +90,7 @@ def post(url: str, body: object, *arguments: str) -> Curl:
 
 
 @needs("curl")
-def test_curl_publishes_and_the_browser_gets_the_event(api: Api) -> None:
+def test_curl_publishes_and_the_browser_gets_the_event(api: ApiServer) -> None:
     browser = api.server.agent(1, 456)
     answer = post(api.url, PUBLISH)
     assert answer.statuses == [200]
@@ -100,7 +100,7 @@ def test_curl_publishes_and_the_browser_gets_the_event(api: Api) -> None:
 
 
 @needs("curl")
-def test_curl_without_the_json_header_gets_an_error_that_names_it(api: Api) -> None:
+def test_curl_without_the_json_header_gets_an_error_that_names_it(api: ApiServer) -> None:
     answer = curl("-H", BEARER, "-d", json.dumps(PUBLISH), api.url)
     assert answer.statuses == [415]
     assert "Content-Type must be application/json" in answer.json["message"]
@@ -111,7 +111,7 @@ def test_curl_without_the_json_header_gets_an_error_that_names_it(api: Api) -> N
     ("version", "framing"),
     [("--http1.0", "Content-Length"), ("--http1.1", "Content-Length"), ("--http1.1", "chunked")],
 )
-def test_curl_with_a_large_body_and_a_wrong_secret_sees_the_status(api: Api, version: str, framing: str) -> None:
+def test_curl_with_a_large_body_and_a_wrong_secret_sees_the_status(api: ApiServer, version: str, framing: str) -> None:
     more = ["-H", "Transfer-Encoding: chunked"] if framing == "chunked" else []
     large = b" " * 10_000_000
     for expect in (["-H", "Expect: 100-continue"], ["-H", "Expect:"]):
@@ -121,7 +121,7 @@ def test_curl_with_a_large_body_and_a_wrong_secret_sees_the_status(api: Api, ver
 
 
 @needs("curl")
-def test_curl_with_a_gzip_bomb_sees_413(api: Api) -> None:
+def test_curl_with_a_gzip_bomb_sees_413(api: ApiServer) -> None:
     bomb = gzip.compress(b" " * 300_000_000)
     assert len(bomb) < 1024 * 1024
     arguments = ["-H", BEARER, "-H", JSON, "-H", "Content-Encoding: gzip", "--data-binary", "@-", api.url]
@@ -129,7 +129,7 @@ def test_curl_with_a_gzip_bomb_sees_413(api: Api) -> None:
     assert curl(*arguments, body=gzip.compress(json.dumps([PUBLISH] * 3).encode())).json[2]["ok"]
 
 
-def test_chunked_body_without_an_end_is_answered_and_closed(api: Api) -> None:
+def test_chunked_body_without_an_end_is_answered_and_closed(api: ApiServer) -> None:
     with socket.create_connection(("127.0.0.1", api.port), DEADLINE) as client:
         head = f"POST /push HTTP/1.1\r\nHost: x\r\n{BEARER}\r\n{JSON}\r\nTransfer-Encoding: chunked\r\n\r\n"
         client.sendall(head.encode())
@@ -144,7 +144,7 @@ def test_chunked_body_without_an_end_is_answered_and_closed(api: Api) -> None:
 
 @needs("php-cli")
 @pytest.mark.parametrize("size", [0, 10_000_000])
-def test_php_stream_with_a_wrong_secret_sees_the_status(api: Api, tmp_path: Path, size: int) -> None:
+def test_php_stream_with_a_wrong_secret_sees_the_status(api: ApiServer, tmp_path: Path, size: int) -> None:
     script = tmp_path / "post.php"
     script.write_text(r"""<?php
 [, $url, $secret, $size] = $argv;
@@ -163,19 +163,19 @@ foreach (['1.0', '1.1'] as $version) {
 
 
 @needs("curl")
-def test_request_of_a_web_page_is_rejected(api: Api) -> None:
+def test_request_of_a_web_page_is_rejected(api: ApiServer) -> None:
     assert post(api.url, PUBLISH, "-H", "Origin: http://localhost").statuses == [403]
     assert curl("-X", "OPTIONS", "-H", "Origin: http://localhost", api.url).statuses == [403]
 
 
-def test_browsers_port_has_no_http_api(api: Api) -> None:
+def test_browsers_port_has_no_http_api(api: ApiServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", api.server.port, timeout=DEADLINE)
     connection.request("POST", "/push", b"{}", {"Content-Type": "application/json"})
     assert connection.getresponse().status in (404, 405)
     connection.close()
 
 
-def test_connection_is_kept_and_serves_many_requests(api: Api) -> None:
+def test_connection_is_kept_and_serves_many_requests(api: ApiServer) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", api.port, timeout=DEADLINE)
     connection.connect()
     sock = connection.sock
@@ -191,7 +191,7 @@ def test_connection_is_kept_and_serves_many_requests(api: Api) -> None:
 
 
 @needs("curl")
-def test_tls_and_unix_sockets_serve_the_api(start_api: Callable[..., Api], tmp_path: Path) -> None:
+def test_tls_and_unix_sockets_serve_the_api(start_api: Callable[..., ApiServer], tmp_path: Path) -> None:
     authority = Authority()
     signed = authority.issue()
     for name, content in (("key", signed.key), ("chain", signed.fullchain), ("root", authority.root)):
@@ -208,7 +208,7 @@ def test_tls_and_unix_sockets_serve_the_api(start_api: Callable[..., Api], tmp_p
 
 
 @needs("curl")
-def test_workers_share_the_port_of_the_api(start_api: Callable[..., Api]) -> None:
+def test_workers_share_the_port_of_the_api(start_api: Callable[..., ApiServer]) -> None:
     api = start_api("--workers", "2")
     browser = api.server.agent(1, 456)
     for number in range(6):  # each by a connection of its own
@@ -217,7 +217,7 @@ def test_workers_share_the_port_of_the_api(start_api: Callable[..., Api]) -> Non
         browser.expect("new_message")
 
 
-def test_stop_answers_a_request_that_was_sent(api: Api) -> None:
+def test_stop_answers_a_request_that_was_sent(api: ApiServer) -> None:
     with socket.create_connection(("127.0.0.1", api.port), DEADLINE) as idle:
         client = http.client.HTTPConnection("127.0.0.1", api.port, timeout=DEADLINE)
         body = json.dumps([PUBLISH] * 10_000)
@@ -230,7 +230,7 @@ def test_stop_answers_a_request_that_was_sent(api: Api) -> None:
 
 
 @needs("curl")
-def test_metrics_count_responses_by_status(start_api: Callable[..., Api]) -> None:
+def test_metrics_count_responses_by_status(start_api: Callable[..., ApiServer]) -> None:
     metrics = free_port()
     api = start_api("--metrics-port", str(metrics))
     post(api.url, [])
@@ -255,13 +255,13 @@ def test_address_that_others_can_reach_needs_a_secret(chatws_server: Start) -> N
 @pytest.mark.long
 @pytest.mark.parametrize("backends", ["with a secret", "without"])
 def test_schemathesis_finds_no_difference_to_the_openapi_document(
-    start_api: Callable[..., Api], chatws_server: Start, tmp_path: Path, backends: str
+    start_api: Callable[..., ApiServer], chatws_server: Start, tmp_path: Path, backends: str
 ) -> None:
     if backends == "with a secret":
         api = start_api()
     else:
         port = free_port()
-        api = Api(chatws_server("--auth", "trust", "--api-port", str(port)), port)
+        api = ApiServer(chatws_server("--auth", "trust", "--api-port", str(port)), port)
     # A batch with invalid items is 200, and a valid event may lack an audience: both checks would call that a fault.
     excluded = "negative_data_rejection,positive_data_acceptance"
     done = subprocess.run(

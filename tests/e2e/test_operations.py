@@ -238,7 +238,7 @@ def test_json_log_lines_are_objects_with_user_and_address(chatws_server: Start) 
         "--log-format", "json", "--message-rate", "1", "--message-burst", "1", CHATWS_SECRET="s" * 32
     )
     stranger = server.browser(headers={"X-Forwarded-For": "203.0.113.9"})
-    stranger.send({"type": "auth", "user_id": "{evil}\n", "token": "no.good.ticket"})
+    stranger.send({"type": "auth", "user_id": "{evil}\n", "token": "no.good.token"})
     assert stranger.expect_close()[0] == 4901
     server.expect_log("authentication failed")
     server.stop()
@@ -300,29 +300,29 @@ def test_a_connection_that_ends_abnormally_is_written_down_and_a_banned_user_too
 # --- SIGHUP ---------------------------------------------------------------------------------------------------------
 
 
-def ticket(secret: str, user_id: int) -> str:
+def make_token(secret: str, user_id: int) -> str:
     return jwt.encode({"sub": str(user_id), "exp": 4102444800}, secret, algorithm="HS256")
 
 
 def test_sighup_changes_secrets_and_limits_and_keeps_connections(chatws_server: Start, tmp_path: Path) -> None:
     old, new = "o" * 32, "n" * 32
-    write_secret(tmp_path / "ticket", old)
+    write_secret(tmp_path / "token", old)
     write_secret(tmp_path / "push", "first")
     settings = tmp_path / "chatws.toml"
     settings.write_text(
-        f'secret_files = "{tmp_path}/ticket"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 1\n'
+        f'secret_files = "{tmp_path}/token"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 1\n'
     )
     server = chatws_server("--config", str(settings))
     agent = server.browser()
-    agent.auth(1, token=ticket(old, 1))
+    agent.auth(1, token=make_token(old, 1))
     agent.subscribe(456)
     agent.send({"type": "subscribe", "conversation_id": 457})
     agent.expect("error", code="too_many_subscriptions")
 
-    write_secret(tmp_path / "ticket", new)
+    write_secret(tmp_path / "token", new)
     write_secret(tmp_path / "push", "second")
     settings.write_text(
-        f'secret_files = "{tmp_path}/ticket"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 2\n'
+        f'secret_files = "{tmp_path}/token"\npush_secret_file = "{tmp_path}/push"\nmax_subscriptions = 2\n'
         'allowed_origins = ["https://shop.example"]\nping_interval = 5\n'
     )
     os.kill(server.pid, signal.SIGHUP)
@@ -330,9 +330,9 @@ def test_sighup_changes_secrets_and_limits_and_keeps_connections(chatws_server: 
 
     agent.subscribe(457)  # the same connection, under the new limit
     late = server.browser(origin="https://shop.example")
-    late.auth(2, token=ticket(new, 2))
+    late.auth(2, token=make_token(new, 2))
     outdated = server.browser()
-    outdated.send({"type": "auth", "token": ticket(old, 3)})
+    outdated.send({"type": "auth", "token": make_token(old, 3)})
     assert outdated.expect_close()[0] == 4901
     with server.backend() as backend:
         assert backend.request({"op": "auth", "secret": "second"})["ok"]

@@ -17,7 +17,7 @@ from tests.e2e.conftest import Server
 from tests.e2e.test_command import chatws
 from tests.e2e.test_readme import block
 from tests.e2e.wire import until
-from tests.postgres import PostgresLogs, postgres_logs
+from tests.postgres import PostgresHistories, postgres_logs
 from tests.variants import others_long
 
 __all__ = ["postgres_logs"]
@@ -26,7 +26,7 @@ Start = Callable[..., Server]
 
 
 @pytest.fixture
-def url(postgres_logs: PostgresLogs, tmp_path: Any) -> Iterator[str]:
+def url(postgres_logs: PostgresHistories, tmp_path: Any) -> Iterator[str]:
     yield postgres_logs.url(tmp_path)
     postgres_logs.server.resume()
     postgres_logs.server.start()
@@ -92,7 +92,7 @@ def test_an_application_publishes_and_revokes_within_its_transactions(chatws_ser
 
 @pytest.mark.long
 def test_a_killed_node_takes_its_agents_offline_and_its_browsers_recover_elsewhere(
-    chatws_server: Start, url: str, postgres_logs: PostgresLogs
+    chatws_server: Start, url: str, postgres_logs: PostgresHistories
 ) -> None:
     node, other = start(chatws_server, url), start(chatws_server, url)
     with other.agent(6, 1) as bia, node.backend() as backend:
@@ -121,7 +121,7 @@ def test_a_killed_node_takes_its_agents_offline_and_its_browsers_recover_elsewhe
 
 
 def test_a_missing_schema_is_one_line_and_the_upgraded_one_starts(
-    chatws_server: Start, postgres_logs: PostgresLogs
+    chatws_server: Start, postgres_logs: PostgresHistories
 ) -> None:
     postgres_logs.server.run("DROP DATABASE IF EXISTS unprepared")
     postgres_logs.server.run("CREATE DATABASE unprepared")
@@ -161,8 +161,10 @@ def test_a_missing_schema_is_one_line_and_the_upgraded_one_starts(
         ana.expect("order.paid")
 
 
-def test_status_reports_a_later_schema_that_the_node_refuses(chatws_server: Start, postgres_logs: PostgresLogs) -> None:
-    url = postgres_logs.server.new_log()
+def test_status_reports_a_later_schema_that_the_node_refuses(
+    chatws_server: Start, postgres_logs: PostgresHistories
+) -> None:
+    url = postgres_logs.server.new_history()
 
     def status() -> tuple[int, str]:
         done = chatws("db", "status", CHATWS_BROKER=url)
@@ -185,7 +187,7 @@ def test_status_reports_a_later_schema_that_the_node_refuses(chatws_server: Star
 
 @pytest.mark.parametrize("encoding", others_long(["LATIN1", "SQL_ASCII", "WIN1252"]))
 def test_a_database_that_is_not_in_utf8_is_refused_before_anything_is_created(
-    chatws_server: Start, postgres_logs: PostgresLogs, encoding: str
+    chatws_server: Start, postgres_logs: PostgresHistories, encoding: str
 ) -> None:
     name = f"in_{encoding.lower()}"
     postgres_logs.server.run(f"DROP DATABASE IF EXISTS {name}")

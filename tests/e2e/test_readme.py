@@ -167,7 +167,7 @@ def test_the_readme_s_page_receives_pushed_events(server: Server, tmp_path: Path
 @needs("chromium")
 def test_the_readme_s_token_function_runs_for_each_connection(chatws_server: Start, tmp_path: Path) -> None:
     port = free_port()
-    secret = "the-secret-of-the-README-s-ticket-test"
+    secret = "the-secret-of-the-README-s-token-test"
     server = chatws_server("--auth", "token", CHATWS_SECRET=secret)
 
     def issue(seconds: float) -> None:

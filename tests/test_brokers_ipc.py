@@ -23,7 +23,7 @@ def new_event(name: str, size: int = 2, **options: Any) -> NewEvent:
     return NewEvent(name, Audience(("conversation:1",)), b"x" * size, **options)
 
 
-class Listener:
+class RecordingHandler:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.epochs: list[str] = []
@@ -41,14 +41,14 @@ class Listener:
         return [event.name for event in self.events]
 
 
-class Worker:
+class WorkerEnd:
     """One worker's broker, and the two transports between it and the exchange.
 
     :ivar reads: whether it reads what the exchange sends; otherwise the exchange's transport is full.
     """
 
     def __init__(self, exchange: BrokerServer, name: str) -> None:
-        self.listener = Listener()
+        self.listener = RecordingHandler()
         self.reads = True
         self.theirs = exchange.channel(name)
         self.to_exchange, self.to_worker = FakePipe(), FakePipe()
@@ -97,15 +97,15 @@ class RelayTestCase(SynchronousTestCase):
         self.log = MemoryBroker(Retention(), self.clock.seconds)
         self.exchange = BrokerServer(self.log, self.given_up.append, self.clock)
         self.successResultOf(self.exchange.start())
-        self.workers: list[Worker] = []
+        self.workers: list[WorkerEnd] = []
         self.a, self.b = self.worker("a"), self.worker("b")
 
     def tearDown(self) -> None:
         self.exchange.stop()
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def worker(self, name: str) -> Worker:
-        worker = Worker(self.exchange, name)
+    def worker(self, name: str) -> WorkerEnd:
+        worker = WorkerEnd(self.exchange, name)
         self.workers.append(worker)
         self.settle()
         self.successResultOf(worker.started)
@@ -235,7 +235,7 @@ class TroubleTests(RelayTestCase):
 
     def test_start_without_a_server_is_a_config_error(self) -> None:
         broker = IpcBroker(lambda channel: None)
-        self.failureResultOf(broker.start(Listener()), ConfigError)
+        self.failureResultOf(broker.start(RecordingHandler()), ConfigError)
 
     def test_a_worker_that_dies_within_a_line_does_not_affect_others(self) -> None:
         torn = self.a.broker.publish([new_event("torn")])

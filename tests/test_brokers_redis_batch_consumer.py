@@ -65,7 +65,7 @@ class Redis:
 
 
 class Node:
-    """A follower in a session, and what it said."""
+    """A batch consumer in a session, and its notifications."""
 
     def __init__(self, redis: Redis) -> None:
         self.redis = redis

@@ -23,23 +23,23 @@ def connect(reactor: Any, first: IpcConnection, other: IpcConnection) -> None:
         adopt_socket(reactor, channel, end.detach())
 
 
-class Relays:
+class IpcBrokers:
     """The logs that are open, each with its exchange, by the directory that they belong to."""
 
     def __init__(self, reactor: Any) -> None:
         self.reactor = reactor
-        self.open: dict[Path, list[RelayedBroker]] = {}
+        self.open: dict[Path, list[ConnectedIpcBroker]] = {}
         self.exchanges: dict[Path, BrokerServer] = {}
 
     def broker(self, place: Path, make: Callable[[], Broker]) -> Broker:
         """One more node on the log of `place`, which the first one makes and the last one closes."""
-        return RelayedBroker(self, place, make)
+        return ConnectedIpcBroker(self, place, make)
 
 
-class RelayedBroker(IpcBroker):
+class ConnectedIpcBroker(IpcBroker):
     """A worker's broker whose exchange starts with the first such one and stops with the last."""
 
-    def __init__(self, relays: Relays, place: Path, make: Callable[[], Broker]) -> None:
+    def __init__(self, relays: IpcBrokers, place: Path, make: Callable[[], Broker]) -> None:
         super().__init__(lambda channel: connect(relays.reactor, relays.exchanges[place].channel("w"), channel))
         self._relays = relays
         self._place = place
@@ -66,8 +66,8 @@ class RelayedBroker(IpcBroker):
 
 
 @pytest.fixture
-def relays() -> Relays:
+def relays() -> IpcBrokers:
     """No log yet."""
     from twisted.internet import reactor
 
-    return Relays(reactor)
+    return IpcBrokers(reactor)
