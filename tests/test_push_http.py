@@ -53,7 +53,7 @@ def request(body: bytes = PUBLISH, *headers: bytes, target: bytes = b"/push", me
     return b"%s %s HTTP/1.1\r\n%s\r\n\r\n%s" % (method, target, b"\r\n".join(lines), body)
 
 
-class HttpClient:
+class PushHttpClient:
     """The other side of a connection."""
 
     def __init__(self, factory: HttpFactory) -> None:
@@ -61,7 +61,7 @@ class HttpClient:
         self.transport = StringTransport()
         self.protocol.makeConnection(self.transport)
 
-    def send(self, data: bytes) -> HttpClient:
+    def send(self, data: bytes) -> PushHttpClient:
         self.protocol.dataReceived(data)
         return self
 
@@ -101,8 +101,8 @@ class HttpCase(SynchronousTestCase):
             CommandHandler(self.target, PushStats()), secret=lambda: self.secret, reactor=self.clock, **options
         )
 
-    def client(self) -> HttpClient:
-        return HttpClient(self.factory)
+    def client(self) -> PushHttpClient:
+        return PushHttpClient(self.factory)
 
     def ask(self, *arguments: Any, **options: Any) -> ParsedResponse:
         return self.client().send(request(*arguments, **options)).response
