@@ -375,7 +375,7 @@ def test_class_names_are_unique() -> None:
     tests = {
         node.name: path.name
         for path in sorted(Path(__file__).parent.rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_bytes()))
+        for node in ast.parse(path.read_bytes()).body
         if isinstance(node, ast.ClassDef)
     }
     assert {name: path for name, path in tests.items() if name in paths} == {}

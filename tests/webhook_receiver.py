@@ -85,7 +85,7 @@ def webhook_receiver(secret: str = "", port: int = 0) -> Iterator[Receiver]:
     """Run a receiver on the loopback."""
     receiver = Receiver(secret)
 
-    class RequestHandler(BaseHTTPRequestHandler):
+    class ReceivingHandler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
         def setup(self) -> None:
@@ -117,7 +117,7 @@ def webhook_receiver(secret: str = "", port: int = 0) -> Iterator[Receiver]:
         def handle_error(self, request: Any, client_address: Any) -> None:
             pass
 
-    server = Server(("127.0.0.1", port), RequestHandler)
+    server = Server(("127.0.0.1", port), ReceivingHandler)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     receiver.url = f"http://127.0.0.1:{server.server_address[1]}/hook"
