@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.task import deferLater
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from chatws.brokers.interface import Broker
 from chatws.brokers.webhook_queue import WebhookReply, WebhookRequest
@@ -41,6 +42,8 @@ IDLE_PAUSE, STANDBY_PAUSE = 1.0, 2.0
 FIRST_RETRY, LONGEST_RETRY, LONGEST_RETRY_AFTER = 1.0, 60.0, 300.0
 #: Seconds between two exchanges while a retry waits: the lease is renewed, and the snapshot of a reset stays new.
 WAITING_PAUSE = 5.0
+#: Seconds that a stop waits for the broker: twice, for the present exchange and for its last one.
+STOP_TIMEOUT = 2.0
 #: The number of the reset that is due when a queue begins.
 FIRST_RESET = 1
 #: Statuses that say nothing about the size of the request.
@@ -160,11 +163,24 @@ class WebhookSender:
             if waiting is not None:
                 waiting.cancel()
         if self._loop is not None:
-            await self._loop
+            await self._within_stop_timeout(self._loop)
         if self.stats.is_sender:
             self.stats.is_sender = False
-            with suppress(Unavailable):
-                await self._broker.exchange_webhooks(self._request(seconds=0.0))
+            released = self._broker.exchange_webhooks(self._request(seconds=0.0))
+            await self._within_stop_timeout(released.addErrback(_ignore_unavailable))
+
+    async def _within_stop_timeout(self, work: Deferred[Any]) -> None:
+        """Wait for `work`, but not for a broker that does not respond."""
+        over: Deferred[None] = Deferred()
+        timer = self._reactor.callLater(STOP_TIMEOUT, over.callback, None)
+
+        def done(_: object) -> None:
+            if timer.active():
+                timer.cancel()
+                over.callback(None)
+
+        work.addBoth(done)
+        await over
 
     def wake(self) -> None:
         """Look at the queue now: something has been added."""
@@ -325,6 +341,11 @@ class WebhookSender:
             hint=_hint(answer),
             pause=pause,
         )
+
+
+def _ignore_unavailable(failure: Failure) -> None:
+    """Take the failure of the last exchange: the lease ends by itself."""
+    failure.trap(Unavailable)  # type: ignore[no-untyped-call]
 
 
 def _hint(answer: Answer) -> str:
