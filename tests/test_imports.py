@@ -94,7 +94,7 @@ MAY_IMPORT = {
         "chatws.brokers.webhook_queue",
         "chatws.chat.cluster_commands",
         "chatws.chat.interfaces",
-        "chatws.chat.presence.changes",
+        "chatws.chat.presence",
         "chatws.clients.webhook",
         "chatws.config.text_files",
         "chatws.net.web_client",

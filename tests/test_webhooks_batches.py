@@ -145,7 +145,7 @@ def test_heartbeats_are_of_agents_online_and_are_replaced() -> None:
 def test_reset_comes_first_and_skips_changes_that_the_receiver_is_past() -> None:
     batches, _ = make()
     batches.add([online(1, 5)])
-    batches.start_reset(3, Snapshot([6, 7], {7: "away"}), 4, NOW)
+    batches.start_reset(3, Snapshot([6, 7], {"7": "away"}), 4, NOW)
     assert batches.loaded == 0
     batches.add([online(1, 5), offline(2, 5), online(3, 6), offline(4, 8), online(5, 9)])
     events = decode(batches.next(100))
@@ -167,7 +167,7 @@ def test_reset_comes_first_and_skips_changes_that_the_receiver_is_past() -> None
 def test_reset_of_20000_agents_has_parts_that_fit() -> None:
     batches, _ = make()
     everyone: list[Id] = list(range(20_000))
-    statuses: dict[Id, str] = dict.fromkeys(range(0, 20000, 3), "busy")
+    statuses = {str(user_id): "busy" for user_id in range(0, 20_000, 3)}
     batches.start_reset(1, Snapshot(everyone, statuses, [(1, "c" * 128)] * 1000), 0, NOW)
     parts: list[dict[str, Any]] = []
     while batches:
@@ -178,7 +178,7 @@ def test_reset_of_20000_agents_has_parts_that_fit() -> None:
         batches.done(Delivery.ACKNOWLEDGED)
     assert [(part["part"], part["parts"]) for part in parts] == [(n + 1, len(parts)) for n in range(len(parts))]
     assert [user_id for part in parts for user_id in part["online"]] == everyone
-    assert {int(user_id): status for part in parts for user_id, status in part["status"].items()} == statuses
+    assert {user_id: status for part in parts for user_id, status in part["status"].items()} == statuses
     assert sum(len(part["contacts"]) for part in parts) == 1000
     assert batches.reset_done == 1
 
@@ -201,3 +201,20 @@ def test_sender_holds_a_bounded_number_of_queued_events() -> None:
     batches.done(Delivery.ACKNOWLEDGED)
     batches.add_heartbeats(NOW)
     assert batches.room > 400
+
+
+def test_contacts_of_the_queue_are_members_of_conversations() -> None:
+    batches, _ = make((*DEFAULT, "contact_online", "contact_offline"))
+    came, left = (json.dumps(json.dumps(member)).encode() for member in ([456, 7], ["c", "7a"]))
+    batches.start_reset(2, Snapshot([], {}, [(7, 456)]), 3, NOW)
+    batches.add(
+        [
+            WebhookItem(1, 1001, "contact_online", came),
+            WebhookItem(2, 1002, "contact_offline", came),
+            WebhookItem(3, 1003, "contact_offline", left),
+        ]
+    )
+    events = [
+        (event["event"], event.get("contact_id"), event.get("conversation_id")) for event in decode(batches.next(1))
+    ]
+    assert events[1:] == [("contact_online", 7, 456), ("contact_offline", "7a", "c")]

@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.brokers.interface import Broker
 from chatws.brokers.memory import MemoryBroker
-from chatws.brokers.webhook_queue import WebhookReply, WebhookRequest
+from chatws.brokers.webhook_queue import WebhookQueueSettings, WebhookReply, WebhookRequest
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.webhooks.client import Answer
@@ -32,7 +32,7 @@ class DeliveryState:
     def status(self, user_id: Id) -> str:
         return "online"
 
-    def statuses(self) -> Mapping[Id, str]:
+    def statuses(self) -> Mapping[str, str]:
         return {}
 
     async def contacts(self) -> Sequence[tuple[Id, Id]]:
@@ -88,7 +88,7 @@ class SenderTests(SynchronousTestCase):
         self.clock.advance(1_800_000_000)
         self.receiver = FakeReceiver(self.clock)
         self.state = DeliveryState()
-        self.broker: Any = MemoryBroker(None, self.clock.seconds, webhook_queue=50)
+        self.broker: Any = MemoryBroker(None, self.clock.seconds, webhook_queue=WebhookQueueSettings(50))
         self.broker.start(Recorder())
         self.senders: list[WebhookSender] = []
 
@@ -290,7 +290,7 @@ class SenderTests(SynchronousTestCase):
                     raise Unavailable("away")
                 return super().exchange_webhooks(request)
 
-        broker = Flaky(None, self.clock.seconds, webhook_queue=50)
+        broker = Flaky(None, self.clock.seconds, webhook_queue=WebhookQueueSettings(50))
         broker.start(Recorder())
         self.start(broker=broker)
         self.pass_time(10)

@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable
 
 from chatws.brokers.interface import Broker, Retention
+from chatws.brokers.webhook_queue import NO_WEBHOOK_QUEUE, WebhookQueueSettings
 from chatws.errors import ConfigError
 from chatws.interfaces import Reactor
 from chatws.runtime.clock import steady_time
@@ -30,7 +31,7 @@ def open_broker(
     timeout: float = 5.0,
     listen_url: str = "",
     poll: float = 0.0,
-    webhook_queue: int = 0,
+    webhook_queue: WebhookQueueSettings = NO_WEBHOOK_QUEUE,
 ) -> Broker:
     """Return the engine for `url`, not started. Nothing is opened or locked before `Broker.start`.
 
@@ -42,7 +43,7 @@ def open_broker(
     :param timeout: seconds within which a shared engine has to respond.
     :param listen_url: PostgreSQL: the URL to LISTEN at, "" for `url`.
     :param poll: PostgreSQL: seconds between two polls for new events, 0 to LISTEN.
-    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
+    :param webhook_queue: settings of the queue of webhooks.
     :raises ConfigError: the scheme is unknown, or the URL is invalid for its engine. The message shows only the scheme
         of the URL, because the rest may contain a password.
     """
@@ -101,7 +102,7 @@ def _open_postgres(
     timeout: float,
     listen_url: str,
     poll: float,
-    webhook_queue: int,
+    webhook_queue: WebhookQueueSettings,
 ) -> Broker:
     from chatws.brokers.postgres.broker import POOL, PostgresBroker
     from chatws.database.factory import open_postgres
@@ -129,7 +130,7 @@ def _open_redis(
     reactor: Reactor,
     now: Callable[[], float] | None,
     timeout: float,
-    webhook_queue: int,
+    webhook_queue: WebhookQueueSettings,
 ) -> Broker:
     from chatws.brokers.redis.url import RedisUrl
 

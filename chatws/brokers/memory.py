@@ -17,8 +17,10 @@ from chatws.brokers.interface import AGENT_SPACE, Event, EventHandler, LeaseResu
 from chatws.brokers.leases import Spaces
 from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.webhook_queue import (
+    NO_WEBHOOK_QUEUE,
     NewWebhook,
     SqlWebhookQueue,
+    WebhookQueueSettings,
     WebhookReply,
     WebhookRequest,
     presence_webhooks,
@@ -42,7 +44,7 @@ class MemoryBroker(BaseBroker):
 
     :param retention: limits of what `read` returns.
     :param now: seconds since 1970, for the events' times and the age of events and keys.
-    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
+    :param webhook_queue: settings of the queue of webhooks.
     """
 
     _log = Logger()
@@ -53,7 +55,7 @@ class MemoryBroker(BaseBroker):
         retention: Retention | None = None,
         now: Callable[[], float] = steady_time,
         *,
-        webhook_queue: int = 0,
+        webhook_queue: WebhookQueueSettings = NO_WEBHOOK_QUEUE,
     ) -> None:
         super().__init__()
         self.epoch = secrets.token_urlsafe(8)
@@ -62,7 +64,7 @@ class MemoryBroker(BaseBroker):
         self._keys = IdempotencyCache()
         self._listener_queue = ListenerQueue()
         self._spaces = Spaces()
-        self._webhook_limit = webhook_queue
+        self._webhook_settings = webhook_queue
         self._webhooks: SqlWebhookQueue | None = None
 
     def start(self, listener: EventHandler) -> Deferred[None]:
@@ -73,9 +75,9 @@ class MemoryBroker(BaseBroker):
             epoch=self.epoch,
         )
         self._listener_queue.start(listener)
-        if self._webhook_limit:
+        if self._webhook_settings.limit:
             database = sqlite3.connect(":memory:", isolation_level=None)
-            self._webhooks = SqlWebhookQueue(database, self._webhook_limit, self.epoch, self._now())
+            self._webhooks = SqlWebhookQueue(database, self._webhook_settings.limit, self.epoch, self._now())
         self._open = True
         return succeed(None)
 
@@ -109,8 +111,8 @@ class MemoryBroker(BaseBroker):
         """See `Broker.lease`."""
         now = self._now()
         leased = self._spaces.lease(space, node, connection_counts, seconds, now)
-        if self._webhooks is not None and leased.changed and space == AGENT_SPACE:
-            self._webhooks.add(presence_webhooks(leased.changed), now)
+        if self._webhooks is not None and leased.changed and self._webhook_settings.limit_for(space):
+            self._webhooks.add(presence_webhooks(space, leased.changed), now)
         return succeed(leased)
 
     @requires_open

@@ -13,16 +13,19 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
 from chatws.ids import Id
 
 __all__ = [
+    "NO_WEBHOOK_QUEUE",
     "PRIORITIES",
     "NewWebhook",
     "SqlWebhookQueue",
     "WebhookItem",
+    "WebhookQueueSettings",
     "WebhookReply",
     "WebhookRequest",
     "presence_webhooks",
@@ -54,7 +57,7 @@ class WebhookItem(msgspec.Struct, frozen=True, gc=False, array_like=True):
 
     :ivar position: its place in the queue.
     :ivar time_ms: when it was queued, in milliseconds since 1970.
-    :ivar data: JSON that belongs to the kind, such as the id of the agent.
+    :ivar data: JSON that belongs to the kind: of an agent the id, of a contact the member of the space.
     """
 
     position: int
@@ -115,9 +118,29 @@ class WebhookReply(msgspec.Struct, frozen=True, gc=False, array_like=True):
     last: int = 0
 
 
-def presence_webhooks(changes: Iterable[tuple[Id, bool]]) -> list[NewWebhook]:
-    """Return the events of agents that came online (True) or went offline (False)."""
-    return [("agent_online" if is_online else "agent_offline", _encode(user_id)) for user_id, is_online in changes]
+class WebhookQueueSettings(NamedTuple):
+    """Settings of the queue.
+
+    :ivar limit: most events in the queue; 0 without webhooks.
+    :ivar contacts: whether changes of contacts are queued, too.
+    """
+
+    limit: int = 0
+    contacts: bool = False
+
+    def limit_for(self, space: str) -> int:
+        """Return the limit for changes of a space, 0 if they are not queued."""
+        return self.limit if space == "agents" or (space == "contacts" and self.contacts) else 0
+
+
+#: The settings without webhooks.
+NO_WEBHOOK_QUEUE = WebhookQueueSettings()
+
+
+def presence_webhooks(space: str, changes: Iterable[tuple[Id, bool]]) -> list[NewWebhook]:
+    """Return the events of members of a space that came online (True) or went offline (False)."""
+    kind = "contact" if space == "contacts" else "agent"
+    return [(f"{kind}_online" if is_online else f"{kind}_offline", _encode(member)) for member, is_online in changes]
 
 
 class SqlWebhookQueue:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from chatws.brokers.factory import open_broker
 from chatws.brokers.interface import Broker, Retention
+from chatws.brokers.webhook_queue import NO_WEBHOOK_QUEUE, WebhookQueueSettings
 from chatws.chat.audience import AudienceTable, Kind
 from chatws.chat.contacts import ContactFilter
 from chatws.chat.rate_limits import SessionLimits
@@ -51,8 +52,15 @@ def open_configured_broker(config: Config, reactor: Reactor) -> Broker:
         timeout=config.broker_timeout,
         listen_url=config.broker_listen,
         poll=config.broker_poll,
-        webhook_queue=config.webhook_queue if config.webhook_url else 0,
+        webhook_queue=_webhook_queue(config),
     )
+
+
+def _webhook_queue(config: Config) -> WebhookQueueSettings:
+    if not config.webhook_url:
+        return NO_WEBHOOK_QUEUE
+    contacts = any(event.startswith("contact_") for event in config.webhook_events)
+    return WebhookQueueSettings(config.webhook_queue, contacts)
 
 
 class Listeners(NamedTuple):

@@ -162,16 +162,12 @@ class WebhookActivity:
         self._add()
 
     def changed(self, changes: Sequence[PresenceChange]) -> None:
-        """Queue changes of statuses and contacts: a listener of presence. The broker itself queues those of agents."""
+        """Queue changes of statuses: a listener of presence. The broker itself queues the other changes."""
         for change in changes:
-            match change.kind:
-                case ChangeKind.AGENT_STATUS:
-                    fields: dict[str, Id | str | None] = {"user_id": change.id, "status": change.status}
-                case ChangeKind.CONTACT_ONLINE | ChangeKind.CONTACT_OFFLINE:
-                    fields = {"contact_id": change.id, "conversation_id": change.conversation_id}
-                case _:
-                    continue
+            if change.kind is not ChangeKind.AGENT_STATUS:
+                continue
             if len(self._changes) < MAX_CHANGES:
+                fields = {"user_id": change.id, "status": change.status}
                 self._changes.append((change.kind.value, _encode(fields)))
             else:
                 self._lost = True

@@ -28,6 +28,7 @@ _ENVELOPE = 64
 
 _encode = msgspec.json.Encoder().encode
 _decode_id: msgspec.json.Decoder[Id] = msgspec.json.Decoder(int | str)
+_decode_member = msgspec.json.Decoder(tuple[int | str, int | str]).decode
 _decode_fields = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -60,12 +61,12 @@ class Snapshot(msgspec.Struct, frozen=True):
     """The whole state, for `presence_reset`.
 
     :ivar online: the agents online, sorted.
-    :ivar status: the statuses of those whose status is not `online`.
+    :ivar status: the statuses of those whose status is not `online`, by the text of the id.
     :ivar contacts: (contact, conversation) pairs; None if they are not selected.
     """
 
     online: Sequence[Id]
-    status: Mapping[Id, str] = {}
+    status: Mapping[str, str] = {}
     contacts: Sequence[tuple[Id, Id]] | None = None
 
 
@@ -142,6 +143,7 @@ class Batches:
         self._snapshot: Snapshot | None = None
         self._snapshot_position = 0
         self._reset_begun = False
+        self._contacts: set[tuple[Id, Id]] = set()
         self.view: set[Id] = set()
 
     def __len__(self) -> int:
@@ -169,6 +171,7 @@ class Batches:
         self.reset, self._reset_begun = reset, False
         self._snapshot, self._snapshot_position = snapshot, position
         self.view = set(snapshot.online)
+        self._contacts = set(snapshot.contacts or ())
         if "presence_reset" in self._selected:
             for fields in _parts(snapshot, self._max_body - _ENVELOPE - 200):
                 self._events.append(_Event("presence_reset", int(now * 1000), fields))
@@ -192,6 +195,13 @@ class Batches:
     def _fields(self, item: WebhookItem) -> dict[str, Any] | None:
         """Return the fields of an event, or None if it is not to be sent."""
         is_older = self._snapshot is not None and item.position <= self._snapshot_position
+        if item.kind in ("contact_online", "contact_offline"):
+            conversation_id, contact_id = _decode_member(str(_decode_id.decode(item.data)))
+            is_there = (contact_id, conversation_id) in self._contacts
+            if is_older and (item.kind == "contact_online") is not is_there:
+                return None
+            fields = {"contact_id": contact_id, "conversation_id": conversation_id}
+            return fields if item.kind in self._selected else None
         if item.kind not in ("agent_online", "agent_offline"):
             fields = _decode_fields(item.data)
             if item.kind == "agent_status" and is_older and fields["status"] != self._agents.status(fields["user_id"]):
@@ -311,7 +321,7 @@ def _parts(snapshot: Snapshot, max_size: int) -> list[dict[str, Any]]:
             part[key].append(entry)
 
     for user_id in snapshot.online:
-        status = snapshot.status.get(user_id)
+        status = snapshot.status.get(str(user_id))
         put("online", user_id, 2 * len(_encode(user_id)) + (len(status) if status else 0) + 12)
         if status:
             put("status", (user_id, status), 0)

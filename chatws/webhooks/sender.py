@@ -61,8 +61,8 @@ class Poster(Protocol):
 class ServerState(Agents, Protocol):
     """What the server knows about its clients besides the queue."""
 
-    def statuses(self) -> Mapping[Id, str]:
-        """Return the statuses of agents whose status is not `online`."""
+    def statuses(self) -> Mapping[str, str]:
+        """Return the statuses of agents online whose status is not `online`, by the text of the id."""
         ...
 
     def contacts(self) -> Awaitable[Sequence[tuple[Id, Id]]]:

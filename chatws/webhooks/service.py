@@ -7,10 +7,12 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from typing import Protocol
 
 from chatws.auth.auth_url import check_auth_url
-from chatws.brokers.interface import Broker
+from chatws.brokers.interface import CONTACT_SPACE, Broker
 from chatws.chat.cluster_commands import HeartbeatRow
 from chatws.chat.interfaces import ActivitySink
 from chatws.chat.presence.changes import PresenceListener
+from chatws.chat.presence.contacts import parse_contact_member
+from chatws.chat.presence.service import PresenceService
 from chatws.ids import Id
 from chatws.interfaces import Reactor
 from chatws.webhooks.activity import WebhookActivity
@@ -27,6 +29,11 @@ class WebhookChat(Protocol):
     node: str
     presence_listeners: list[PresenceListener]
 
+    @property
+    def presence(self) -> PresenceService:
+        """Agents online and their statuses."""
+        ...
+
     def use_webhooks(self, activity: ActivitySink, on_heartbeats: Callable[[Sequence[HeartbeatRow]], None]) -> None:
         """Pass on what agents do."""
         ...
@@ -42,6 +49,8 @@ class Webhooks:
     def __init__(
         self, config: WebhookConfig, chat: WebhookChat, broker: Broker, sink: ActivitySink, reactor: Reactor
     ) -> None:
+        self._chat = chat
+        self._broker = broker
         self._files = WebhookFiles(config)
         self.client = WebhookClient(
             check_auth_url(config.webhook_url, "--webhook-url"),
@@ -87,15 +96,16 @@ class Webhooks:
 
     def status(self, user_id: Id) -> str:
         """See `chatws.webhooks.batches.Agents`."""
-        return "online"
+        return self._chat.presence.statuses.get(user_id)
 
-    def statuses(self) -> Mapping[Id, str]:
+    def statuses(self) -> Mapping[str, str]:
         """See `chatws.webhooks.sender.ServerState`."""
-        return {}
+        return self._chat.presence.online_statuses()
 
     async def contacts(self) -> Sequence[tuple[Id, Id]]:
         """See `chatws.webhooks.sender.ServerState`."""
-        return []
+        members = [parse_contact_member(member) for member in await self._broker.online(CONTACT_SPACE)]
+        return [(contact_id, conversation_id) for conversation_id, contact_id in members]
 
     def last_active(self, user_id: Id) -> int | None:
         """See `chatws.webhooks.batches.Agents`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import closing
@@ -14,8 +15,8 @@ import pytest_twisted
 from twisted.internet.task import Clock
 
 from chatws.brokers.factory import open_broker
-from chatws.brokers.interface import Broker, Retention
-from chatws.brokers.webhook_queue import WebhookReply, WebhookRequest
+from chatws.brokers.interface import CONTACT_SPACE, Broker, Retention
+from chatws.brokers.webhook_queue import WebhookQueueSettings, WebhookReply, WebhookRequest
 from chatws.errors import Unavailable
 from tests.contracts.test_broker_contract import Recorder, postgres_logs, redis, redis_6, relays
 from tests.requirements import FIXTURES, needs
@@ -70,11 +71,13 @@ class Queue:
         self.broker: Broker
         self._service = request.getfixturevalue(self.engine.fixture) if self.engine.fixture else None
 
-    async def open(self, limit: int = 1000) -> None:
+    async def open(self, limit: int = 1000, contacts: bool = False) -> None:
         from twisted.internet import reactor
 
         now = self.clock.seconds
-        self.broker = self.engine.open(self._service, self.place, reactor=reactor, now=now, webhook_queue=limit)
+        self.broker = self.engine.open(
+            self._service, self.place, reactor=reactor, now=now, webhook_queue=WebhookQueueSettings(limit, contacts)
+        )
         await self.broker.start(Recorder())
 
     async def exchange(self, owner: str = "a", seconds: float = 30.0, **fields: Any) -> WebhookReply:
@@ -123,6 +126,20 @@ async def test_lease_that_ended_is_appended_by_the_call_that_notices(queue: Queu
     items = (await queue.exchange()).items
     assert [(item.kind, item.data) for item in items] == [("agent_online", b"5"), ("agent_offline", b"5")]
     assert [item.time_ms for item in items] == [1_800_000_000_000, 1_800_000_011_000]
+
+
+@pytest_twisted.ensureDeferred
+async def test_lease_of_contacts_is_appended_if_they_are_reported(queue: Queue) -> None:
+    member, other = '[456,"a\\\\b"]', "[456,7]"
+    await queue.broker.lease("one", {member: 1}, 30, CONTACT_SPACE)
+    assert await queue.kinds() == []
+    await queue.broker.stop()
+    await queue.open(contacts=True)
+    await queue.broker.lease("one", {other: 1}, 30, CONTACT_SPACE)
+    await queue.broker.lease("one", {other: None, member: 2}, 30, CONTACT_SPACE)
+    kinds = [(kind, json.loads(data)) for kind, data in await queue.kinds()]
+    assert ("contact_online", other) in kinds
+    assert ("contact_offline", other) in kinds
 
 
 @pytest_twisted.ensureDeferred

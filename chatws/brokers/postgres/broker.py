@@ -22,7 +22,13 @@ from chatws.brokers.postgres.queries import PAGE_BYTES, ErrorState, Queries
 from chatws.brokers.postgres.retention import RetentionTask
 from chatws.brokers.postgres.sequencer import Sequencer
 from chatws.brokers.publish_queue import PublishBatch, PublishQueue
-from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
+from chatws.brokers.webhook_queue import (
+    NO_WEBHOOK_QUEUE,
+    NewWebhook,
+    WebhookQueueSettings,
+    WebhookReply,
+    WebhookRequest,
+)
 from chatws.database.interface import QueryFailed
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
@@ -59,7 +65,7 @@ class PostgresBroker(BaseBroker):
     :param now: the clock for events, keys and leases; None for the database's own.
     :param timeout: seconds within which PostgreSQL has to respond.
     :param poll: seconds between two polls, instead of LISTEN. 0 to LISTEN.
-    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
+    :param webhook_queue: settings of the queue of webhooks.
     """
 
     _log = Logger()
@@ -76,7 +82,7 @@ class PostgresBroker(BaseBroker):
         now: Callable[[], float] | None = None,
         timeout: float = 5.0,
         poll: float = 0.0,
-        webhook_queue: int = 0,
+        webhook_queue: WebhookQueueSettings = NO_WEBHOOK_QUEUE,
     ) -> None:
         super().__init__()
         self._database = database
@@ -94,7 +100,7 @@ class PostgresBroker(BaseBroker):
             )
         self._errors = ErrorState()
         self._queries = Queries(database, retention, self._errors, now, webhook_queue)
-        self._has_webhooks = webhook_queue > 0
+        self._has_webhooks = webhook_queue.limit > 0
         self._running = False
         # Publishing: batches that wait, whether an append is under way, the append that a poll has asked for (True: it
         # must wait for the lock), and batches that are stored and not delivered yet.

@@ -52,8 +52,8 @@ HEAD = "SELECT epoch, seq, event_offset, append_id FROM chatws.head()"
 TRIM = f"{_LOCKING}SELECT chatws.trim(%(events)s, %(seconds)s, %(size)s, %(limit)s, %(now)s) AS deleted"
 LEASE = f"{_LOCKING}SELECT chatws.renew_leases(%(space)s, %(node)s, %(connections)s, %(seconds)s, %(now)s) AS reply"
 LEASE_WITH_WEBHOOKS = (
-    f"{_LOCKING}SELECT chatws.renew_leases_with_webhooks(%(node)s, %(connections)s, %(seconds)s, %(now)s, %(limit)s)"
-    " AS reply"
+    f"{_LOCKING}SELECT chatws.renew_leases_with_webhooks(%(space)s, %(node)s, %(connections)s, %(seconds)s,"
+    " %(now)s, %(limit)s) AS reply"
 )
 ADD_WEBHOOKS = f"{_LOCKING}SELECT chatws.add_webhooks(%(webhooks)s, %(reset)s, %(limit)s, %(now)s)"
 EXCHANGE_WEBHOOKS = (
@@ -148,7 +148,7 @@ class LeaseRow(msgspec.Struct):
 
 
 class WebhookRow(msgspec.Struct, array_like=True, frozen=True, gc=False):
-    """A queued event of webhooks. For an agent, `data` is the `user_key`, otherwise JSON."""
+    """A queued event of webhooks. Of a change of presence, `data` is the key of the member, otherwise JSON."""
 
     position: int
     time_ms: int
@@ -292,4 +292,4 @@ def decode_webhooks(reply: str | None, limit: int) -> WebhookReply:
 
 
 def _webhook_data(kind: str, data: str) -> bytes:
-    return _encode(_to_ids([data])[0]) if kind in ("agent_online", "agent_offline") else data.encode()
+    return _encode(_to_ids([data])[0]) if kind.endswith(("_online", "_offline")) else data.encode()

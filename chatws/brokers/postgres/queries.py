@@ -7,9 +7,15 @@ from typing import Any
 
 from twisted.logger import Logger
 
-from chatws.brokers.interface import AGENT_SPACE, Event, LeaseResult, MemberData, Retention
+from chatws.brokers.interface import Event, LeaseResult, MemberData, Retention
 from chatws.brokers.postgres import messages
-from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
+from chatws.brokers.webhook_queue import (
+    NO_WEBHOOK_QUEUE,
+    NewWebhook,
+    WebhookQueueSettings,
+    WebhookReply,
+    WebhookRequest,
+)
 from chatws.database.interface import QueryFailed, Values
 from chatws.database.postgres_pool import PostgresDatabase
 from chatws.errors import Unavailable
@@ -52,7 +58,7 @@ class Queries:
 
     :param retention: limits of what is kept.
     :param now: the clock for keys and leases; None for the database's own.
-    :param webhook_limit: most events in the queue of webhooks; 0 without webhooks.
+    :param webhook_queue: settings of the queue of webhooks.
     """
 
     def __init__(
@@ -61,13 +67,13 @@ class Queries:
         retention: Retention,
         errors: ErrorState,
         now: Callable[[], float] | None,
-        webhook_limit: int = 0,
+        webhook_queue: WebhookQueueSettings = NO_WEBHOOK_QUEUE,
     ) -> None:
         self._database = database
         self._retention = retention
         self._errors = errors
         self._now = now
-        self._webhook_limit = webhook_limit
+        self._webhook_queue = webhook_queue
 
     async def read(self, after: int, limit: int) -> list[Event]:
         """See `Broker.read`."""
@@ -99,10 +105,9 @@ class Queries:
             "connections": messages.encode_connection_counts(connection_counts),
             "seconds": seconds,
             "now": self._now and self._now(),
-            "limit": self._webhook_limit,
+            "limit": self._webhook_queue.limit_for(space),
         }
-        has_webhooks = self._webhook_limit and space == AGENT_SPACE
-        sql = messages.LEASE_WITH_WEBHOOKS if has_webhooks else messages.LEASE
+        sql = messages.LEASE_WITH_WEBHOOKS if values["limit"] else messages.LEASE
         rows = await self._query(sql, values, writes=True)
         return LeaseResult(*messages.decode_leased(rows[0]["reply"]))
 
@@ -133,7 +138,7 @@ class Queries:
 
     async def add_webhooks(self, webhooks: Sequence[NewWebhook], reset: bool) -> None:
         """See `Broker.add_webhooks`."""
-        values = {"webhooks": messages.encode_webhooks(webhooks), "reset": reset, "limit": self._webhook_limit}
+        values = {"webhooks": messages.encode_webhooks(webhooks), "reset": reset, "limit": self._webhook_queue.limit}
         await self._query(messages.ADD_WEBHOOKS, {**values, "now": self._now and self._now()}, writes=True)
 
     async def exchange_webhooks(self, request: WebhookRequest, epoch: str) -> WebhookReply:

@@ -31,7 +31,13 @@ from chatws.brokers.redis.session import RedisSession
 from chatws.brokers.redis.session_manager import SessionManager
 from chatws.brokers.redis.url import RedisUrl
 from chatws.brokers.redis.webhooks import decode_webhooks
-from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
+from chatws.brokers.webhook_queue import (
+    NO_WEBHOOK_QUEUE,
+    NewWebhook,
+    WebhookQueueSettings,
+    WebhookReply,
+    WebhookRequest,
+)
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Reactor
@@ -60,7 +66,7 @@ class RedisBroker(BaseBroker):
     :param reactor: a real one.
     :param now: returns seconds since 1970. By default the clock of Redis.
     :param timeout: seconds within which Redis has to answer.
-    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
+    :param webhook_queue: settings of the queue of webhooks.
     """
 
     _log = Logger()
@@ -74,7 +80,7 @@ class RedisBroker(BaseBroker):
         reactor: Reactor,
         now: Callable[[], float] | None = None,
         timeout: float = 5.0,
-        webhook_queue: int = 0,
+        webhook_queue: WebhookQueueSettings = NO_WEBHOOK_QUEUE,
     ) -> None:
         super().__init__()
         self.epoch = ""
@@ -82,7 +88,7 @@ class RedisBroker(BaseBroker):
         self._retention = (repr(retention.events), repr(retention.seconds), repr(retention.size))
         self._now = now
         self._timeout = timeout
-        self._webhook_limit = webhook_queue
+        self._webhook_limit = webhook_queue.limit
         self._keys = KeyNames(location.prefix)
         self._presence = PresenceQueries(self._keys, self._time, webhook_queue)
         self._listener_queue = ListenerQueue()

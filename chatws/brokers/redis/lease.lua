@@ -4,7 +4,7 @@
 --       3 the users of this node (hash: connection count of each), to which the node's name is appended,
 --       4 the beginning of the keys of the queue of webhooks (webhooks.lua)
 -- ARGV  1 the time or "", 2 the node, 3 seconds of its lease, 4 most events in the queue of webhooks, "0" without
---       webhooks; then user and connection count ("" when gone) in turn
+--       webhooks, 5 what its events are of: "agent" or "contact"; then user and connection count ("" when gone) in turn
 --
 -- Returns {users of this node, users of any, user and "1" or "0" of those that came online or went offline …}.
 
@@ -25,7 +25,7 @@ local function release(user)
 end
 
 redis.call('ZADD', KEYS[1], string.format('%.6f', now + tonumber(ARGV[3])), node)
-for i = 5, #ARGV, 2 do
+for i = 6, #ARGV, 2 do
   local user, connections = ARGV[i], ARGV[i + 1]
   if connections == '' then
     if redis.call('HDEL', mine, user) == 1 then release(user) end
@@ -46,7 +46,7 @@ for _, user in ipairs(order) do
   if is ~= before[user] then
     result[#result + 1] = user
     result[#result + 1] = is and '1' or '0'
-    webhooks[#webhooks + 1] = is and 'agent_online' or 'agent_offline'
+    webhooks[#webhooks + 1] = ARGV[5] .. (is and '_online' or '_offline')
     webhooks[#webhooks + 1] = user
   end
 end

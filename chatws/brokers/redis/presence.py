@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 
 import msgspec
 
-from chatws.brokers.interface import AGENT_SPACE, LeaseResult, MemberData
+from chatws.brokers.interface import AGENT_SPACE, CONTACT_SPACE, LeaseResult, MemberData
 from chatws.brokers.redis.scripts import DATA, LEASE, NODES_WITHOUT, ONLINE, SET_DATA, KeyNames
 from chatws.brokers.redis.session import RedisSession
+from chatws.brokers.webhook_queue import WebhookQueueSettings
 from chatws.ids import Id
 
 __all__ = ["PresenceQueries"]
@@ -21,13 +22,13 @@ class PresenceQueries:
     """The methods of `Broker` about presence, each with a session.
 
     :param time: returns the time for scripts, "" for that of Redis.
-    :param webhook_limit: most events in the queue of webhooks, to which changes of agents are appended; 0 without it.
+    :param webhook_queue: settings of the queue of webhooks, to which changes are appended.
     """
 
-    def __init__(self, keys: KeyNames, time: Callable[[], str], webhook_limit: int) -> None:
+    def __init__(self, keys: KeyNames, time: Callable[[], str], webhook_queue: WebhookQueueSettings) -> None:
         self._keys = keys
         self._time = time
-        self._webhook_limit = webhook_limit
+        self._webhook_queue = webhook_queue
 
     async def lease(
         self, session: RedisSession, node: str, connection_counts: Mapping[Id, int | None], seconds: float, space: str
@@ -36,9 +37,9 @@ class PresenceQueries:
         changes: list[bytes | int] = []
         for member, count in connection_counts.items():
             changes += (_encode_id(member), b"" if count is None else count)
-        limit = self._webhook_limit if space == AGENT_SPACE else 0
+        limit, kind = self._webhook_queue.limit_for(space), "contact" if space == CONTACT_SPACE else "agent"
         held, online, *news = await session.run(
-            LEASE, self._keys.leases(space), self._time(), node, repr(float(seconds)), limit, *changes
+            LEASE, self._keys.leases(space), self._time(), node, repr(float(seconds)), limit, kind, *changes
         )
         changed = [(_decode_id(news[n]), news[n + 1] == b"1") for n in range(0, len(news), 2)]
         return LeaseResult(changed, held, online)

@@ -35,7 +35,13 @@ from chatws.brokers.listener_queue import ListenerQueue
 from chatws.brokers.publish_queue import PublishBatch, PublishQueue
 from chatws.brokers.sqlite.format import BOOT_ID, FORMAT, boot_id
 from chatws.brokers.sqlite.store import SqliteStore
-from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookRequest
+from chatws.brokers.webhook_queue import (
+    NO_WEBHOOK_QUEUE,
+    NewWebhook,
+    WebhookQueueSettings,
+    WebhookReply,
+    WebhookRequest,
+)
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Reactor
@@ -61,7 +67,7 @@ class SqliteBroker(BaseBroker):
     :param sync_commits: see the module.
     :param reactor: the reactor to which the thread of `sync_commits` reports.
     :param boot: names the machine's present boot; None if that cannot be read.
-    :param webhook_queue: most events in the queue of webhooks; 0 without webhooks.
+    :param webhook_queue: settings of the queue of webhooks.
     """
 
     _log = Logger()
@@ -77,7 +83,7 @@ class SqliteBroker(BaseBroker):
         sync_commits: bool = False,
         reactor: Reactor | None = None,
         boot: Callable[[], str | None] = boot_id,
-        webhook_queue: int = 0,
+        webhook_queue: WebhookQueueSettings = NO_WEBHOOK_QUEUE,
     ) -> None:
         super().__init__()
         self._now = now
@@ -87,8 +93,8 @@ class SqliteBroker(BaseBroker):
         self._sync_commits = sync_commits or self._forced
         self._reactor = reactor
         self._store = SqliteStore(path, retention, sync_commits=self._sync_commits, boot=boot_name)
-        self._has_webhooks = webhook_queue > 0
-        self._store.webhook_limit = webhook_queue
+        self._has_webhooks = webhook_queue.limit > 0
+        self._store.webhook_queue = webhook_queue
         self._lost_webhooks = False
         self._listener_queue = ListenerQueue()
         self._spaces = Spaces()

@@ -14,12 +14,13 @@ import msgspec
 
 from chatws.brokers.event_buffer import AGE_STEP
 from chatws.brokers.idempotency import AssignedBatch, IdempotencyCache, assign_offsets
-from chatws.brokers.interface import AGENT_SPACE, KEY_SECONDS, Event, MemberData, NewEvent, Retention
+from chatws.brokers.interface import KEY_SECONDS, Event, MemberData, NewEvent, Retention
 from chatws.brokers.sqlite.file import connect, is_empty, to_config_error
 from chatws.brokers.sqlite.format import FORMAT, create_tables, lock_and_identify, migrate
 from chatws.brokers.sqlite.rows import event_rows, read_data, read_events, read_members, write_data, write_members
 from chatws.brokers.sqlite.space import DiskSpace, is_full
 from chatws.brokers.webhook_queue import (
+    NO_WEBHOOK_QUEUE,
     NewWebhook,
     SqlWebhookQueue,
     WebhookReply,
@@ -57,7 +58,7 @@ class SqliteStore:
     :ivar is_new: the file was empty or absent.
     :ivar migrated_from: the format that the file had before `open`, 0 if it had the present one.
     :ivar discarded: why `open` discarded the stored events; empty if it kept them.
-    :ivar webhook_limit: most events in the queue of webhooks, 0 without webhooks. Set before `open`.
+    :ivar webhook_queue: settings of the queue of webhooks. Set before `open`.
     """
 
     epoch: str
@@ -68,7 +69,7 @@ class SqliteStore:
     shortened = 0
     dropped = 0
     discarded = ""
-    webhook_limit = 0
+    webhook_queue = NO_WEBHOOK_QUEUE
 
     def __init__(self, path: str, retention: Retention, *, sync_commits: bool, boot: str | None) -> None:
         if boot is None and not sync_commits:
@@ -97,12 +98,12 @@ class SqliteStore:
         """
         with self._connected(create=True):
             self._set_up(now, lock_and_identify(self._db, self._path))
-            if self.webhook_limit:
+            if self.webhook_queue.limit:
                 self._transact(lambda: self._open_webhooks(now))
         self._closed = False
 
     def _open_webhooks(self, now: float) -> None:
-        self._webhooks = SqlWebhookQueue(self._db, self.webhook_limit, self.epoch, now)
+        self._webhooks = SqlWebhookQueue(self._db, self.webhook_queue.limit, self.epoch, now)
 
     def check(self) -> None:
         """Check whether `open` would succeed, without a change to the file. It may be absent or empty.
@@ -382,8 +383,8 @@ class SqliteStore:
 
         def note() -> None:
             write_members(self._db, space, changes)
-            if self._webhooks is not None and space == AGENT_SPACE:
-                self._webhooks.add(presence_webhooks(changes), now)
+            if self._webhooks is not None and self.webhook_queue.limit_for(space):
+                self._webhooks.add(presence_webhooks(space, changes), now)
 
         self._transact(note)
 
