@@ -2,7 +2,7 @@
 
     python benchmarks/report.py
 
-Every figure, and every sentence that compares figures, is made from benchmarks/results.json and benchmarks/storms.json:
+Every figure, and every sentence that compares figures, is made from the JSON files in benchmarks/:
 a new run cannot leave prose behind that it contradicts.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from figures import COLUMNS, MESSAGES, VARIANTS, Figures, best_peer, figures, number, paired, spread, table
-from sections import compression, pythons, reactors, scaling, storms
+from sections import compression, hostile, pythons, reactors, scaling, storms
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -187,6 +187,13 @@ An event goes to three connections, while others are connected.
 
 {storms}
 
+## Hostile clients
+
+{hostile}
+
+The tests count steps and bytes instead: `tests/test_chat_repeated_recovery.py`, `tests/test_auth_fair_queue.py`,
+`tests/test_recovery_progress.py`, `tests/test_file_budget.py`.
+
 ## Reactors
 
 {reactors}
@@ -228,7 +235,7 @@ Measured with {versions}.
 """
 
 
-def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
+def page(results: dict[str, Any], storm: dict[str, Any] | None, attacks: dict[str, Any] | None = None) -> str:
     """The text of docs/performance.md."""
     by_server = figures(results["medians"])
     titles = results["titles"]["servers"]
@@ -243,6 +250,7 @@ def page(results: dict[str, Any], storm: dict[str, Any] | None) -> str:
         users=results["users"],
         scaling=scaling(results, by_server),
         storms=storms(storm) if storm else "Not measured in this run.",
+        hostile=hostile(attacks) if attacks else "Not measured in this run.",
         reactors=reactors(results, by_server),
         pythons=pythons(results, by_server),
         compression=compression(results),
@@ -300,12 +308,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--storms", type=Path, default=HERE / "storms.json")
+    parser.add_argument("--hostile", type=Path, default=HERE / "hostile.json")
     parser.add_argument("--docs", type=Path, default=DOCS)
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
     storm = json.loads(arguments.storms.read_text()) if arguments.storms.exists() else None
+    attacks = json.loads(arguments.hostile.read_text()) if arguments.hostile.exists() else None
     (arguments.docs / "images").mkdir(parents=True, exist_ok=True)
-    (arguments.docs / "performance.md").write_text(page(results, storm))
+    (arguments.docs / "performance.md").write_text(page(results, storm, attacks))
     (arguments.docs / "images" / "performance.svg").write_text(chart(results))
 
 

@@ -79,6 +79,29 @@ def compression(results: dict[str, Any]) -> str:
     )
 
 
+def hostile(document: dict[str, Any]) -> str:
+    """The bystander's delays under each attack, and the memory that it takes."""
+    rows = [
+        [
+            attack["attack"],
+            f"{attack['event_max_ms']:.0f} ms",
+            f"{attack['login_max_ms']:.0f} ms",
+            f"{attack['memory_mib']:.0f} MiB",
+        ]
+        for attack in document["attacks"]
+    ]
+    worst = max(attack["event_max_ms"] for attack in document["attacks"][1:])
+    held = "within" if worst <= document["limit_ms"] else "**beyond**"
+    return (
+        "An attack runs beside a bystander, on two cores. A backend sends an event to the bystander every 20 ms, and "
+        "another client logs in and subscribes twice a second, from an address of its own. The history has "
+        f"{document['history']:,} events. An answer of the application takes {document['answer_ms']:.0f} ms, and a "
+        "permission query some milliseconds of a processor. The settings are the defaults. The longest delay of an "
+        f"event was {worst:.0f} ms, {held} the target of {document['limit_ms']} ms.\n\n"
+        + table(["attack", "longest delay of an event", "longest login", "memory"], rows)
+    )
+
+
 def storms(document: dict[str, Any]) -> str:
     """The histograms of the bystander's delays."""
     phases = document["phases"]

@@ -53,6 +53,17 @@ def test_performance_page_has_the_figures_of_the_results(modules: dict[str, Any]
     assert "Not measured in this run." in page
 
 
+def test_hostile_clients_have_the_worst_delay_of_all_attacks(modules: dict[str, Any]) -> None:
+    calm = {"attack": "no attack", "event_max_ms": 900.0, "login_max_ms": 1.0, "memory_mib": 0.0}
+    attacks = [calm, *({**calm, "attack": str(n), "event_max_ms": float(n)} for n in (7, 99, 3))]
+    document = {"limit_ms": 100, "history": 20_000, "answer_ms": 20.0, "attacks": attacks}
+    text = modules["sections"].hostile(document)
+    assert "The longest delay of an event was 99 ms, within the target of 100 ms." in text
+    assert "| 99 | 99 ms | 1 ms | 0 MiB |" in text
+    attacks[2]["event_max_ms"] = 101.0
+    assert "101 ms, **beyond** the target" in modules["sections"].hostile(document)
+
+
 def test_chart_has_a_bar_for_each_server_and_truncates_long_ones(modules: dict[str, Any], measured: Any) -> None:
     chart = ElementTree.fromstring(modules["report"].chart(measured))
     texts = ["".join(text.itertext()) for text in chart.findall(".//{*}text")]

@@ -6,9 +6,12 @@ import gc
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -16,14 +19,31 @@ from chatws.brokers.interface import Retention
 from chatws.brokers.memory import MemoryBroker
 from chatws.chat.client import MAX_WAITING
 from chatws.chat.history import History
+from chatws.chat.interfaces import Credentials, Identity
 from chatws.chat.recovery import MAX_REPLAYS
 from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
 from chatws.chat.work_scheduler import WorkScheduler
+from chatws.ids import Id
 from tests.fakes import FakeConnection, send_all
 
 EVENTS = 20_000
 BLOCK = History.block
+
+
+#: The agent who is in the group "sales".
+SELLER = 9
+
+
+class Accounts:
+    """An authenticator that believes the page."""
+
+    def authenticate(self, credentials: Credentials) -> Identity:
+        assert credentials.user_id is not None
+        return Identity(credentials.user_id, "trust", groups=("sales",) if credentials.user_id == SELLER else None)
+
+    def forget(self, user_id: Id, *, is_contact: bool = False) -> None:
+        pass
 
 
 class StepClock(Clock):
@@ -124,12 +144,64 @@ class WorkSchedulerTests(SynchronousTestCase):
         assert len(self.flushLoggedErrors(ZeroDivisionError)) == 1
 
 
+@dataclass
+class Demand:
+    """A job of the property test: its key, the turn in which it is submitted, and its steps."""
+
+    key: str
+    turn: int
+    steps: int
+    submitted_at: int = 0
+    ended_at: int = 0
+
+
+demands = st.lists(st.builds(Demand, st.sampled_from("bcdefg"), st.integers(0, 20), st.integers(1, 200)), max_size=40)
+own_demands = st.lists(
+    st.builds(Demand, st.just("ana"), st.integers(0, 20), st.integers(1, 20)), min_size=1, max_size=4
+)
+
+
+@given(demands, own_demands)
+@settings(max_examples=30, deadline=None)
+def test_no_user_waits_longer_than_the_number_of_users_allows_whatever_the_others_demand(
+    others: list[Demand], own: list[Demand]
+) -> None:
+    clock = StepClock()
+    scheduler = WorkScheduler(clock)
+
+    def submit(demand: Demand) -> None:
+        left = demand.steps
+        demand.submitted_at = scheduler.steps
+
+        def step() -> bool:
+            nonlocal left
+            left -= 1
+            demand.ended_at = scheduler.steps
+            return left > 0
+
+        scheduler.submit(demand.key, step)
+
+    waiting = sorted([*others, *own], key=lambda demand: demand.turn)
+    turn = 0
+    while waiting or scheduler:
+        while waiting and waiting[0].turn <= turn:
+            submit(waiting.pop(0))
+        clock.turn()
+        turn += 1
+    users = len({demand.key for demand in others}) + 1
+    for index, demand in enumerate(sorted(own, key=lambda demand: demand.turn)):
+        before = sum(other.steps for other in sorted(own, key=lambda demand: demand.turn)[:index])
+        assert demand.ended_at - demand.submitted_at <= (before + demand.steps) * users
+    assert all(demand.ended_at for demand in others), "everybody has a turn in the end"
+
+
 class RepeatedRecoveryTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = StepClock()
         broker = MemoryBroker(Retention(), self.clock.seconds)
         self.chat = ChatServer(
             broker,
+            authenticator=Accounts(),
             history=History(Retention()),
             limits=SessionLimits(message_rate=0, subscription_rate=0),
             reactor=self.clock,
@@ -251,6 +323,40 @@ class RepeatedRecoveryTests(SynchronousTestCase):
             self.clock.turn()
         assert [event["event"] for event in connection.take()] == ["subscribed", "unsubscribed"]
         assert self.chat.hub.count("conversation:456") == 0
+
+    def test_group_lost_in_the_middle_of_a_replay_is_not_replayed_further(self) -> None:
+        position = f"{self.chat.broker.epoch}:{EVENTS}"
+        new_event = self.chat.audiences.new_event
+        for number in range(2000):
+            to = ("group:sales",) if number % 2 else (f"user:{SELLER}",)
+            self.chat.publish([new_event("note", b'{"n":%d}' % number, to)])
+        connection = FakeConnection()
+        self.chat.on_open(connection)
+        self.say(connection, type="auth", user_id=SELLER, last_event_id=position)
+        while not any(event["event"] == "note" for event in connection.take()):
+            self.clock.turn()
+        self.chat.set_groups(SELLER, ())
+        assert [event["event"] for event in connection.take()] == []  # `groups` follows the replay
+        for _ in range(100):
+            self.clock.turn()
+        after = [event["data"]["n"] for event in connection.take() if event["event"] == "note"]
+        assert [number for number in after if number % 2] == []
+        assert after == [*range(after[0], 2000, 2)]
+        assert len(after) > 500
+        assert self.chat.replays == 0
+
+    def test_subscription_revoked_in_the_middle_of_its_replay_ends_it(self) -> None:
+        connection = self.open(5)
+        self.say(connection, type="subscribe", conversation_id=456, last_event_id=self.start())
+        while not self.chat.replays:
+            self.clock.turn()
+        self.clock.turn()
+        connection.take()
+        self.chat.unsubscribe(5, 456)
+        for _ in range(100):
+            self.clock.turn()
+        assert [event["event"] for event in connection.take()] == ["unsubscribed"]
+        assert self.chat.replays == 0
 
     def test_replies_keep_their_order_and_pong_does_not_wait(self) -> None:
         connection = self.open(5)
