@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING
 
 from chatws.cli.options import an_id
-from chatws.cli.output import Output
+from chatws.cli.output import Output, printable
 from chatws.errors import ConfigError, ErrorCode
 
 if TYPE_CHECKING:
@@ -34,6 +34,7 @@ EXAMPLES = """\
   chatws check chatws.toml --json && systemctl restart chatws
   chatws check --config /etc/chatws/chatws.toml --user 5 --conversation 456
   chatws check chatws.toml --user 5 --cookie "laravel_session=…"
+  chatws check chatws.toml --webhook
 """
 
 #: Lifetime in seconds of a token that is signed for a check: it is used at once.
@@ -43,6 +44,7 @@ TOKEN_SECONDS = 60
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("file", nargs="?", metavar="CONFIG", help="the TOML file")
     parser.add_argument("--config", metavar="FILE", help="the same (CHATWS_CONFIG)")
+    parser.add_argument("--webhook", action="store_true", help="send an empty signed request to --webhook-url, too")
     login = parser.add_argument_group("a login")
     login.add_argument("--user", type=an_id, metavar="USER", help="the user_id that the page sends")
     login.add_argument("--token", metavar="TOKEN", help="the token that the page sends")
@@ -65,10 +67,10 @@ def run(arguments: argparse.Namespace, output: Output) -> int:
         return _login(arguments, loaded.config, output)
     if arguments.conversation is not None or arguments.origin is not None:
         raise ConfigError("--conversation and --origin belong to a login: give --user, --token or --cookie")
-    return _configuration(loaded, output)
+    return _configuration(loaded, output, reaches_webhook=arguments.webhook)
 
 
-def _configuration(loaded: LoadedConfig, output: Output) -> int:
+def _configuration(loaded: LoadedConfig, output: Output, *, reaches_webhook: bool) -> int:
     from twisted.internet import reactor
 
     from chatws.auth.factory import default_methods
@@ -95,7 +97,20 @@ def _configuration(loaded: LoadedConfig, output: Output) -> int:
         "warnings": [*loaded.warnings, *warnings],
     }
     output.result(report, describe(loaded, warnings, queries.steps))
-    return 0
+    return _webhook(config, output) if reaches_webhook else 0
+
+
+def _webhook(config: Config, output: Output) -> int:
+    """Send an empty request to the receiver of webhooks."""
+    from chatws.cli.webhook import reach
+
+    interrupted, answer = reach(config, [])
+    if answer is None:
+        return interrupted
+    status = "acknowledges" if answer.is_success else "does not acknowledge"
+    report = {"ok": answer.is_success, "webhook": answer.describe()}
+    output.result(report, f"the receiver of webhooks {status} an empty request: {printable(answer.describe())}")
+    return 0 if answer.is_success else 1
 
 
 def _login(arguments: argparse.Namespace, config: Config, output: Output) -> int:

@@ -85,3 +85,17 @@ def test_sync_without_webhooks_fails(server: Server) -> None:
     assert done.returncode == 1
     assert "webhooks are not configured" in done.stderr
     assert values(towards(server, "agents", "--json"))
+
+
+@pytest.mark.long
+def test_check_reaches_the_receiver_when_asked(secret_file: str) -> None:
+    with webhook_receiver("a webhook secret") as receiver:
+        settings = {"CHATWS_WEBHOOK_URL": receiver.url, "CHATWS_WEBHOOK_SECRET_FILE": secret_file}
+        assert chatws("check", **settings).returncode == 0
+        assert receiver.requests == []
+        done = chatws("check", "--webhook", **settings)
+        assert (done.returncode, receiver.requests[0]["events"]) == (0, []), done.stderr
+        receiver.answer = lambda request: (500, {}, b"broken")
+        done = chatws("check", "--webhook", **settings)
+    assert done.returncode == 1
+    assert "does not acknowledge an empty request: status 500, broken" in done.stdout

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from chatws.cli.token import make_token
+from chatws.ids import Id
 from tests.e2e.conftest import Server
 from tests.e2e.process import free_port
 from tests.e2e.wire import until
@@ -176,3 +178,41 @@ def test_workers_report_each_agent_once(chatws_server: Start, receiver: Receiver
     assert sorted(change for change in receiver.changes() if change[0] == "agent_offline") == [
         ("agent_offline", number) for number in range(4)
     ]
+
+
+@pytest.mark.long
+def test_statuses_and_contacts_are_reported(chatws_server: Start, receiver: Receiver, tmp_path: Path) -> None:
+    selected = ("agent_online", "agent_status", "contact_online", "contact_offline", "presence_reset")
+    words = [word for event in selected for word in ("--webhook-event", event)]
+    words += ["--contacts", "--contact-grace", "0.2", "--broker", "sqlite:///log.db"]
+    token_secret = "0123456789abcdef0123456789abcdef"
+    server = chatws_server(*options(receiver, tmp_path, *words), CHATWS_SECRET=token_secret)
+
+    def token(user_id: int, role: str) -> str:
+        expires_at = int(time.time()) + 600
+        conversations: list[Id] = [456]
+        return make_token(user_id, token_secret.encode(), expires_at, role=role, conversations=conversations)
+
+    agent = server.browser()
+    agent.send({"type": "auth", "token": token(5, "agent")})
+    agent.expect("authenticated")
+    agent.send({"type": "status", "status": "away"})
+    until(lambda: events_of(receiver, "agent_status"), "the status")
+    contact = server.browser()
+    contact.send({"type": "auth", "token": token(7, "contact")})
+    contact.expect("authenticated")
+    contact.send({"type": "subscribe", "conversation_id": 456})
+    until(lambda: events_of(receiver, "contact_online"), "the contact")
+    with server.backend() as backend:
+        assert backend.request({"op": "webhook_sync"})["ok"]
+    until(lambda: len(events_of(receiver, "presence_reset")) > 1, "the whole state")
+    contact.close()
+    until(lambda: events_of(receiver, "contact_offline"), "the end of the contact")
+    (status,) = events_of(receiver, "agent_status")
+    assert (status["user_id"], status["status"]) == (5, "away")
+    reset = events_of(receiver, "presence_reset")[-1]
+    member = {"contact_id": 7, "conversation_id": 456}
+    assert (reset["online"], reset["status"], reset["contacts"]) == ([5], {"5": "away"}, [member])
+    for name in ("contact_online", "contact_offline"):
+        (event,) = events_of(receiver, name)
+        assert {key: event[key] for key in member} == member
