@@ -161,6 +161,7 @@ MAY_IMPORT = {
         *BASE,
         "chatws.auth",
         "chatws.brokers.postgres.schema",
+        "chatws.brokers.reset",
         "chatws.chat.interfaces",
         "chatws.clients",
         "chatws.config",

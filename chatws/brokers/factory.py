@@ -16,7 +16,7 @@ from chatws.errors import ConfigError
 from chatws.interfaces import Reactor
 from chatws.runtime.clock import steady_time
 
-__all__ = ["open_broker"]
+__all__ = ["open_broker", "sqlite_path"]
 
 _REDIS = ("redis", "rediss", "redis+unix", "redis+sentinel", "rediss+sentinel")
 
@@ -58,7 +58,7 @@ def open_broker(
 
         return MemoryBroker(retention, clock, webhook_queue=webhook_queue)
     if scheme == "sqlite":
-        path = _sqlite_path(rest)
+        path = sqlite_path(rest)
         from chatws.brokers.sqlite.broker import SqliteBroker
 
         return SqliteBroker(
@@ -147,7 +147,7 @@ def _open_redis(
     return RedisBroker(location, retention, reactor=reactor, now=now, timeout=timeout, webhook_queue=webhook_queue)
 
 
-def _sqlite_path(rest: str) -> str:
+def sqlite_path(rest: str) -> str:
     """Return the absolute path in the part of the URL after `sqlite:`."""
     if not rest.startswith("///") or rest in ("///", "////"):
         raise ConfigError("broker: sqlite takes a path: sqlite:///relative/path or sqlite:////absolute/path")

@@ -24,7 +24,20 @@ __all__ = ["main", "make_parser"]
 
 #: The modules here that are one. Each has `HELP`, `DESCRIPTION`, `EXAMPLES`, `add_arguments(parser)` and
 #: `run(arguments, output) -> exit status`.
-COMMANDS = ("push", "tail", "agents", "kick", "token", "check", "health", "db", "bench", "compare", "webhook")
+COMMANDS = (
+    "push",
+    "tail",
+    "agents",
+    "kick",
+    "token",
+    "check",
+    "health",
+    "db",
+    "history",
+    "bench",
+    "compare",
+    "webhook",
+)
 
 
 class Parser(argparse.ArgumentParser):

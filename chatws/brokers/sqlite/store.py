@@ -88,16 +88,17 @@ class SqliteStore:
         self._oldest: deque[_Stored] = deque()
         self._webhooks: SqlWebhookQueue | None = None
 
-    def open(self, now: float) -> None:
+    def open(self, now: float, *, discard: str = "") -> None:
         """Open or create the file, and lock it until `close` or the end of this process.
 
         This succeeds on a full disk too, if the history exists. Events can be read, and published once there is space.
 
         :param now: seconds since 1970.
+        :param discard: why the events are discarded and an epoch begins; by default they are kept if they are safe.
         :raises ConfigError: the file cannot be opened, is in use, is damaged, or is not a history.
         """
         with self._connected(create=True):
-            self._set_up(now, lock_and_identify(self._db, self._path))
+            self._set_up(now, lock_and_identify(self._db, self._path), discard)
             if self.webhook_queue.limit:
                 self._transact(lambda: self._open_webhooks(now))
         self._closed = False
@@ -132,10 +133,11 @@ class SqliteStore:
                 raise to_config_error(self._path, error) from error
             raise
 
-    def _set_up(self, now: float, number: int) -> None:
+    def _set_up(self, now: float, number: int, discard: str) -> None:
         """Make the file ready for use.
 
         :param number: number of the file's format, 0 if the file is empty.
+        :param discard: as for `open`.
         """
         db = self._db
         self.is_new, self.migrated_from = not number, number if 0 < number < FORMAT else 0
@@ -152,7 +154,7 @@ class SqliteStore:
         elif self.migrated_from:
             self._transact(lambda: migrate(db, number))
         self._space = DiskSpace(self._path, db)
-        lost = self._load()
+        lost = self._load() or discard
         try:
             self._settle(now, lost)
         except sqlite3.Error as error:
