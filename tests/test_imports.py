@@ -82,6 +82,7 @@ MAY_IMPORT = {
         *LEAVES,
         "chatws.brokers.interface",
         "chatws.database",
+        "chatws.push.operations",
         "chatws.push.protocol",
         "chatws.push.responses",
     ],

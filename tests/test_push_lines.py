@@ -17,16 +17,18 @@ from chatws.chat.messages import RESERVED_EVENTS
 from chatws.errors import ClientError, ErrorCode
 from chatws.push import protocol as push_lines
 from chatws.push.handler import CommandHandler, PushStats
+from chatws.push.operations import (
+    AuthOp,
+    DisconnectOp,
+    PingOp,
+    PresenceOp,
+    UnsubscribeOp,
+)
 from chatws.push.protocol import (
     MAX_CACHED_STARTS,
     MAX_USER_IDS,
-    AuthOp,
-    DisconnectOp,
     LineError,
-    PingOp,
-    PresenceOp,
     PublishLine,
-    UnsubscribeOp,
     parse_line,
 )
 from chatws.push.responses import ErrorResponse, encode_responses

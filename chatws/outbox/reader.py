@@ -33,7 +33,8 @@ from chatws.outbox.online import OnlineTable
 from chatws.outbox.rows import parse_row
 from chatws.outbox.session import DatabaseSession, OutboxDatabase
 from chatws.outbox.watermark import Watermark
-from chatws.push.protocol import Op, PublishLine
+from chatws.push.operations import Op
+from chatws.push.protocol import PublishLine
 from chatws.push.responses import ErrorResponse
 from chatws.runtime.backoff import backoff
 from chatws.runtime.throttled_log import ThrottledLog

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 import msgspec
 
 from chatws.errors import ClientError, ErrorCode
-from chatws.push.protocol import Op, PublishLine, parse_line
+from chatws.push.operations import Op
+from chatws.push.protocol import PublishLine, parse_line
 
 __all__ = ["OPERATIONS", "parse_row"]
 

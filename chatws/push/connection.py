@@ -37,7 +37,13 @@ from chatws.interfaces import Clock, TcpTransport
 from chatws.net.sockets import plain_socket, read_now
 from chatws.push.handler import CommandHandler, PushStats
 from chatws.push.line_buffer import LineBuffer
-from chatws.push.protocol import SIMPLE, AuthOp, LineError, Op, PingOp, PresenceOp, PublishLine, parse_line
+from chatws.push.operations import (
+    AuthOp,
+    Op,
+    PingOp,
+    PresenceOp,
+)
+from chatws.push.protocol import SIMPLE, LineError, PublishLine, parse_line
 from chatws.push.resettable_timer import ResettableTimer
 from chatws.push.response_queue import ResponseQueue, ResponseSlot
 from chatws.push.responses import ErrorResponse, OpResponse, Response, encode_responses

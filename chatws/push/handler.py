@@ -21,18 +21,17 @@ from chatws.brokers.interface import Event, NewEvent
 from chatws.chat.audience import AudienceTable
 from chatws.errors import ClientError, ErrorCode, Unavailable
 from chatws.ids import Id, sort_ids
-from chatws.push.protocol import (
+from chatws.push.operations import (
     DisconnectOp,
     GroupsOp,
     Op,
     PresenceOp,
-    PublishLine,
     RequestId,
     StatusOp,
     UnsubscribeOp,
     WebhookSyncOp,
-    parse_simple_batch,
 )
+from chatws.push.protocol import PublishLine, parse_simple_batch
 from chatws.push.responses import (
     AgentDetail,
     ConnectionDetail,

@@ -22,7 +22,8 @@ from chatws.brokers.interface import NewEvent
 from chatws.errors import ClientError, ErrorCode
 from chatws.interfaces import Clock
 from chatws.push.handler import CommandHandler
-from chatws.push.protocol import AuthOp, LineError, Op, PublishLine, parse_line
+from chatws.push.operations import AuthOp, Op
+from chatws.push.protocol import LineError, PublishLine, parse_line
 from chatws.push.responses import ErrorResponse, Response, encode_responses
 
 __all__ = ["ApiStats", "BodyReader", "HttpApi", "HttpError", "HttpResponse", "RequestHead"]

@@ -38,40 +38,17 @@ from chatws.chat.audience import (
     user_channel,
 )
 from chatws.chat.messages import RESERVED_EVENTS
-from chatws.chat.presence.statuses import parse_status
 from chatws.errors import ClientError, ErrorCode
 from chatws.ids import Id, parse_groups, parse_id, parse_ids
+from chatws.push.operations import MAX_KEY_CHARACTERS, Op, RequestId, check_key
 
-__all__ = [
-    "MAX_KEY_CHARACTERS",
-    "MAX_USER_IDS",
-    "SIMPLE",
-    "AuthOp",
-    "DisconnectOp",
-    "GroupsOp",
-    "LineError",
-    "Op",
-    "PingOp",
-    "PresenceOp",
-    "PublishLine",
-    "RequestId",
-    "StatusOp",
-    "To",
-    "UnsubscribeOp",
-    "WebhookSyncOp",
-    "parse_line",
-    "parse_simple_batch",
-]
+__all__ = ["MAX_USER_IDS", "SIMPLE", "LineError", "PublishLine", "To", "parse_line", "parse_simple_batch"]
 
 #: Users in one `to`: bounds the audience that an event carries to every node.
 MAX_USER_IDS = 10_000
-#: Characters of an idempotency key: bounds the memory of the cache, and room for a UUID with a prefix.
-MAX_KEY_CHARACTERS = 128
 #: Cached line beginnings, each with its event name: more than a backend has event names.
 MAX_CACHED_STARTS = 1024
 
-#: The `id` of a line, as the backend wrote it.
-RequestId: TypeAlias = int | str
 #: The channels that a `to` stands for.
 To: TypeAlias = tuple[str, ...]
 
@@ -112,118 +89,6 @@ class PublishLine(msgspec.Struct, frozen=True, gc=False):
 #: Stands for any line of `parse_simple_batch` where only its options matter: it has none.
 SIMPLE = PublishLine("", b"")
 
-
-class _Op(msgspec.Struct, tag_field="op", kw_only=True):
-    id: RequestId | None = None
-
-    def __post_init__(self) -> None:
-        if self.id is not None:
-            _check_key(self.id)
-
-    @property
-    def request_id(self) -> RequestId | None:
-        """The `id`, to echo."""
-        return self.id
-
-
-class AuthOp(_Op, tag="auth", kw_only=True):
-    """Authenticate: the first line of a connection if a secret is configured."""
-
-    secret: str
-
-
-class _UserOp(_Op, kw_only=True):
-    """An `op` that concerns the connections of an agent, or of a contact.
-
-    :ivar user: the id of either.
-    """
-
-    user_id: Id | None = None
-    contact_id: Id | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if (self.user_id is None) is (self.contact_id is None):
-            raise ClientError(ErrorCode.BAD_MESSAGE, "user_id or contact_id is needed, and not both")
-        if self.user_id is not None:
-            self.user_id = parse_id(self.user_id, "user_id")
-        if self.contact_id is not None:
-            self.contact_id = parse_id(self.contact_id, "contact_id")
-
-    @property
-    def is_contact(self) -> bool:
-        """Whether it concerns a contact."""
-        return self.contact_id is not None
-
-    @property
-    def user(self) -> Id:
-        """The id of the agent or contact."""
-        id = self.user_id if self.contact_id is None else self.contact_id
-        assert id is not None
-        return id
-
-
-class DisconnectOp(_UserOp, tag="disconnect", kw_only=True):
-    """Close the user's connections. `ban` tells the clients not to reconnect."""
-
-    reason: str | None = None
-    ban: bool | None = None
-
-
-class UnsubscribeOp(_UserOp, tag="unsubscribe", kw_only=True):
-    """Unsubscribe the user's connections from the conversation."""
-
-    conversation_id: Id
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.conversation_id = parse_id(self.conversation_id, "conversation_id")
-
-
-class GroupsOp(_Op, tag="groups", kw_only=True):
-    """Replace the groups of the agent's connections."""
-
-    user_id: Id
-    groups: object
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.user_id = parse_id(self.user_id, "user_id")
-        self.groups = parse_groups(self.groups)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The groups, each once."""
-        return self.groups  # type: ignore[return-value]  # parsed
-
-
-class StatusOp(_Op, tag="status", kw_only=True):
-    """Set an agent's status."""
-
-    user_id: Id
-    status: str
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.user_id = parse_id(self.user_id, "user_id")
-        parse_status(self.status)
-
-
-class PresenceOp(_Op, tag="presence", kw_only=True):
-    """List the agents that are online. `detail` adds their connections."""
-
-    detail: bool | None = None
-
-
-class PingOp(_Op, tag="ping", kw_only=True):
-    """Check the connection."""
-
-
-class WebhookSyncOp(_Op, tag="webhook_sync", kw_only=True):
-    """Send the whole state to the receiver of webhooks."""
-
-
-Op: TypeAlias = AuthOp | DisconnectOp | UnsubscribeOp | GroupsOp | StatusOp | PresenceOp | PingOp | WebhookSyncOp
 
 _MISSING = msgspec.Raw(b"")
 
@@ -402,7 +267,7 @@ def _to_publish_line(fields: _Line) -> PublishLine:
         None if fields.to is None else _channels(fields.to),
         None if fields.except_user_id is None else parse_id(fields.except_user_id, "except_user_id"),
         request_id,
-        None if request_id is None else _check_key(request_id),
+        None if request_id is None else check_key(request_id),
         fields.ack is True,
         fields.transient is True,
         _excluded(fields),
@@ -431,13 +296,6 @@ def _check_event(name: str | None) -> str:
     if name in RESERVED_EVENTS:
         raise ClientError(ErrorCode.RESERVED_EVENT, f"{name} is reserved for the server")
     return name
-
-
-def _check_key(request_id: RequestId) -> str:
-    key = str(request_id)
-    if not 1 <= len(key) <= MAX_KEY_CHARACTERS:
-        raise ClientError(ErrorCode.BAD_MESSAGE, f"id must have 1 to {MAX_KEY_CHARACTERS} characters")
-    return key
 
 
 def _channels(to: _To | str) -> To:
@@ -495,7 +353,7 @@ def _request_id(value: msgspec.Raw) -> RequestId | None:
     """Return the `id` of an invalid line, or None if that is invalid too."""
     try:
         request_id: RequestId = _decode_id(value)
-        _check_key(request_id)
+        check_key(request_id)
     except (ClientError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return request_id

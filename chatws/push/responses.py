@@ -6,7 +6,7 @@ import msgspec
 
 from chatws.errors import ErrorCode
 from chatws.ids import Id
-from chatws.push.protocol import RequestId
+from chatws.push.operations import RequestId
 
 __all__ = [
     "AgentDetail",
