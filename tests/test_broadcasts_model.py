@@ -18,6 +18,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from chatws.brokers.interface import AGENTS, Event
+from chatws.chat import hub
 from chatws.chat.server import ChatServer
 from chatws.chat.session import SessionLimits
 from chatws.errors import CloseCode
@@ -291,6 +292,7 @@ def small_steps() -> Any:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fanout, "MAX_SENDS_AT_ONCE", 3)
         patch.setattr(fanout, "MIN_BROADCAST", 2)
+        patch.setattr(hub, "CHUNK", 2)
         patch.setattr(recipients, "CHUNK", 2)
         patch.setattr(broadcasts, "CHUNK", 2)
         patch.setattr(broadcasts, "STEP_BYTES", 10_000)

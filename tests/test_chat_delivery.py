@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import chatws.chat.hub
 from chatws.brokers.interface import AGENTS, Audience, Event
 from chatws.chat.audience import MAX_CACHED_AUDIENCES, AudienceTable
 from chatws.chat.chat_stats import ChatStats
@@ -56,6 +57,11 @@ def make_frames(events: Sequence[Event]) -> list[bytes]:
 @settings(max_examples=400, deadline=None)
 @given(connections, st.lists(audiences, min_size=1, max_size=12))
 def test_planned_deliveries_equal_the_reference(connections: Connections, batch: list[Audience]) -> None:
+    check_plan(connections, batch)
+
+
+def check_plan(connections: Connections, batch: list[Audience]) -> None:
+    """Compare the planned deliveries with the reference."""
     hub, subscriptions = make_hub(connections)
     for _ in range(2):  # without cached recipients, and with them
         events = [Event(offset, "x", audience, b"{}", 0.0) for offset, audience in enumerate(batch, 1)]
@@ -64,12 +70,22 @@ def test_planned_deliveries_equal_the_reference(connections: Connections, batch:
             assert recipients
             assert frames
             assert len({*recipients}) == len(recipients)
+            assert len([*recipients]) == len(recipients)
             for connection in recipients:
+                assert connection in recipients
                 received[connection] += frames
         expected = chat_reference.plan_deliveries(events, subscriptions)
         assert received == {connection: make_frames(events) for connection, events in expected.items()}
         for event in events:
             assert event.delivered == len(chat_reference.recipients(event.audience, subscriptions))
+
+
+@settings(max_examples=100, deadline=None)
+@given(connections, st.lists(audiences, min_size=1, max_size=12))
+def test_planned_deliveries_to_many_equal_the_reference(connections: Connections, batch: list[Audience]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chatws.chat.hub, "CHUNK", 2)  # more recipients than that are many
+        check_plan(connections, batch)
 
 
 @settings(max_examples=200, deadline=None)

@@ -13,6 +13,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from chatws.brokers.interface import NODES, Audience, Event, NewEvent, Retention
 from chatws.chat import cluster_commands
 from chatws.chat.admin import RESYNC_SPREAD
+from chatws.chat.event_handler import SEND_SECONDS
 from chatws.chat.interfaces import Identity
 from chatws.chat.presence.changes import PresenceChange
 from chatws.chat.presence.service import PresenceSettings
@@ -381,9 +382,10 @@ class PresenceThrottleTests(NodesTestCase):
         watcher = self.b.connect("watcher")
         self.a.connect("first")
 
-        def slow(deliveries: Any) -> None:
-            self.clock.rightNow += 0.1
+        def slow(deliveries: Any) -> int:
+            self.clock.rightNow += 0.06
             send_all(deliveries)
+            return round(0.04 / SEND_SECONDS)  # connections that are sent to in steps, later
 
         self.b.send_all = slow
         self.a.connect(1)

@@ -11,14 +11,15 @@ Hot path: processes a batch by columns. Its reference is `plan_deliveries` in te
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from itertools import compress, groupby
+from itertools import chain, compress, groupby
 from operator import attrgetter
 from typing import TypeAlias, TypeVar
 
 from chatws.brokers.interface import Audience, Event
 from chatws.chat.audience import user_channel
-from chatws.chat.hub import Hub
+from chatws.chat.hub import Hub, without
 from chatws.ids import Id
+from chatws.server.recipients import Recipients, RecipientsExcept
 
 __all__ = ["DeliveryGroup", "plan_deliveries"]
 
@@ -73,9 +74,12 @@ def _plan_with_exclusions(
     make_frames: Callable[[Sequence[Event]], list[bytes]],
 ) -> list[DeliveryGroup[T]]:
     """Plan events for the same channels of which some exclude a user."""
-    recipients = set(hub.recipients(Audience(channels)))
+    recipients = hub.recipients(Audience(channels))
     if not recipients:
         return []
+    if not isinstance(recipients, Recipients | RecipientsExcept):
+        recipients = Recipients(recipients)
+    positions = recipients.positions() if isinstance(recipients, Recipients) else recipients
     frames = make_frames(batch)
     excluded: dict[Id, list[T]] = {}
     events_excluding: dict[Id | None, list[int]] = {}
@@ -83,13 +87,13 @@ def _plan_with_exclusions(
         user_id = event.audience.except_user_id
         if user_id is not None and user_id not in excluded:
             connections = hub.subscribers(user_channel(user_id))
-            excluded[user_id] = [connection for connection in connections if connection in recipients]
+            excluded[user_id] = [connection for connection in connections if connection in positions]
         events_excluding.setdefault(user_id, []).append(index)
         event.delivered = len(recipients) - (0 if user_id is None else len(excluded[user_id]))
     deliveries: list[DeliveryGroup[T]] = []
-    get_all = recipients.difference(*excluded.values())
+    get_all = without(recipients, dict.fromkeys(chain.from_iterable(excluded.values())))
     if get_all:
-        deliveries.append((list(get_all), frames))
+        deliveries.append((get_all, frames))
     for excluded_user, user_connections in excluded.items():
         remaining = frames.copy()
         for index in reversed(events_excluding[excluded_user]):

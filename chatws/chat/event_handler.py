@@ -32,6 +32,9 @@ __all__ = ["BrokerEventHandler", "SendAll"]
 
 log = Logger()
 
+#: Seconds that a connection's part of a broadcast of presence takes, with hundreds of frames.
+SEND_SECONDS = 1e-5
+
 _NODES_CHANNELS = (NODES,)
 _channels_of, _name_of = attrgetter("audience.channels"), attrgetter("name")
 
@@ -79,6 +82,7 @@ class BrokerEventHandler:
         self._connections = connections
         self._contacts = contacts
         self._clock = clock
+        self._sent_later = 0  # connections that have got events in steps, in total
 
     def deliver(self, events: Sequence[Event]) -> None:
         """Append events to the history and deliver them: see `EventHandler.deliver`."""
@@ -97,7 +101,7 @@ class BrokerEventHandler:
         deliveries = plan_deliveries(events, self._hub, self._make_frames)
         self._stats.count(events)
         if deliveries:
-            self._send_all(deliveries)
+            self._sent_later += self._send_all(deliveries)
 
     def _note_statuses(self, events: Sequence[Event]) -> None:
         for event in events:
@@ -113,6 +117,7 @@ class BrokerEventHandler:
         """Execute each command before the events behind it are appended or delivered."""
         start = 0
         presence_from: float | None = None
+        sent_later = self._sent_later
         for index, event in enumerate(events):
             self._history.append(event)
             if event.audience.channels[0] == NODES:
@@ -123,7 +128,8 @@ class BrokerEventHandler:
                 self._execute_command(event)
         self._dispatch(events[start:])
         if presence_from is not None:  # announcements are made by the command, or follow it
-            self._presence.agents.local.throttle(self._clock.seconds() - presence_from)
+            sending = (self._sent_later - sent_later) * SEND_SECONDS
+            self._presence.agents.local.throttle(self._clock.seconds() - presence_from + sending)
 
     def _dispatch(self, events: Sequence[Event]) -> None:
         if self._history.missing_ranges != self._known_missing_ranges:
@@ -134,7 +140,7 @@ class BrokerEventHandler:
             deliveries += self._contacts.plan(events)
         self._stats.count(events)
         if deliveries:
-            self._send_all(deliveries)
+            self._sent_later += self._send_all(deliveries)
 
     def _execute_command(self, event: Event) -> None:
         command = cluster_commands.decode_command(event)

@@ -9,16 +9,16 @@ audience.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import chain
 from operator import attrgetter
 from typing import Generic, TypeVar
 
 from chatws.brokers.interface import EXCLUDE, Audience
 from chatws.chat.audience import connection_channel, excluding, user_channel
-from chatws.server.recipients import Recipients
+from chatws.server.recipients import CHUNK, Recipients, RecipientsExcept
 
-__all__ = ["Hub"]
+__all__ = ["Hub", "without"]
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class Hub(Generic[T]):
         if except_user_id is not None:
             excluded = self._subscribers.get(user_channel(except_user_id))
             if excluded:
-                return [connection for connection in recipients if connection not in excluded]
+                return without(recipients, excluded)
         return recipients
 
     def has_subscribers(self, channels: Iterable[str]) -> bool:
@@ -160,8 +160,20 @@ class Hub(Generic[T]):
             name = channel.removeprefix(EXCLUDE)
             excluded = self._subscribers.get(name, ())
             if excluded:
-                recipients = [connection for connection in recipients if connection not in excluded]
+                recipients = without(recipients, excluded)
             elif name.startswith("connection:"):
                 ids = map(connection_channel, map(self._connection_id, recipients))
-                recipients = [connection for connection, id in zip(recipients, ids, strict=True) if id != name]
+                named = [connection for connection, id in zip(recipients, ids, strict=True) if id == name]
+                recipients = without(recipients, dict.fromkeys(named))
         return recipients
+
+
+def without(recipients: Collection[T], excluded: Mapping[T, object]) -> Collection[T]:
+    """Return the recipients that are not excluded. Many are not copied, unless many are excluded."""
+    if isinstance(recipients, RecipientsExcept):
+        excluded = dict.fromkeys([*recipients.excluded, *excluded])
+        recipients = recipients.recipients
+    if isinstance(recipients, Recipients) and len(recipients) > CHUNK >= len(excluded):
+        positions = recipients.positions()
+        return RecipientsExcept(recipients, frozenset([one for one in excluded if one in positions]))
+    return [connection for connection in recipients if connection not in excluded]

@@ -28,7 +28,7 @@ from twisted.logger import Logger
 from chatws.server.broadcasts import Broadcasts
 from chatws.server.frame_writer import FrameWriter
 from chatws.server.io_uring import NULL_KEY, Ring
-from chatws.server.recipients import Recipients, collect_keys
+from chatws.server.recipients import Recipients, RecipientsExcept, collect_keys
 
 __all__ = ["IO_URING_MIN_SENDS", "FanOut"]
 
@@ -106,7 +106,11 @@ class FanOut:
             # a connection may be in both, in this order
             self._send_after_waiting(short, broadcasts)
             short = []
-            broadcasts.add(recipients, b"".join(frames))
+            payload = b"".join(frames)
+            if isinstance(recipients, RecipientsExcept):
+                broadcasts.add(recipients.recipients, payload, recipients.excluded)
+            else:
+                broadcasts.add(recipients, payload)
             later += count
         self._send_after_waiting(short, broadcasts)
         broadcasts.start()

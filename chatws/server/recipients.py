@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import socket
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence, Set
 from operator import attrgetter
 from typing import Any, TypeVar
 
-__all__ = ["CHUNK", "Recipients", "collect_keys", "invalidate_sockets"]
+__all__ = ["CHUNK", "Recipients", "RecipientsExcept", "collect_keys", "invalidate_sockets"]
 
 T = TypeVar("T")
 
@@ -81,6 +81,30 @@ class Recipients(tuple[T, ...]):
         if self._positions is None:
             self._positions = dict(zip(self, range(len(self)), strict=True))
         return self._positions
+
+
+class RecipientsExcept(Collection[T]):
+    """Many connections without a few of them. Nothing is copied, and broadcasts to both are one.
+
+    :ivar recipients: the connections.
+    :ivar excluded: those of them that are left out.
+    """
+
+    __slots__ = ("excluded", "recipients")
+
+    def __init__(self, recipients: Recipients[T], excluded: Set[T]) -> None:
+        self.recipients = recipients
+        self.excluded = excluded
+
+    def __len__(self) -> int:
+        return len(self.recipients) - len(self.excluded)
+
+    def __iter__(self) -> Iterator[T]:
+        excluded = self.excluded
+        return (connection for connection in self.recipients if connection not in excluded)
+
+    def __contains__(self, connection: object) -> bool:
+        return connection in self.recipients.positions() and connection not in self.excluded
 
 
 _keys_of, _keys_version_of = attrgetter("_keys"), attrgetter("_keys_version")
