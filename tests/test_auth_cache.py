@@ -34,13 +34,13 @@ class SingleFlightCacheCase(SynchronousTestCase):
     def tearDown(self) -> None:
         self.assertEqual(self.clock.getDelayedCalls(), [])
 
-    def make(self, ttl: float) -> SingleFlightCache[Any, Any]:
+    def make(self, ttl: float, queue: FairQueue | None = None) -> SingleFlightCache[Any, Any]:
         async def ask(key: Any) -> Any:
             waiting: Deferred[Any] = Deferred()
             self.asked.append((key, waiting))
             return await waiting
 
-        return SingleFlightCache(ask, ttl=ttl, timeout=3.0, clock=self.clock)
+        return SingleFlightCache(ask, ttl=ttl, timeout=3.0, clock=self.clock, queue=queue)
 
     def get(self, key: Any = 1) -> Deferred[Any]:
         result = self.lookup.get(key)
@@ -57,7 +57,7 @@ class SingleFlightCacheCase(SynchronousTestCase):
 
     def test_query_that_waits_behind_a_crowd_starts_with_the_turn_of_another_owner(self) -> None:
         queue = FairQueue(1, 3.0, self.clock)
-        self.lookup = SingleFlightCache(self.lookup._load, ttl=5.0, timeout=3.0, clock=self.clock, queue=queue)
+        self.lookup = self.make(5.0, queue)
         crowd = [self.lookup.get(number, owner="crowd") for number in range(1, 101)]
         login = self.lookup.get(100, owner="ana")
         self.answer(True)
@@ -73,7 +73,7 @@ class SingleFlightCacheCase(SynchronousTestCase):
     def test_owner_that_is_rejected_does_not_take_the_query_from_another(self) -> None:
         self.patch(fair_queue, "MAX_WAITING", 1)
         queue = FairQueue(1, 3.0, self.clock)
-        self.lookup = SingleFlightCache(self.lookup._load, ttl=0, timeout=3.0, clock=self.clock, queue=queue)
+        self.lookup = self.make(0, queue)
         for number in (1, 2):
             self.lookup.get(number, owner="crowd")
         login = self.lookup.get(3, owner="ana")
@@ -85,7 +85,7 @@ class SingleFlightCacheCase(SynchronousTestCase):
 
     def test_query_without_remaining_callers_is_not_started(self) -> None:
         queue = FairQueue(1, 3.0, self.clock)
-        self.lookup = SingleFlightCache(self.lookup._load, ttl=0, timeout=3.0, clock=self.clock, queue=queue)
+        self.lookup = self.make(0, queue)
         self.get(1)
         gone = self.get(2)
         gone.addErrback(lambda failure: failure.trap(CancelledError))

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -209,7 +210,7 @@ class RepeatedRecoveryTests(SynchronousTestCase):
             send_all=send_all,
             auth_deadline=0,
         )
-        broker.start(self.chat._event_handler)
+        Deferred.fromCoroutine(self.chat.start())
         for number in range(0, EVENTS, 1000):
             self.publish(456, range(number, number + 1000))
 

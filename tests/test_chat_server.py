@@ -13,7 +13,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.brokers.factory import open_broker
-from chatws.brokers.interface import NODES, Audience, Event, Retention
+from chatws.brokers.interface import NODES, Audience, Event, NewEvent, Retention
 from chatws.chat import server as chat_server
 from chatws.chat.audience import AudienceTable, Kind
 from chatws.chat.history import History
@@ -423,9 +423,8 @@ class PendingCheckTests(ChatTestCase):
 
     def test_command_from_another_node_rejects_a_pending_auth_of_an_equal_id(self) -> None:
         connection = self.connect(5)
-        self.chat._event_handler.deliver(
-            [Event(0, "disconnect", Audience((NODES,)), b'{"user_id":"5","ban":true}', 0.0)]
-        )
+        command = NewEvent("disconnect", Audience((NODES,)), b'{"user_id":"5","ban":true}', transient=True)
+        self.successResultOf(self.chat.publish([command]))
         self.complete(Identity(5, "token"))
         self.assertEqual((connection.closed or (0, ""))[0], 4903)
 

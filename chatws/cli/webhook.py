@@ -15,6 +15,7 @@ from chatws.cli.output import Output, count, printable
 from chatws.clients.webhook import HEADER, verify
 from chatws.config.loader import load
 from chatws.errors import ConfigError
+from chatws.interfaces import Reactor
 
 if TYPE_CHECKING:
     from chatws.config.schema import Config
@@ -101,7 +102,7 @@ def reach(config: Config, events: list[dict[str, Any]], interrupted: int = 130) 
     files = WebhookFiles(config)
     answers: list[Answer] = []
 
-    async def begin(reactor: Any) -> int:
+    async def begin(reactor: Reactor) -> int:
         client = WebhookClient(
             check_auth_url(config.webhook_url, "--webhook-url"),
             timeout=config.webhook_timeout,

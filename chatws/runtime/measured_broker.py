@@ -30,7 +30,7 @@ from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookReques
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Clock, TimerHandle
-from chatws.runtime.measurements import Histogram
+from chatws.runtime.measurements import STORE_BUCKETS, Histogram
 
 __all__ = ["PROBE_INTERVAL", "MeasuredBroker", "make_probe"]
 
@@ -54,7 +54,6 @@ KINDS = (
     "add_webhooks",
     "exchange_webhooks",
 )
-BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 #: Bytes of a probe: several pages of any engine, so that a full one has no room for it. Random, against compression.
 PROBE_SIZE = 16 * 1024
 
@@ -78,7 +77,7 @@ class MeasuredBroker:
     """
 
     def __init__(self, broker: Broker, clock: Clock) -> None:
-        self.histograms = {kind: Histogram(BUCKETS) for kind in KINDS}
+        self.histograms = {kind: Histogram(STORE_BUCKETS) for kind in KINDS}
         self.errors = dict.fromkeys(KINDS, 0)
         self.problem = ""
         self._broker = broker

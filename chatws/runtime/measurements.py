@@ -12,14 +12,16 @@ from twisted.internet.task import LoopingCall
 from chatws.database.interface import Database, DatabaseEngine, QueryFailed, Row, ValueRefused, Values
 from chatws.interfaces import Clock, zope_clock
 
-__all__ = ["LAG_INTERVAL", "Histogram", "Lag", "MeasuredDatabase"]
+__all__ = ["LAG_INTERVAL", "STORE_BUCKETS", "Histogram", "Lag", "MeasuredDatabase"]
 
 T = TypeVar("T")
 
 #: Seconds between two measurements of the event loop's lag: enough samples for a 15 s scrape, at no visible cost.
 LAG_INTERVAL = 0.5
+#: Seconds of a lag: below 1 ms it is noise, above 2.5 s the server is as good as stopped.
 LAG_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
-DATABASE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+#: Seconds of a query or of a call of the broker: from a local answer to `auth_timeout` and `broker_timeout`.
+STORE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Histogram:
@@ -87,7 +89,7 @@ class MeasuredDatabase:
     def __init__(self, database: Database, clock: Clock) -> None:
         self._database = database
         self._clock = clock
-        self.histograms = {name: Histogram(DATABASE_BUCKETS) for name in ("query", "execute", "execute_many")}
+        self.histograms = {name: Histogram(STORE_BUCKETS) for name in ("query", "execute", "execute_many")}
         self.errors = {"unavailable": 0, "failed": 0, "refused": 0}
 
     @property

@@ -28,7 +28,7 @@ from twisted.web.iweb import IBodyProducer
 from zope.interface import implementer
 
 from chatws.clients.webhook import HEADER, sign
-from chatws.interfaces import Reactor
+from chatws.interfaces import Reactor, zope_clock
 from chatws.net.web_client import QuietEndpoints, describe_error
 
 __all__ = ["MAX_ANSWER", "Answer", "Header", "WebhookClient", "tls_policy"]
@@ -151,7 +151,7 @@ class WebhookClient:
         self._timeout = timeout
         self._secrets = secrets
         self._headers = headers
-        self._reactor: Any = reactor
+        self._reactor = reactor
         self._wall_clock = wall_clock
         self._endpoints = QuietEndpoints(reactor, timeout, MAX_WIRE_BYTES, policy)
         self._pool: Any = HTTPConnectionPool(reactor, persistent=True)  # type: ignore[no-untyped-call]
@@ -165,7 +165,7 @@ class WebhookClient:
         """Sign and send one request. Never fails."""
         try:
             answering = Deferred.fromCoroutine(self._post(body))
-            return await answering.addTimeout(self._timeout, self._reactor, self._timed_out)
+            return await answering.addTimeout(self._timeout, zope_clock(self._reactor), self._timed_out)
         except TimeoutError as error:
             return Answer(problem=str(error))
         except Refused as error:

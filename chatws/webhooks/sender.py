@@ -23,7 +23,7 @@ from chatws.brokers.interface import Broker
 from chatws.brokers.webhook_queue import WebhookReply, WebhookRequest
 from chatws.errors import Unavailable
 from chatws.ids import Id, sort_ids
-from chatws.interfaces import Reactor
+from chatws.interfaces import Reactor, zope_clock
 from chatws.runtime.backoff import backoff
 from chatws.runtime.throttled_log import ThrottledLog
 from chatws.webhooks.batches import MAX_EVENTS, Agents, Batches, Delivery, Snapshot, body_of
@@ -138,7 +138,7 @@ class WebhookSender:
         self._state = state
         self._settings = settings
         self._node = node
-        self._reactor: Any = reactor
+        self._reactor = reactor
         self._wall_clock = wall_clock
         self._jitter = jitter
         self._throttled_log = ThrottledLog(self._log, reactor, max_reasons=100)
@@ -202,7 +202,7 @@ class WebhookSender:
                 await self._sleep(pause)
 
     async def _sleep(self, seconds: float) -> None:
-        self._pause = deferLater(self._reactor, seconds)
+        self._pause = deferLater(zope_clock(self._reactor), seconds)
         with suppress(CancelledError):
             await self._pause
         self._pause = None
