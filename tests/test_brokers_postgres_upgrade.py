@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import psycopg2
 import pytest
 import pytest_twisted
 
+from chatws.brokers.interface import CONTACT_SPACE
 from chatws.brokers.postgres.schema import migrations
 from chatws.database.migrations import apply, transaction
 from tests.postgres_nodes import Nodes, new_event, nodes, until
@@ -90,6 +93,20 @@ def test_call_of_an_earlier_node_after_upgrade_fails(earlier: Nodes, call: str) 
     with pytest.raises((psycopg2.errors.UndefinedFunction, psycopg2.errors.UndefinedColumn)):
         earlier.shop().cursor().execute(call)
     assert earlier.run("SELECT count(*) FROM chatws.events") == [(2,)]
+
+
+@pytest_twisted.ensureDeferred
+async def test_node_of_an_earlier_version_sees_agents_only_and_is_known_as_one(earlier: Nodes) -> None:
+    upgrade(earlier)
+    broker, _ = await earlier.node()
+    await broker.lease("new", {"[456,7]": 1}, 60, CONTACT_SPACE)
+    await broker.lease("new", {6: 1}, 60)
+    [(reply,)] = earlier.run("""SELECT chatws.renew_leases('before', '[["7", 7, 1]]', 60, NULL)""")
+    assert json.loads(reply) == {"joined": ["7"], "left": [], "held": 1, "online": 3}  # with 5, of the fixture
+    [(reply,)] = earlier.run("SELECT chatws.online(NULL)")
+    assert sorted(json.loads(reply)) == ["5", "6", "7"]
+    assert await broker.nodes_without(CONTACT_SPACE) == ["before", "earlier"]
+    assert await broker.online(CONTACT_SPACE) == ["[456,7]"]
 
 
 def test_upgrade_leaves_no_function_twice_and_none_to_public(earlier: Nodes) -> None:

@@ -449,6 +449,23 @@ def test_an_agent_who_logs_out_can_log_in_as_another(demo: Server, enter: Enter)
     expect(presence(bruno, CARLA)).to_have_attribute("data-status", "online")
 
 
+def test_status_of_an_agent_is_shown_and_stays_after_a_reload(demo: Server, enter: Enter) -> None:
+    page, bruno = enter(demo, ANA), enter(demo, BRUNO)
+    page.get_by_test_id("me").click()
+    page.get_by_test_id("status-busy").click()
+    expect(presence(bruno, ANA)).to_have_attribute("data-status", "busy")
+    expect(presence(page, ANA)).to_have_attribute("data-status", "busy")
+    page.reload()
+    expect(connection(page)).to_have_text("Live")
+    expect(presence(page, ANA)).to_have_attribute("data-status", "busy")
+    expect(presence(bruno, ANA)).to_have_attribute("data-status", "busy")
+    bruno.reload()
+    expect(presence(bruno, ANA)).to_have_attribute("data-status", "busy")
+    page.get_by_test_id("me").click()
+    page.get_by_test_id("status-online").click()
+    expect(presence(bruno, ANA)).to_have_attribute("data-status", "online")
+
+
 def test_second_window_opens_as_another_agent(demo: Server, browser: Browser) -> None:
     with open_page(browser, demo.url) as page:
         with page.context.expect_page() as opened:

@@ -112,6 +112,8 @@ class ClusterPresence:
         :raises Unavailable: The broker cannot be reached.
         """
         self._replace(await self.broker.online(self._space))
+        if self.local.stopped:
+            return  # the process stops during its start
         self._renewal = self._clock.callLater(self._ttl / RENEWALS, self._renew)
 
     def freeze(self, seconds: float) -> None:

@@ -153,6 +153,8 @@ class PresenceService:
         await self.contacts.start()
         await self.agents.start()
         self.statuses.replace(await self.broker.data(AGENT_SPACE), self.agents.online())
+        if self.agents.local.stopped:
+            return  # the process stops during its start
         self._refresh_timer = self._clock.callLater(STATUS_REFRESH, self._refresh_statuses)
 
     def freeze(self, seconds: float) -> None:

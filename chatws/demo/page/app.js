@@ -353,6 +353,12 @@ $("login-pair").addEventListener("click", () => {
   enter(state.agents[0].id);
 });
 $("me-out").addEventListener("click", leave);
+for (const button of $("me-status").querySelectorAll("button")) {
+  button.addEventListener("click", () => {
+    connection.setStatus(button.dataset.status);
+    $("me").open = false;
+  });
+}
 $("status-retry").addEventListener("click", () => connection.reconnect());
 $("search").addEventListener("input", (event) => {
   state.search = event.target.value;

@@ -90,9 +90,10 @@ export class Connection {
     on("typing", ({ conversation_id: id, user_id: user, is_typing: isTyping }) => {
       if (id !== undefined && user !== undefined) state.setTyping(id, user, isTyping !== false);
     });
-    on("presence", ({ online }) => {
-      state.presence = new Map((online || []).map((id) => [idKey(id), "online"]));
+    on("presence", ({ online, status = {} }) => {
+      state.presence = new Map((online || []).map((id) => [idKey(id), status[id] || "online"]));
     });
+    on("status_set", ({ status }) => state.presence.set(idKey(state.me), status));
     on("agent_status", ({ agent_id: id, status }) => {
       if (id !== undefined) state.presence.set(idKey(id), String(status));
     });
@@ -103,7 +104,7 @@ export class Connection {
 
   connected() {
     this.client.send({ type: "presence" });
-    this.state.presence.set(idKey(this.state.me), "online");
+    if (!this.state.presence.has(idKey(this.state.me))) this.state.presence.set(idKey(this.state.me), "online");
     if (!this.wasLive) {
       this.wasLive = true;
       this.show("live");
@@ -114,6 +115,11 @@ export class Connection {
     this.catchUp = { until: Date.now() + CATCH_UP_MS, reports, updates: 0, messages: new Set(), reloaded: false };
     this.show("back");
     this.app.returned();
+  }
+
+  /** Set the agent's status. The server keeps it, also over a reload. */
+  setStatus(status) {
+    this.client.send({ type: "status", status });
   }
 
   /** Record something that was missed, if the client has just reconnected. */

@@ -171,6 +171,10 @@ export function drawMe(state, openAs) {
   if (!me) return;
   $("me-avatar").replaceChildren(avatar(me.name, me.id));
   $("me-name").textContent = firstName(me.name);
+  const status = state.presence.get(idKey(state.me)) || "online";
+  for (const button of $("me-status").querySelectorAll("button")) {
+    button.setAttribute("aria-pressed", String(button.dataset.status === status));
+  }
   $("me-others").replaceChildren(
     ...state.agents
       .filter(({ id }) => !sameId(id, state.me))
