@@ -57,4 +57,4 @@ class ListenerQueue:
             self._listener.deliver(fresh)
         except Exception:
             # The events are stored: the backend gets its acknowledgement, and browsers can recover them.
-            self._log.failure("Fault in the delivery of {count} events", count=len(fresh))
+            self._log.failure("the delivery of {count} events failed", count=len(fresh))

@@ -196,7 +196,7 @@ class WebhookSender:
                 self._throttled_log.warn("unavailable", "webhooks wait for the broker: {reason}", reason=error.message)
                 pause = STANDBY_PAUSE
             except Exception:
-                self._log.failure("Fault in the sender of webhooks")
+                self._log.failure("the sender of webhooks failed")
                 pause = WAITING_PAUSE
             if pause and self._is_running and not self._is_awake:
                 await self._sleep(pause)

@@ -170,7 +170,7 @@ class IpcConnection:
         try:
             self._receive(messages)
         except Exception:
-            self._log.failure("Fault in a message between processes")
+            self._log.failure("processing a message between processes failed")
             self.abort()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:

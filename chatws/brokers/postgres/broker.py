@@ -139,7 +139,7 @@ class PostgresBroker(BaseBroker):
         self._sequencer.start(listener, head["epoch"], head["seq"], head["event_offset"], head["append_id"])
         self._open = self._running = True
         self._polling = Deferred.fromCoroutine(self._poll_loop())
-        self._polling.addErrback(lambda failure: self._log.failure("Fault in the poll loop", failure))
+        self._polling.addErrback(lambda failure: self._log.failure("the poll loop failed", failure))
         if self._notification_listener is not None:
             self._notification_listener.start()
         self._retention_task.start()
@@ -190,7 +190,7 @@ class PostgresBroker(BaseBroker):
         appending.addCallback(self._on_append_done)
 
     def _log_append_fault(self, failure: Any, batch: PublishBatch) -> None:
-        self._log.failure("Fault in an append", failure)
+        self._log.failure("an append failed", failure)
         batch.fail(Unavailable("the event history cannot be written now"))
 
     def _on_append_done(self, _: object) -> None:
@@ -328,7 +328,7 @@ class PostgresBroker(BaseBroker):
             try:
                 pause = await self._poll_once()
             except Exception:
-                self._log.failure("Fault in a poll of the event history")
+                self._log.failure("a poll of the event history failed")
                 pause = POLL_INTERVAL
             if pause and self._running and not self._wake_requested:
                 sleep: Deferred[None] = Deferred()

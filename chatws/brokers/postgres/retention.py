@@ -59,6 +59,6 @@ class RetentionTask:
         except Unavailable:
             pass  # logged elsewhere. The next round deletes the rest
         except Exception:
-            self._log.failure("Fault in trimming the history")
+            self._log.failure("trimming the history failed")
         if self._timer is not None:
             self._timer = self._reactor.callLater(INTERVAL, self._again)

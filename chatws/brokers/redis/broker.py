@@ -200,7 +200,7 @@ class RedisBroker(BaseBroker):
             return
         self._writing = True
         writing = Deferred.fromCoroutine(self._write(session))
-        writing.addErrback(lambda failure: self._log.failure("Fault in writing to Redis", failure))
+        writing.addErrback(lambda failure: self._log.failure("writing to Redis failed", failure))
         writing.addBoth(self._written)
 
     def _written(self, _: object) -> None:

@@ -125,7 +125,7 @@ class SessionManager:
 
     def _stopped_running(self, failure: Failure) -> None:
         if not isinstance(failure.value, CancelledError):
-            self._log.failure("Fault in the connection to Redis", failure)
+            self._log.failure("the connection to Redis failed", failure)
 
     async def _keep_going(self, session: RedisSession) -> None:
         """Open another session whenever one ends."""
@@ -149,10 +149,10 @@ class SessionManager:
                 except CancelledError:
                     raise
                 except Exception:
-                    self._log.failure("Fault in reaching Redis")
+                    self._log.failure("connecting to Redis failed")
                 await deferLater(zope_clock(self._reactor), backoff(attempt, FIRST_PAUSE, LONGEST_PAUSE))
                 attempt += 1
-            self._log.info("Redis at {where} is there again", where=self._url.name)
+            self._log.info("Redis at {where} is available again", where=self._url.name)
 
     async def _connect(self) -> RedisSession:
         """Open a session, and deliver everything that was published meanwhile."""
@@ -246,7 +246,7 @@ class SessionManager:
                 session.drop("batches of other nodes do not arrive")
             elif not session.is_checking:
                 checking = Deferred.fromCoroutine(self._check(session))
-                checking.addErrback(lambda failure: self._log.failure("Fault in a check of Redis", failure))
+                checking.addErrback(lambda failure: self._log.failure("a check of Redis failed", failure))
 
         ticks = LoopingCall(check)
         ticks.clock = zope_clock(self._reactor)

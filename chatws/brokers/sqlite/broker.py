@@ -179,7 +179,7 @@ class SqliteBroker(BaseBroker):
             reactor, self._pool, self._store.append, batch.new_events, self._now()
         )
         written.addBoth(self._written, batch)
-        written.addErrback(lambda failure: self._log.failure("Fault after a write to the event history", failure))
+        written.addErrback(lambda failure: self._log.failure("processing a write to the event history failed", failure))
 
     def _written(self, outcome: AssignedBatch | Failure, batch: PublishBatch) -> None:
         if isinstance(outcome, Failure):
