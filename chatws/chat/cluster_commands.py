@@ -9,7 +9,7 @@ Unknown names are ignored: during an upgrade newer nodes may send commands that 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
 import msgspec
@@ -29,8 +29,11 @@ __all__ = [
     "GroupsCommand",
     "HeartbeatRow",
     "HeartbeatUpdate",
+    "NodeCommand",
+    "NodeInfo",
     "PresenceCommand",
     "PresenceUpdate",
+    "RebalanceCommand",
     "StatusUpdate",
     "UnsubscribeCommand",
     "UnsubscribeContactCommand",
@@ -141,13 +144,58 @@ class HeartbeatUpdate(msgspec.Struct, frozen=True):
     agents: Sequence[HeartbeatRow]
 
 
+class NodeInfo(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a node announces of itself.
+
+    :ivar id: the beginning of the ids of its connections, new for each process.
+    :ivar name: the name of the node for people.
+    :ivar address: of its WebSocket listeners.
+    :ivar connections: its open WebSockets.
+    :ivar uptime: seconds since its start.
+    :ivar lag: the latest delay of its event loop, in seconds.
+    :ivar offset: the last offset that it has read.
+    :ivar is_draining: it accepts no WebSockets.
+    :ivar settings: what must be equal on all nodes, as texts.
+    :ivar is_leaving: the node ends.
+    """
+
+    id: str
+    name: str
+    address: str = ""
+    version: str = ""
+    connections: int = 0
+    uptime: float = 0.0
+    lag: float = 0.0
+    offset: int = 0
+    is_draining: bool = False
+    settings: Mapping[str, str] = {}
+    is_leaving: bool = False
+
+
+class RebalanceCommand(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Close connections of one node, whose clients connect again.
+
+    :ivar node: the id of the node.
+    :ivar count: connections to close.
+    :ivar seconds: the time over which they are closed.
+    :ivar drain: whether the node accepts no more WebSockets from now on.
+    """
+
+    node: str
+    count: int = 0
+    seconds: float = 0.0
+    drain: bool = False
+
+
 #: A command that concerns the connections of one agent or contact.
 UserCommand: TypeAlias = (
     DisconnectCommand | UnsubscribeCommand | DisconnectContactCommand | UnsubscribeContactCommand | GroupsCommand
 )
 #: Transient commands about presence. The broker's leases and data of members have the same state.
 PresenceCommand: TypeAlias = PresenceUpdate | StatusUpdate | ContactUpdate
-ClusterCommand: TypeAlias = UserCommand | PresenceCommand | HeartbeatUpdate
+#: A command about nodes.
+NodeCommand: TypeAlias = NodeInfo | RebalanceCommand
+ClusterCommand: TypeAlias = UserCommand | PresenceCommand | HeartbeatUpdate | NodeCommand
 
 PRESENCE_COMMANDS = (PresenceUpdate, StatusUpdate, ContactUpdate)
 
@@ -161,6 +209,8 @@ _COMMAND_TYPES: dict[str, type[ClusterCommand]] = {
     "heartbeats": HeartbeatUpdate,
     "status": StatusUpdate,
     "contact_presence": ContactUpdate,
+    "node": NodeInfo,
+    "rebalance": RebalanceCommand,
 }
 _NAMES = {command_type: name for name, command_type in _COMMAND_TYPES.items()}
 _DECODERS = {name: msgspec.json.Decoder(command_type) for name, command_type in _COMMAND_TYPES.items()}
@@ -169,7 +219,7 @@ _encode = msgspec.json.Encoder().encode
 
 def to_new_event(command: ClusterCommand) -> NewEvent:
     """Return the event that carries a command."""
-    transient = isinstance(command, (*PRESENCE_COMMANDS, HeartbeatUpdate))
+    transient = isinstance(command, (*PRESENCE_COMMANDS, HeartbeatUpdate, NodeInfo, RebalanceCommand))
     return NewEvent(_NAMES[type(command)], _NODES_AUDIENCE, _encode(command), transient=transient)
 
 

@@ -51,9 +51,12 @@ class BrokerEventHandler:
     :param contacts: plans the deliveries to contacts; None if contacts are off.
     :param clock: measures how long announcements of presence take.
     :ivar on_heartbeats: called with the agents of a `HeartbeatUpdate`, or None.
+    :ivar on_node_command: called with commands about nodes, or None.
     """
 
     on_heartbeats: Callable[[Sequence[cluster_commands.HeartbeatRow]], None] | None = None
+
+    on_node_command: Callable[[cluster_commands.NodeCommand], None] | None = None
 
     def __init__(
         self,
@@ -149,6 +152,9 @@ class BrokerEventHandler:
         elif isinstance(command, cluster_commands.HeartbeatUpdate):
             if self.on_heartbeats is not None:
                 self.on_heartbeats(command.agents)
+        elif isinstance(command, cluster_commands.NodeInfo | cluster_commands.RebalanceCommand):
+            if self.on_node_command is not None:
+                self.on_node_command(command)
         elif command is not None:
             self._admin.apply_command(command)
 

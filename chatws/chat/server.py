@@ -22,7 +22,7 @@ from chatws.chat.audience import AudienceTable, group_channel
 from chatws.chat.auth_flow import AuthFlow
 from chatws.chat.chat_stats import ChatStats
 from chatws.chat.client import MAX_WAITING, Client
-from chatws.chat.cluster_commands import HeartbeatRow
+from chatws.chat.cluster_commands import HeartbeatRow, RebalanceCommand
 from chatws.chat.connection_log import ConnectionLog
 from chatws.chat.contacts import ContactDelivery, ContactFilter
 from chatws.chat.event_handler import BrokerEventHandler, SendAll
@@ -30,6 +30,7 @@ from chatws.chat.history import History
 from chatws.chat.hub import Hub
 from chatws.chat.interfaces import ActivitySink, Authenticator, Authorizer
 from chatws.chat.internal_events import InternalPublisher
+from chatws.chat.nodes import ClusterNodes, KnownNode
 from chatws.chat.presence.service import PresenceService, PresenceSettings
 from chatws.chat.rate_limits import MIN_PAUSE
 from chatws.chat.recovery import Recovery
@@ -127,6 +128,7 @@ class ChatServer:
             self.contacts = ContactDelivery(contact_filter, self._connection_id, self._make_frames)
         self.history = History(Retention()) if history is None else history
         self.connections: set[Connection] = set()
+        self._cluster: ClusterNodes | None = None
         self.node = node or secrets.token_hex(4)
         self.stats = ChatStats()
         self._internal_events = InternalPublisher(self.stats)
@@ -287,7 +289,21 @@ class ChatServer:
         self._activity = activity
         self._event_handler.on_heartbeats = on_heartbeats
 
+    def use_cluster(self, cluster: ClusterNodes) -> None:
+        """Pass on commands about nodes, and answer backends about them."""
+        self._cluster = cluster
+        self._event_handler.on_node_command = cluster.on_command
+
     # Target of the push API
+
+    def nodes(self) -> list[KnownNode]:
+        """Return the nodes that share the broker, this one first."""
+        return [] if self._cluster is None else self._cluster.nodes()
+
+    async def rebalance(self, command: RebalanceCommand) -> None:
+        """Close connections of a node: see `ClusterNodes.rebalance`."""
+        if self._cluster is not None:
+            await self._cluster.rebalance(command)
 
     def publish(self, new_events: Sequence[NewEvent]) -> Deferred[list[Event]]:
         """Store and deliver events, in order. See `Broker.publish`.

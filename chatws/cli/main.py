@@ -29,6 +29,8 @@ COMMANDS = (
     "tail",
     "agents",
     "kick",
+    "nodes",
+    "rebalance",
     "token",
     "check",
     "health",

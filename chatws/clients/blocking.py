@@ -28,6 +28,7 @@ import msgspec
 from chatws.clients.addresses import parse_addresses
 from chatws.clients.protocol import (
     MAX_RESPONSE_BYTES,
+    ClusterNode,
     Data,
     OnlineAgent,
     OnlineConnection,
@@ -165,6 +166,18 @@ class BlockingPushClient:
         if result.agents is None:  # a server without `detail`
             return [OnlineAgent(user_id, []) for user_id in result.online or []]
         return result.agents
+
+    def nodes(self) -> list[ClusterNode]:
+        """Return the nodes that share the broker. Raises as `publish`."""
+        return self._run_op("nodes").nodes or []
+
+    def rebalance(self, node: str, count: int, *, seconds: float = 30.0, drain: bool = False) -> None:
+        """Close connections of a node over some seconds. Raises as `publish`.
+
+        :param node: the id of the node.
+        :param drain: the node accepts no WebSockets until the next rebalance.
+        """
+        self._run_op("rebalance", node=node, count=count, seconds=seconds, drain=drain)
 
     def send_lines(self, lines: Sequence[tuple[bytes, int | str]]) -> tuple[list[PushResult | None], str]:
         """Send encoded lines, such as those of a spool.

@@ -24,6 +24,7 @@ from chatws.runtime.backoff import backoff
 
 __all__ = [
     "AUTH_ID",
+    "ClusterNode",
     "Data",
     "OnlineAgent",
     "OnlineConnection",
@@ -123,6 +124,31 @@ class OnlineAgent(msgspec.Struct, frozen=True):
     connections: list[OnlineConnection]
 
 
+class ClusterNode(msgspec.Struct, frozen=True):
+    """A node that shares the broker.
+
+    :ivar id: the beginning of the ids of its connections.
+    :ivar uptime: seconds since its start.
+    :ivar lag: the latest delay of its event loop, in seconds.
+    :ivar offset: the last offset that it has read.
+    :ivar state: "serving" or "draining".
+    :ivar differs: the settings in which it differs from the node that responds.
+    :ivar responds: whether it is the node that responds.
+    """
+
+    id: str
+    name: str
+    address: str
+    version: str
+    connections: int
+    uptime: float
+    lag: float
+    offset: int
+    state: str
+    differs: list[str]
+    responds: bool
+
+
 class PushResult(msgspec.Struct, frozen=True):
     """The server's response to a line.
 
@@ -146,6 +172,7 @@ class PushResult(msgspec.Struct, frozen=True):
     connections: int | None = None
     online: list[Id] | None = None
     agents: list[OnlineAgent] | None = None
+    nodes: list[ClusterNode] | None = None
     code: str = ""
     message: str = ""
 

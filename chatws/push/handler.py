@@ -19,13 +19,17 @@ from twisted.python.failure import Failure
 
 from chatws.brokers.interface import Event, NewEvent
 from chatws.chat.audience import AudienceTable
+from chatws.chat.cluster_commands import RebalanceCommand
+from chatws.chat.nodes import KnownNode
 from chatws.errors import ClientError, ErrorCode, Unavailable
 from chatws.ids import Id, sort_ids
 from chatws.push.operations import (
     DisconnectOp,
     GroupsOp,
+    NodesOp,
     Op,
     PresenceOp,
+    RebalanceOp,
     RequestId,
     StatusOp,
     UnsubscribeOp,
@@ -36,6 +40,8 @@ from chatws.push.responses import (
     AgentDetail,
     ConnectionDetail,
     ErrorResponse,
+    NodeDetail,
+    NodesResponse,
     OpResponse,
     PresenceResponse,
     PublishResponse,
@@ -93,6 +99,14 @@ class PushTarget(Protocol):
 
     def statuses(self) -> dict[str, str]:
         """Return the statuses of agents online that are not `online`, by the text of the id."""
+        ...
+
+    def nodes(self) -> list[KnownNode]:
+        """Return the nodes that share the broker, this one first."""
+        ...
+
+    async def rebalance(self, command: RebalanceCommand) -> None:
+        """Close connections of a node."""
         ...
 
     def connections_of(self, user_id: Id) -> list[tuple[str, str]]:
@@ -231,6 +245,14 @@ class CommandHandler:
                     online = sort_ids([*await _resolve(target.online())])
                     agents = [self._agent(user_id) for user_id in online] if operation.detail else None
                     return PresenceResponse(True, operation.request_id, online, target.statuses() or None, agents)
+                case NodesOp():
+                    nodes = [_node_detail(node, position == 0) for position, node in enumerate(target.nodes())]
+                    return NodesResponse(True, operation.request_id, nodes)
+                case RebalanceOp():
+                    await target.rebalance(
+                        RebalanceCommand(operation.node, operation.count, operation.seconds, operation.drain)
+                    )
+                    return OpResponse(True, operation.request_id)
                 case WebhookSyncOp():
                     await target.sync_webhooks()
                     return OpResponse(True, operation.request_id)
@@ -258,6 +280,23 @@ class CommandHandler:
             return error
         self.log.failure("internal error while processing a backend's line", failure)
         return Unavailable("internal error")
+
+
+def _node_detail(node: KnownNode, is_this: bool) -> NodeDetail:
+    info = node.info
+    return NodeDetail(
+        info.id,
+        info.name,
+        info.address,
+        info.version,
+        info.connections,
+        round(info.uptime, 1),
+        round(info.lag, 4),
+        info.offset,
+        "draining" if info.is_draining else "serving",
+        [*node.differs],
+        is_this,
+    )
 
 
 async def _resolve(value: T | Deferred[T]) -> T:

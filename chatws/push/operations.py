@@ -15,9 +15,11 @@ __all__ = [
     "AuthOp",
     "DisconnectOp",
     "GroupsOp",
+    "NodesOp",
     "Op",
     "PingOp",
     "PresenceOp",
+    "RebalanceOp",
     "RequestId",
     "StatusOp",
     "UnsubscribeOp",
@@ -27,6 +29,8 @@ __all__ = [
 
 #: Characters of an idempotency key: bounds the memory of the cache, and room for a UUID with a prefix.
 MAX_KEY_CHARACTERS = 128
+#: Seconds that a rebalance may take: a day, far more than an operator waits for.
+MAX_REBALANCE_SECONDS = 86400
 
 #: The `id` of a line, as the backend wrote it.
 RequestId: TypeAlias = int | str
@@ -141,6 +145,24 @@ class PresenceOp(_Op, tag="presence", kw_only=True):
     detail: bool | None = None
 
 
+class NodesOp(_Op, tag="nodes", kw_only=True):
+    """List the nodes that share the broker."""
+
+
+class RebalanceOp(_Op, tag="rebalance", kw_only=True):
+    """Close connections of a node over some seconds. `drain`: it accepts no WebSockets until the next rebalance."""
+
+    node: str
+    count: int = 0
+    seconds: float = 30.0
+    drain: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.count < 2**31 or not 0 <= self.seconds <= MAX_REBALANCE_SECONDS:
+            raise ValueError(f"count and seconds must be 0 or more, seconds at most {MAX_REBALANCE_SECONDS}")
+
+
 class PingOp(_Op, tag="ping", kw_only=True):
     """Check the connection."""
 
@@ -149,4 +171,15 @@ class WebhookSyncOp(_Op, tag="webhook_sync", kw_only=True):
     """Send the whole state to the receiver of webhooks."""
 
 
-Op: TypeAlias = AuthOp | DisconnectOp | UnsubscribeOp | GroupsOp | StatusOp | PresenceOp | PingOp | WebhookSyncOp
+Op: TypeAlias = (
+    AuthOp
+    | DisconnectOp
+    | UnsubscribeOp
+    | GroupsOp
+    | StatusOp
+    | PresenceOp
+    | NodesOp
+    | RebalanceOp
+    | PingOp
+    | WebhookSyncOp
+)

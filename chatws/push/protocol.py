@@ -144,7 +144,7 @@ _first_of, _last_of = itemgetter(0), itemgetter(2)
 _EVENT_NAME = re.compile(r"[A-Za-z0-9_.:-]{1,64}")
 #: The field in msgspec's messages: `$.field`, or the name of a missing one.
 _FIELD = re.compile(r"`\$\.([^`]+)`|required field `(\w+)`")
-_OPERATIONS = "auth, disconnect, unsubscribe, groups, status, presence, ping"
+_OPERATIONS = "auth, disconnect, unsubscribe, groups, status, presence, nodes, rebalance, ping"
 _TARGETS = "conversation_id, user_id, user_ids, contact_id, contact_ids, group, groups"
 _MUST_BE = {
     "event": "a string",

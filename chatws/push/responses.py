@@ -12,6 +12,8 @@ __all__ = [
     "AgentDetail",
     "ConnectionDetail",
     "ErrorResponse",
+    "NodeDetail",
+    "NodesResponse",
     "OpResponse",
     "PresenceResponse",
     "PublishResponse",
@@ -84,6 +86,37 @@ class PresenceResponse(Response):
     online: list[Id] | None = None
     status: dict[str, str] | None = None
     agents: list[AgentDetail] | None = None
+
+
+class NodeDetail(msgspec.Struct):
+    """A node that shares the broker.
+
+    :ivar id: the beginning of the ids of its connections.
+    :ivar uptime: seconds since its start.
+    :ivar lag: the latest delay of its event loop, in seconds.
+    :ivar offset: the last offset that it has read.
+    :ivar state: "serving" or "draining".
+    :ivar differs: the settings in which it differs from the node that responds.
+    :ivar responds: whether it is the node that responds.
+    """
+
+    id: str
+    name: str
+    address: str
+    version: str
+    connections: int
+    uptime: float
+    lag: float
+    offset: int
+    state: str
+    differs: list[str]
+    responds: bool
+
+
+class NodesResponse(Response):
+    """The response to `nodes`."""
+
+    nodes: list[NodeDetail] | None = None
 
 
 class ErrorResponse(Response):

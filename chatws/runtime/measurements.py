@@ -54,6 +54,7 @@ class Lag:
 
     def __init__(self, clock: Clock) -> None:
         self.histogram = Histogram(LAG_BUCKETS)
+        self.latest = 0.0
         self._clock = clock
         self._due = 0.0
         self._looping = LoopingCall(self._measure)
@@ -66,7 +67,8 @@ class Lag:
 
     def _measure(self) -> None:
         now = self._clock.seconds()
-        self.histogram.observe(max(0.0, now - self._due))
+        self.latest = max(0.0, now - self._due)
+        self.histogram.observe(self.latest)
         # LoopingCall keeps to its grid and skips missed calls
         self._due += LAG_INTERVAL
         if self._due <= now:

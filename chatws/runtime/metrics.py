@@ -29,6 +29,7 @@ from chatws.runtime.file_budget import BACKEND, HTTP, METRICS, WEBSOCKET, FileBu
 from chatws.runtime.log_writer import dropped_lines
 from chatws.runtime.measured_broker import MeasuredBroker
 from chatws.runtime.measurements import LAG_INTERVAL, Lag, MeasuredDatabase
+from chatws.runtime.node import NodeControl
 from chatws.runtime.turns import Turns
 from chatws.server.http_resources import GetResource, NoKeepAliveSite, ReadinessReport, monitoring_site
 from chatws.server.io_server import IoServer
@@ -42,6 +43,7 @@ class MeasuredServer(Protocol):
     """The components of a server that `Exporter` reads: those of `chatws.runtime.service.ChatwsService`."""
 
     node_name: str
+    node: NodeControl
     authenticator: AuthenticatorChain
     broker: MeasuredBroker
     chat: ChatServer
@@ -76,6 +78,7 @@ class Exporter(Collector):
         labels = {"version": chatws.__version__, "node": server.node_name, "node_id": server.chat.node}
         yield _gauge("chatws_info", "The running version, and the node.", 1, labels)
         yield _gauge("chatws_history_info", "The epoch of the history.", 1, {"epoch": server.broker.epoch})
+        yield from self._cluster()
         yield from self._connections()
         yield from self._chat()
         yield from self._push()
@@ -95,6 +98,14 @@ class Exporter(Collector):
         )
         turns.add_metric([], self._server.turns.histogram.buckets(), self._server.turns.histogram.total)
         yield turns
+
+    def _cluster(self) -> Iterator[Metric]:
+        nodes = self._server.node.cluster.nodes()
+        yield _gauge("chatws_cluster_nodes", "Nodes that share the broker, this one included.", len(nodes))
+        names = nodes[0].info.settings
+        mismatches = {name: float(sum(name in node.differs for node in nodes)) for name in names}
+        help = "Other nodes with another value of the setting."
+        yield _gauges_by("chatws_cluster_mismatches", help, "setting", mismatches)
 
     def _connections(self) -> Iterator[Metric]:
         server = self._server.websockets

@@ -15,7 +15,6 @@ import time
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from chatws.auth.factory import build_activity, build_authenticator, build_authorizer
@@ -23,6 +22,7 @@ from chatws.auth.public_keys import load_key_files
 from chatws.auth.secrets import load_secrets
 from chatws.auth.token import TokenMethod
 from chatws.brokers.interface import Broker
+from chatws.chat.drain import disconnect_evenly
 from chatws.chat.history import History
 from chatws.chat.presence.service import PresenceSettings
 from chatws.chat.server import ChatServer
@@ -33,7 +33,7 @@ from chatws.config.reload import diff_config, push_secret, read_renewals, use_re
 from chatws.config.schema import Config
 from chatws.database.factory import open_database
 from chatws.errors import CloseCode
-from chatws.interfaces import Reactor, zope_clock
+from chatws.interfaces import Reactor
 from chatws.net.sockets import shown_addresses
 from chatws.outbox.dialects import dialect_of
 from chatws.outbox.online import OnlineTable
@@ -46,6 +46,7 @@ from chatws.runtime.health import ReadinessCheck
 from chatws.runtime.measured_broker import MeasuredBroker
 from chatws.runtime.measurements import Lag, MeasuredDatabase
 from chatws.runtime.metrics import Exporter, make_site
+from chatws.runtime.node import NodeControl
 from chatws.runtime.parts import (
     Listeners,
     admission_settings,
@@ -71,9 +72,6 @@ from chatws.webhooks.service import Webhooks
 __all__ = ["ChatwsService", "build"]
 
 log = Logger()
-
-#: Seconds between two batches of disconnected clients: short enough to spread them evenly over `drain_timeout`.
-DRAIN_TICK = 0.05
 
 
 def build(config: Config, reactor: Reactor) -> ChatwsService:
@@ -174,7 +172,7 @@ class ChatwsService(RootService):
         parts: dict[str, Any] = {"broker": self.broker.check}
         if self.database:
             parts["database"] = lambda: self.database.query("SELECT 1", {})
-        self.ready = ReadinessCheck(parts, lambda: self._state, reactor)
+        self.ready = ReadinessCheck(parts, lambda: self._state or self.node.state, reactor)
         self.http = http = HttpServer(
             self.websockets,
             resource=self.demo.resource() if self.demo else None,
@@ -209,6 +207,9 @@ class ChatwsService(RootService):
         self._token_secrets, self._public_keys = load_secrets(config), load_key_files(config)
         self.lag = Lag(reactor)
         self.turns = Turns(reactor)
+        self.node = NodeControl(
+            config, self.node_name, self.broker, self.chat, http.admission, self.browsers, self.lag, reactor
+        )
         self.monitors: IoServer | None = None
         if listeners.metrics:
             site: Any = make_site(
@@ -263,8 +264,8 @@ class ChatwsService(RootService):
         if self.webhooks:
             self.webhooks.start()
         self._state = ""
-        if validate.metrics_endpoints(self.config):
-            self.lag.start()
+        self.lag.start()
+        self.node.cluster.start()
         if self.monitors:
             log.info("metrics are on {where}", where=shown_addresses(self.monitors.ports))
         if self.api:
@@ -334,6 +335,7 @@ class ChatwsService(RootService):
         for method in self.authenticator.methods:
             if isinstance(method, TokenMethod):
                 method.change_keys(change.token_secrets, change.public_keys)
+        self.node.reconfigure(config)
         self.config = config
         return lines
 
@@ -355,6 +357,7 @@ class ChatwsService(RootService):
         if self.outbox:
             await self.outbox.stop()
         await gatherResults([self.push.drain(), self.http_push.drain()])
+        self.node.cluster.stop()
         self.chat.freeze_presence(self.config.drain_timeout)
         await self._drain_clients()
         await self.browsers.stopService()
@@ -373,15 +376,12 @@ class ChatwsService(RootService):
     async def _drain_clients(self) -> None:
         """Disconnect the clients evenly over `drain_timeout`, so that they do not all reconnect at once."""
         code, reason = CloseCode(self.config.drain_close_code), "the server is restarting"
-        total = left = self.chat.connection_count
+        total = self.chat.connection_count
         if total:
             log.info("disconnecting {count} clients over {seconds:g} s", count=total, seconds=self.config.drain_timeout)
-        ticks = max(1, round(self.config.drain_timeout / DRAIN_TICK))
-        for tick in range(ticks - 1, -1, -1):
-            left = self.chat.disconnect_all(code, reason, left - total * tick // ticks)
-            if not left:
-                break
-            await deferLater(zope_clock(self.reactor), DRAIN_TICK)
+        await disconnect_evenly(
+            lambda count: self.chat.disconnect_all(code, reason, count), total, self.config.drain_timeout, self.reactor
+        )
         self.http.close_http_connections()  # a WebSocket opened from one would close with another code
         self.chat.disconnect_all(code, reason)  # those opened since the last batch
 

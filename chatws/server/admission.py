@@ -65,6 +65,7 @@ class Admission:
     :raises ConfigError: an origin, address or network cannot be parsed.
 
     :ivar open_now: connections admitted and not released.
+    :ivar is_draining: whether all WebSockets are rejected, so that a balancer uses another node.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Admission:
     ) -> None:
         self.budget = budget or FileBudget()
         self.open_now = 0
+        self.is_draining = False
         self._open_by_address: dict[str, int] = {}
         self._others_by_address: dict[str, int] = {}  # newcomers and ordinary HTTP
         self.reconfigure(
@@ -183,6 +185,8 @@ class Admission:
         """
         if not self.allows_request(request):
             return HttpRejection(403, "origin", "pages of this origin may not connect; see allowed_origins")
+        if self.is_draining:
+            return HttpRejection(503, "draining", "this node is draining", (("Retry-After", str(RETRY_AFTER)),))
         if 0 < self.max_connections <= self.open_now:
             return _reject_full()
         address = self.remote_address(peer, request)
