@@ -229,7 +229,9 @@ class Config:
         ("127.0.0.0/8", "::1/128"), "http", "address or network whose X-Forwarded-For and X-Real-IP headers are used",
         flag="--trusted-proxy", value="NETWORK", zero_meaning="none",
     )  # fmt: skip
-    handshake_timeout: float = _set(10.0, "http", "longest time for receiving a request head", unit="seconds")
+    handshake_timeout: float = _set(
+        10.0, "http", "longest time for receiving a request head, and then a body", unit="seconds"
+    )
     max_head_size: int = _set(32768, "http", "largest request head, cookies included", unit="bytes")
     compression: bool = _set(False, "http", "offer the WebSocket extension permessage-deflate")
 

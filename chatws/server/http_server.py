@@ -69,7 +69,8 @@ class HttpServer(Factory):
     :param paths: paths of WebSockets.
     :param admission: decides which requests may open a WebSocket.
     :param max_head_size: bytes of a request head. A longer one gets 431.
-    :param handshake_timeout: seconds until a head is complete. A slower one gets 408.
+    :param handshake_timeout: seconds until a head is complete, and again for the body of an ordinary request. A slower
+        head gets 408, and a slower body no response.
     :param max_body_size: bytes of an ordinary request's body, which must have a length. A longer one gets 413.
     :param idle_timeout: seconds that the connection of an ordinary request may be idle.
     :param total_timeout: seconds that the connection of an ordinary request may last.
@@ -200,6 +201,7 @@ class _HttpConnection(Protocol):
         self._delegate: Any = None
         self._is_rejected = False
         self._head_length = 0
+        self._body_left = 0
         self._is_paused = False
         self._timer: Timer | None = None
 
@@ -220,7 +222,11 @@ class _HttpConnection(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         if self._delegate is not None:
-            # a transport whose protocol `_replace_protocol` could not set
+            # an ordinary request, or a transport whose protocol `_replace_protocol` could not set
+            if self._body_left > 0:
+                self._body_left -= len(data)
+                if self._body_left <= 0:
+                    self._set_timer(self._server.total_timeout)
             self._delegate.dataReceived(data)
             return
         if self._is_rejected:
@@ -275,6 +281,7 @@ class _HttpConnection(Protocol):
             server.log_rejection(decision, request, peer)
             self._reject(decision, request.method)
         elif decision is None:
+            self._body_left = int(request.headers.get("content-length", "0")) - len(head) + end
             self._serve_http(head)
         else:
             self._upgrade(request, decision, head[end:])
@@ -306,9 +313,7 @@ class _HttpConnection(Protocol):
     def _serve_http(self, data: bytes) -> None:
         server = self._server
         server.stats.http_requests += 1
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = server.timer_wheel.schedule(server.total_timeout, self.abort)
+        self._set_timer(server.handshake_timeout if self._body_left > 0 else server.total_timeout)
         self._head = b""
         # without `_replace_protocol`: this protocol stays, to enforce `total_timeout`
         self._delegate = server.site.buildProtocol(self.transport.getPeer())
@@ -316,6 +321,12 @@ class _HttpConnection(Protocol):
         self._delegate.totalHeadersSize = self._delegate.MAX_LENGTH = server.max_head_size
         self._delegate.makeConnection(self.transport)
         self._delegate.dataReceived(data)
+
+    def _set_timer(self, seconds: float) -> None:
+        """Drop the connection after a time, instead of the timer before."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._server.timer_wheel.schedule(seconds, self.abort)
 
     def _replace_protocol(self, protocol: Any) -> None:
         self._delegate = protocol
@@ -356,9 +367,7 @@ class _HttpConnection(Protocol):
             self.transport.loseWriteConnection()
         else:
             self.transport.loseConnection()
-        if self._timer is not None:
-            self._timer.cancel()
-        self._timer = server.timer_wheel.schedule(_LINGER_TIMEOUT, self.abort)
+        self._set_timer(_LINGER_TIMEOUT)
 
     def _on_head_timeout(self) -> None:
         self._timer = None
@@ -378,9 +387,7 @@ class _HttpConnection(Protocol):
             self.transport.loseConnection()
         elif self.transport.disconnecting:
             # the response is complete, but the peer may not have received it
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._server.timer_wheel.schedule(_EVICTION_GRACE, self.abort)
+            self._set_timer(_EVICTION_GRACE)
             return False
         else:
             self.abort()
