@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import select
+import socket
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from chatws.runtime.turns import BUCKETS, LONG_TURN, Turns
+from chatws.runtime.turns import BUCKETS, LONG_TURN, MAX_SOCKETS, Turns
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,6 +109,31 @@ def test_other_reactor_is_not_measured_and_works() -> None:
     buckets, _, lines = run("select")
     assert buckets[-1][1] == 0
     assert lines == []
+
+
+@pytest.mark.skipif(not hasattr(select, "epoll"), reason="the system has no epoll")
+def test_turn_serves_a_bounded_number_of_sockets_and_the_next_ones_the_others() -> None:
+    reactor = Clock()
+    reactor._poller = poller = select.epoll()  # type: ignore[attr-defined]
+    turns = Turns(reactor)
+    turns.start()
+    pairs = [socket.socketpair() for _ in range(3 * MAX_SOCKETS)]
+    try:
+        for ours, theirs in pairs:
+            poller.register(ours, select.EPOLLIN)
+            theirs.send(b"x")
+        served: list[int] = []
+        for _ in range(3):
+            ready = reactor._poller.poll(0, len(pairs))  # type: ignore[attr-defined]
+            assert len(ready) == MAX_SOCKETS
+            served += [descriptor for descriptor, _ in ready]
+        assert {*served} == {ours.fileno() for ours, _ in pairs}, "each once, although none has been read"
+    finally:
+        turns.stop()
+        poller.close()
+        for pair in pairs:
+            for end in pair:
+                end.close()
 
 
 def test_time_between_two_turns_does_not_count() -> None:

@@ -1,8 +1,9 @@
 """Measure the turns of the reactor: the time between two waits for sockets and timers.
 
-While a turn lasts, everything else waits. A turn of more than `LONG_TURN` is logged with the place in the program where
-it was, once a minute for each place. A thread looks for that place while the turn lasts, because a stack cannot be read
-afterwards. A collection of garbage reports itself, because the thread cannot run meanwhile.
+While a turn lasts, everything else waits. With `epoll` a turn serves at most `MAX_SOCKETS`. A turn of more than
+`LONG_TURN` is logged with the place in the program where it was, once a minute for each place. A thread looks for that
+place while the turn lasts, because a stack cannot be read afterwards. A collection of garbage reports itself, because
+the thread cannot run meanwhile.
 
 The cost is one Python call and two looks at the clock for each turn, and a look at two numbers every `WATCH_INTERVAL`.
 
@@ -33,6 +34,9 @@ log = Logger()
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 1.0)
 #: Seconds of a turn that is logged: users notice a delay of that length.
 LONG_TURN = 0.1
+#: Sockets that one turn serves with `epoll`. If thousands of clients connect or send at once, the others are served in
+#: the next turns: the kernel reports those first that it has not reported. 64 handshakes take some 5 ms.
+MAX_SOCKETS = 64
 #: Seconds between two looks at the turn in progress: at least one falls into the second half of a long turn.
 WATCH_INTERVAL = LONG_TURN / 2
 #: Places in the log within a minute. A server has few functions that can take that long.
@@ -78,7 +82,12 @@ class Turns:
             self._stopped.set()
 
     def _wait(self, *arguments: Any) -> Any:
-        """Wait for sockets in place of the poller: one turn ends, and the next one begins."""
+        """Wait for sockets in place of the poller: one turn ends, and the next one begins.
+
+        :param arguments: the timeout, and with `epoll` the number of sockets to report.
+        """
+        if len(arguments) == 2:
+            arguments = (arguments[0], min(arguments[1], MAX_SOCKETS))
         seconds = time.monotonic() - self._began
         self._began = 0.0
         self.histogram.observe(seconds)
