@@ -38,14 +38,21 @@ class Receiver:
         self._lock = threading.Lock()
         self._parts: set[Any] = set()
 
+    def events(self) -> list[Any]:
+        """The acknowledged events, each once: an answer that comes too late on a busy machine causes a repetition."""
+        events: dict[str, Any] = {}
+        for event in list(self.acknowledged):
+            events.setdefault(event["id"], event)
+        return list(events.values())
+
     def names(self, without: tuple[str, ...] = ("heartbeat",)) -> list[str]:
         """The names of the acknowledged events."""
-        return [event["event"] for event in list(self.acknowledged) if event["event"] not in without]
+        return [event["event"] for event in self.events() if event["event"] not in without]
 
     def changes(self) -> list[tuple[str, Any]]:
         """The acknowledged changes of agents."""
         kinds = ("agent_online", "agent_offline")
-        return [(event["event"], event["user_id"]) for event in list(self.acknowledged) if event["event"] in kinds]
+        return [(event["event"], event["user_id"]) for event in self.events() if event["event"] in kinds]
 
     def receive(self, body: bytes, headers: dict[str, str]) -> Reply:
         if self.secret and not verify(body, headers.get(HEADER.lower()), self.secret):

@@ -12,7 +12,7 @@ import pytest
 from tests.e2e.conftest import Server
 from tests.e2e.process import free_port
 from tests.e2e.test_command import Background, background, chatws, towards, values
-from tests.e2e.wire import until
+from tests.e2e.test_webhooks import eventually
 from tests.webhook_receiver import webhook_receiver
 
 __all__ = ["background"]
@@ -72,10 +72,10 @@ def test_sync_sends_the_whole_state_again(chatws_server: Callable[..., Server], 
         options = ("--webhook-url", receiver.url, "--webhook-secret-file", secret_file, "--webhook-start-delay", "0")
         server = chatws_server(*options)
         server.agent(5)
-        until(lambda: receiver.online == {5}, "agent 5")
+        eventually(lambda: receiver.online == {5}, "agent 5")
         count = receiver.names().count("presence_reset")
         assert towards(server, "webhook", "sync").returncode == 0
-        until(lambda: receiver.names().count("presence_reset") > count, "the whole state")
+        eventually(lambda: receiver.names().count("presence_reset") > count, "the whole state")
     assert receiver.online == {5}
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from tests.e2e.conftest import Server
 from tests.e2e.php import PHP_DIRECTORY, PhpWebServer
-from tests.e2e.test_webhooks import options
-from tests.e2e.wire import until
+from tests.e2e.test_webhooks import eventually, options
 from tests.mysql import Mysql, mysql
 from tests.requirements import needs
 from tests.webhook_receiver import Receiver
@@ -62,12 +61,12 @@ def test_example_keeps_the_table_of_agents(chatws_server: Callable[..., Server],
             return int(rows[0][0]) if rows else 0
 
         agent, other = server.agent(5), server.agent("ana")
-        until(lambda: online() == ["5", "ana"], "both agents in the table")
+        eventually(lambda: online() == ["5", "ana"], "both agents in the table")
         agent.send({"type": "ping", "last_activity": 1_700_000_000_123})
-        until(lambda: last_activity("5") == 1_700_000_000_123, "the ping in the table")
+        eventually(lambda: last_activity("5") == 1_700_000_000_123, "the ping in the table")
         other.close()
-        until(lambda: online() == ["5"], "one agent in the table")
+        eventually(lambda: online() == ["5"], "one agent in the table")
         mysql.run("UPDATE chatws_agents SET online = 0; UPDATE chatws_agents SET user_id = '99', online = 1 LIMIT 1;")
         with server.backend() as backend:
             assert backend.request({"op": "webhook_sync"})["ok"]
-        until(lambda: online() == ["5"], "the whole state in the table")
+        eventually(lambda: online() == ["5"], "the whole state in the table")
