@@ -22,7 +22,7 @@ PIP_INSTALL = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-ch
 INSTALL = $(PIP_INSTALL) setuptools && $(PIP_INSTALL) --no-build-isolation --config-settings editable_mode=compat
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-long test-bare check test-deps update bench bench-cluster conformance clean
+.PHONY: help run test test-long test-bare check test-deps update bench bench-cluster conformance soak clean
 
 help:
 	@echo 'make run        the demo on http://localhost:8080/ (PORT=8080)'
@@ -34,6 +34,7 @@ help:
 	@echo 'make update     raise constraints.txt to the newest versions, and run the suite'
 	@echo 'make bench      the benchmarks: half an hour (BENCH_ARGS=--quick), writes docs/performance.md'
 	@echo 'make bench-cluster  several nodes on each engine, beside Socket.IO: twelve minutes, writes docs/scaling.md'
+	@echo 'make soak       an hour of churn, faults and load: asserts flat memory (SOAK_SECONDS=3600)'
 	@echo 'make conformance  the Autobahn test suite, with a Python 2.7 (PYTHON27=python2.7)'
 	@echo 'make clean      remove everything that was made, environments included'
 
@@ -98,6 +99,11 @@ bench: $(VENV)/.installed-for-tests
 bench-cluster: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python benchmarks/cluster/measure.py $(BENCH_ARGS)
 	$(VENV)/bin/python benchmarks/cluster/scaling.py
+
+SOAK_SECONDS ?= 3600
+
+soak: $(VENV)/.installed-for-tests
+	$(VENV)/bin/python -m tests.e2e.soak --seconds $(SOAK_SECONDS)
 
 conformance: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python -m tests.e2e.conformance --write
