@@ -91,7 +91,7 @@ def test_events_of_the_old_logging_have_their_message() -> None:
 class JournalTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
-        self.connection_log = ConnectionLog(self.clock)
+        self.connection_log = ConnectionLog(self.clock, lambda connection: f"n1-{connection.resource_id}")
         self.lines: list[str] = []
         self.connection = FakeConnection("203.0.113.9")
 
@@ -105,7 +105,7 @@ class JournalTests(SynchronousTestCase):
         self.connection_log.closed(self.connection, 5, 4903, "{banned}\x1b[2J")  # type: ignore[arg-type]
         number = self.connection.resource_id
         self.assertEqual(
-            self.lines, [f"connection {number}, user 5, from 203.0.113.9: closed with 4903: {{banned}}?[2J"]
+            self.lines, [f"connection n1-{number}, user 5, from 203.0.113.9: closed with 4903: {{banned}}?[2J"]
         )
 
     def test_a_flood_of_one_kind_is_summed_up_and_leaves_the_others_alone(self) -> None:

@@ -7,6 +7,8 @@ was left out.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.logger import Logger
 
 from chatws.ids import Id
@@ -36,9 +38,11 @@ class ConnectionLog:
     """Writes the lines.
 
     :param clock: measures `SECONDS`.
+    :param connection_id: returns the id that the page and `chatws agents` show.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, connection_id: Callable[[Connection], str]) -> None:
+        self._connection_id = connection_id
         summary = "{count} more connections were {reason!r} within {seconds:g} s"
         self._log = ThrottledLog(log, clock, interval=SECONDS, lines=LINES, summary=summary)
 
@@ -63,7 +67,7 @@ class ConnectionLog:
         self._log.info(
             kind,
             "connection {connection_id}, user {user}, from {address}: {what}",
-            connection_id=connection.resource_id,
+            connection_id=self._connection_id(connection),
             user="-" if user_id is None else sanitize(user_id),
             address=connection.remote_address or "a Unix socket",
             what=sanitize(text),

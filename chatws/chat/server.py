@@ -147,7 +147,7 @@ class ChatServer:
         )
         self.presence_listeners = self.presence.listeners
         self._timers = ConnectionTimers(self._execute, self._renew, clock, schedule_call, wall_clock)
-        self._connection_log = ConnectionLog(clock)
+        self._connection_log = ConnectionLog(clock, self._connection_id)
         self._auth_flow = AuthFlow(
             authenticator,
             authorizer,
@@ -276,7 +276,7 @@ class ChatServer:
         log.failure(
             "Internal error on connection {connection_id}",
             Failure(exception),  # type: ignore[no-untyped-call]
-            connection_id=connection.resource_id,
+            connection_id=self._connection_id(connection),
         )
         connection.close(int(CloseCode.INTERNAL_ERROR), "internal error")
 

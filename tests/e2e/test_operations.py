@@ -17,7 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.conftest import Server, twistd_command
 from tests.e2e.process import clean_environment, free_port
-from tests.e2e.wire import until
+from tests.e2e.wire import Browser, until
 from tests.requirements import find_program, needs
 from tests.variants import others_long
 
@@ -277,24 +277,30 @@ def test_a_daemon_reopens_its_log_file_on_sigusr1(log_format: str, tmp_path: Pat
         assert all({"time", "level", "logger", "message"} <= line.keys() for line in lines)
 
 
-def test_rate_limiting_is_logged(chatws_server: Start) -> None:
+def connection_id(browser: Browser) -> str:
+    """The id of the connection, as the page has it."""
+    return str(browser.received[0]["data"]["connection_id"])
+
+
+def test_rate_limiting_is_logged_with_the_id_that_the_page_has(chatws_server: Start) -> None:
     server = chatws_server("--message-rate", "0.01", "--message-burst", "2")
     browser = server.agent(7)
     browser.send({"type": "presence"})
     browser.send({"type": "presence"})
     browser.expect("error", code="rate_limited")
-    server.expect_log("connection 1, user 7, from 127.0.0.1: rate limited")
+    server.expect_log(f"connection {connection_id(browser)}, user 7, from 127.0.0.1: rate limited")
 
 
 def test_a_connection_that_ends_abnormally_is_written_down_and_a_banned_user_too(chatws_server: Start) -> None:
     server = chatws_server()
     broken, banned = server.agent(7), server.agent(8)
     broken.socket.socket.sendall(b"\x81\x02hi")  # not masked
-    server.expect_log("connection 1, user 7, from 127.0.0.1: ended abnormally: protocol error, ")
+    server.expect_log(f"connection {connection_id(broken)}, user 7, from 127.0.0.1: ended abnormally: protocol error, ")
     with server.backend() as backend:
         backend.request({"op": "disconnect", "user_id": 8, "ban": True, "reason": "{0}\nlogged out"})
     assert banned.expect_close()[0] == 4903
-    server.expect_log("connection 2, user 8, from 127.0.0.1: closed with 4903: {0}?logged out")
+    line = f"connection {connection_id(banned)}, user 8, from 127.0.0.1: closed with 4903: "
+    server.expect_log(line + "{0}?logged out")
 
 
 # --- SIGHUP ---------------------------------------------------------------------------------------------------------
