@@ -324,6 +324,18 @@ def test_contacts_have_a_connection_limit_of_their_own(nodes: list[Node]) -> Non
     assert [(connection.closed or (0, ""))[0] for connection in connections] == [0, 0, 0, 4909]
 
 
+def test_limit_of_an_address_is_for_contacts_only_and_counts_open_connections(nodes: list[Node]) -> None:
+    node = nodes[0]
+    node.chat.subscriptions.max_contacts_per_ip = 2
+    agents = [node.agent(number) for number in range(5)]
+    contacts = [node.contact(number) for number in range(3)]
+    assert [connection.closed for connection in (*agents, *contacts[:2])] == [None] * 7
+    assert contacts[2].closed == (4909, "more than 2 connections of contacts from one address")
+    for gone in (contacts[2], contacts[0]):
+        node.chat.on_close(gone)
+    assert [(node.contact(number).closed or (0, ""))[0] for number in (7, 8)] == [0, 4909]
+
+
 def test_groups_op_changes_what_the_agent_gets_on_every_node(nodes: list[Node]) -> None:
     agent = nodes[1].agent(5, groups=["sales"])
     agent.take()

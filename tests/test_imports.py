@@ -27,6 +27,7 @@ LEAVES = [
     for name in (
         "backoff",
         "clock",
+        "connection_counts",
         "file_budget",
         "log_writer",
         "regular_file",

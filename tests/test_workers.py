@@ -147,6 +147,7 @@ class StartTests(SupervisorTestCase):
             2,
             control_messages.CONTROL,
             first.broker_descriptor,
+            first.counts.descriptor,
         }
         self.assertEqual(set(self.first.descriptors), inherited)
         of_one, of_two = (
@@ -462,8 +463,9 @@ class PlainTests(SynchronousTestCase):
 
     def test_config_sent_to_a_worker_is_unchanged(self) -> None:
         config = Config(workers=2, secret=("a", "b"), listen=("unix:x",), message_rate=0.0, compression=True)
+        table = control_messages.CountsTable(5, 2, b"secret")
         setup = control_messages.from_supervisor.decode(
-            control_messages.encode(control_messages.Setup(0, "w0-1", config, [], None))
+            control_messages.encode(control_messages.Setup(0, "w0-1", config, [], None, table))
         )
         assert isinstance(setup, control_messages.Setup)
         self.assertEqual(setup.config, config)

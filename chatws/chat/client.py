@@ -26,10 +26,11 @@ class Client:
     :ivar present_in: the conversations in which the connection of a contact is counted, each with its member of
         `CONTACT_SPACE`; None if there has been none.
     :ivar replays: the replays in progress, by channel; None if there has been none, as for most connections.
+    :ivar counted: what its connection counts for: see `Subscriptions.accept_auth`.
     :ivar waiting: actions that wait for a search of the history; None if there is no search.
     """
 
-    __slots__ = ("connection", "deadline", "pause", "present_in", "replays", "session", "waiting")
+    __slots__ = ("connection", "counted", "deadline", "pause", "present_in", "replays", "session", "waiting")
 
     def __init__(self, connection: Connection, session: Session) -> None:
         self.connection = connection
@@ -38,6 +39,7 @@ class Client:
         self.pause: Cancellable | None = None
         self.present_in: dict[Id, str] | None = None
         self.replays: dict[str, Iterator[bytes | None]] | None = None
+        self.counted: tuple[str, ...] = ()
         self.waiting: list[Action] | None = None
 
     @property

@@ -42,6 +42,7 @@ from chatws.chat.work_scheduler import WorkScheduler
 from chatws.errors import CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Clock, Schedule, default_reactor
+from chatws.runtime.connection_counts import ConnectionCounts
 from chatws.server.component import Connection
 from chatws.server.fanout import FanOut
 from chatws.server.frames import text_frame, text_frames
@@ -76,8 +77,10 @@ class ChatServer:
     :param audiences: the default audiences of events.
     :param limits: rate limits and the number of subscriptions.
     :param auth_deadline: seconds within which a connection must send `auth`; 0 for no limit.
-    :param max_connections_per_user: connections of an agent on this node; 0 for no limit.
-    :param max_connections_per_contact: connections of a contact on this node; 0 for no limit.
+    :param max_connections_per_user: connections of an agent on this machine; 0 for no limit.
+    :param max_connections_per_contact: connections of a contact on this machine; 0 for no limit.
+    :param max_contacts_per_ip: connections of contacts from one address to this machine; 0 for no limit.
+    :param counts: counts connections, over all workers. By default a new one.
     :param contact_filter: decides what contacts may get. None if contacts are off.
     :param presence: times of presence, and whether contacts are told that an agent is available.
     :param node: this node's name, unique among the nodes of a broker; random by default.
@@ -105,6 +108,8 @@ class ChatServer:
         auth_deadline: float = 10.0,
         max_connections_per_user: int = 50,
         max_connections_per_contact: int = 10,
+        max_contacts_per_ip: int = 0,
+        counts: ConnectionCounts | None = None,
         contact_filter: ContactFilter | None = None,
         presence: PresenceSettings | None = None,
         node: str = "",
@@ -176,6 +181,8 @@ class ChatServer:
             self._connection_id,
             max_connections_per_user=max_connections_per_user,
             max_connections_per_contact=max_connections_per_contact,
+            max_contacts_per_ip=max_contacts_per_ip,
+            counts=counts or ConnectionCounts(),
         )
         self._resume_wait = ResumeWaitQueue(self.history, self._execute, schedule_call)
         self._admin = ConnectionAdmin(

@@ -22,6 +22,7 @@ from chatws.chat.recovery import Recovery
 from chatws.chat.timers import ConnectionTimers
 from chatws.errors import CloseCode
 from chatws.ids import Id
+from chatws.runtime.connection_counts import ConnectionCounts
 from chatws.server.component import Connection
 from chatws.server.frames import text_frame
 
@@ -31,8 +32,10 @@ __all__ = ["Subscriptions"]
 class Subscriptions:
     """Executes the actions that change the channels of a connection.
 
-    :param max_connections_per_user: connections of an agent on this node; 0 for no limit.
-    :param max_connections_per_contact: connections of a contact on this node; 0 for no limit.
+    :param max_connections_per_user: connections of an agent on this machine; 0 for no limit.
+    :param max_connections_per_contact: connections of a contact on this machine; 0 for no limit.
+    :param max_contacts_per_ip: connections of contacts from one address to this machine; 0 for no limit.
+    :param counts: counts the connections of each user, and of contacts from each address.
     :param connection_id: returns the id of a connection for its client.
     """
 
@@ -46,9 +49,13 @@ class Subscriptions:
         *,
         max_connections_per_user: int,
         max_connections_per_contact: int,
+        max_contacts_per_ip: int,
+        counts: ConnectionCounts,
     ) -> None:
         self.max_connections_per_user = max_connections_per_user
         self.max_connections_per_contact = max_connections_per_contact
+        self.max_contacts_per_ip = max_contacts_per_ip
+        self._counts = counts
         self._hub = hub
         self._recovery = recovery
         self._presence = presence
@@ -61,17 +68,13 @@ class Subscriptions:
         user_id = identity.user_id
         if identity.is_contact:
             channels: tuple[str, ...] = (contact_channel(user_id), CONTACTS)
-            limit = self.max_connections_per_contact
         else:
             channels = (user_channel(user_id), AGENTS, *map(group_channel, identity.groups or ()))
-            limit = self.max_connections_per_user
         if not action.renewed:
-            entering = len(self._recovery.entering(user_id, identity.is_contact))
-            if limit and self._recovery.hub_of(client).count(channels[0]) + entering >= limit:
+            excess = self._count(client, channels[0], is_contact=identity.is_contact)
+            if excess:
                 client.session.identity = None
-                return client.session.close(
-                    CloseCode.TOO_MANY_CONNECTIONS, f"more than {limit} connections of one user"
-                )
+                return client.session.close(CloseCode.TOO_MANY_CONNECTIONS, excess)
             if not identity.is_contact:
                 self._presence.agents.local.enter(user_id)
         self._leave_groups(client, channels)
@@ -87,6 +90,22 @@ class Subscriptions:
 
         self._recovery.enter(client, channels, action.last_event_id, reply)
         return None
+
+    def _count(self, client: Client, user: str, *, is_contact: bool) -> str:
+        """Count the connection of a user. Return which limit it exceeds, and do not count it then."""
+        limits = [(user, self.max_connections_per_user, "one user")]
+        if is_contact:
+            limits = [(user, self.max_connections_per_contact, "one user")]
+            address = client.connection.remote_address
+            if address:
+                limits.append((f"contacts:{address}", self.max_contacts_per_ip, "contacts from one address"))
+        for key, limit, name in limits:
+            if 0 < limit <= self._counts.total(key):
+                return f"more than {limit} connections of {name}"
+        client.counted = tuple(key for key, _, _ in limits)
+        for key in client.counted:
+            self._counts.add(key)
+        return ""
 
     def change_groups(self, client: Client, action: actions.ChangeGroups) -> None:
         """Replace the channels of the agent's groups."""
@@ -128,6 +147,9 @@ class Subscriptions:
 
     def end(self, client: Client) -> None:
         """Note that the connection has closed: its user may be offline now."""
+        counted, client.counted = client.counted, ()
+        for key in counted:
+            self._counts.remove(key)
         if client.user_id is not None:
             self._presence.agents.local.leave(client.user_id)
         for conversation_id in tuple(client.present_in or ()):

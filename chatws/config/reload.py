@@ -42,6 +42,7 @@ RELOADABLE = frozenset(
         "handshake_timeout",
         "max_connections",
         "max_connections_per_contact",
+        "max_contacts_per_ip",
         "max_connections_per_ip",
         "max_connections_per_user",
         "max_head_size",

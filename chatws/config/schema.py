@@ -183,8 +183,13 @@ class Config:
         False, "contacts", "tell contacts whether an agent is online with the status `online`, without ids"
     )
     max_connections_per_contact: int = _set(
-        10, "contacts", "most open WebSockets of one contact", unit="connections", zero_meaning="no limit"
-    )
+        10, "contacts", "most open WebSockets of one contact, over all workers", unit="connections",
+        zero_meaning="no limit",
+    )  # fmt: skip
+    max_contacts_per_ip: int = _set(
+        0, "contacts", "most open WebSockets of contacts from one address, after `auth` and over all workers",
+        unit="connections", zero_meaning="no limit",
+    )  # fmt: skip
 
     # [database]
     database: str = _set(
@@ -246,12 +251,12 @@ class Config:
     max_connections_per_ip: int = _set(
         0,
         "limits",
-        "most open WebSockets of one address. 8 other connections may be open besides",
+        "most open WebSockets of one address, over all workers. 8 other connections may be open besides",
         unit="connections",
         zero_meaning="no limit",
     )
     max_connections_per_user: int = _set(
-        50, "limits", "most open WebSockets of one user", unit="connections", zero_meaning="no limit"
+        50, "limits", "most open WebSockets of one agent, over all workers", unit="connections", zero_meaning="no limit"
     )
     max_message_size: int = _set(65536, "limits", "largest message of a WebSocket client, decompressed", unit="bytes")
     max_fragments: int = _set(64, "limits", "most frames of one message", unit="frames")

@@ -17,6 +17,7 @@ from chatws.config.schema import Config
 from chatws.errors import ConfigError
 from chatws.interfaces import Reactor
 from chatws.net.listeners import Listener, make_listener
+from chatws.runtime.connection_counts import ConnectionCounts
 from chatws.runtime.file_budget import FileBudget
 from chatws.server.admission import Admission
 
@@ -131,9 +132,11 @@ def api_limits(config: Config) -> dict[str, Any]:
     }
 
 
-def make_admission(config: Config, budget: FileBudget | None = None) -> Admission:
+def make_admission(
+    config: Config, budget: FileBudget | None = None, counts: ConnectionCounts | None = None
+) -> Admission:
     """Make the admission of connections.
 
     :raises ConfigError: a setting is invalid.
     """
-    return Admission(**admission_settings(config), budget=budget)
+    return Admission(**admission_settings(config), budget=budget, counts=counts)

@@ -41,6 +41,7 @@ from chatws.outbox.reader import LEASE, OutboxReader, OutboxSettings
 from chatws.outbox.session import OutboxDatabase
 from chatws.push.http_connection import HttpFactory
 from chatws.push.listener import PushFactory
+from chatws.runtime.connection_counts import ConnectionCounts
 from chatws.runtime.file_budget import BACKEND, WEBSOCKET, FileBudget, selectable_files
 from chatws.runtime.health import ReadinessCheck
 from chatws.runtime.measured_broker import MeasuredBroker
@@ -89,6 +90,7 @@ class ChatwsService(RootService):
 
     :param broker: not yet started; by default the configured one.
     :param listeners: not yet bound; by default the configured ones.
+    :param counts: counts connections, over all workers. By default only those of this process.
     :param node: the name of this node, unique among those that share the history; by default a random one.
     :ivar chat: the application.
     :ivar node_name: the name of this node for people.
@@ -108,7 +110,9 @@ class ChatwsService(RootService):
         broker: Broker | None = None,
         listeners: Listeners | None = None,
         node: str = "",
+        counts: ConnectionCounts | None = None,
     ) -> None:
+        counts = counts or ConnectionCounts()
         self.config = config
         self.node_name = config.node_name or socket.gethostname()
         self.reactor = reactor
@@ -137,6 +141,8 @@ class ChatwsService(RootService):
             auth_deadline=config.auth_deadline,
             max_connections_per_user=config.max_connections_per_user,
             max_connections_per_contact=config.max_connections_per_contact,
+            max_contacts_per_ip=config.max_contacts_per_ip,
+            counts=counts,
             contact_filter=make_contact_filter(config) if config.contacts else None,
             presence=PresenceSettings(
                 config.presence_grace,
@@ -177,7 +183,7 @@ class ChatwsService(RootService):
             self.websockets,
             resource=self.demo.resource() if self.demo else None,
             ready=self.ready,
-            admission=make_admission(config, self.budget),
+            admission=make_admission(config, self.budget, counts),
             max_head_size=config.max_head_size,
             handshake_timeout=config.handshake_timeout,
             restricts_hosts=config.demo,
@@ -326,6 +332,7 @@ class ChatwsService(RootService):
         self.chat.auth_deadline = config.auth_deadline
         self.chat.subscriptions.max_connections_per_user = config.max_connections_per_user
         self.chat.subscriptions.max_connections_per_contact = config.max_connections_per_contact
+        self.chat.subscriptions.max_contacts_per_ip = config.max_contacts_per_ip
         if self.chat.contacts is not None:
             self.chat.contacts.filter = make_contact_filter(config)
         self.push.max_line_size = config.max_line_size

@@ -6,6 +6,7 @@ import ipaddress
 from collections.abc import Iterable
 
 from chatws.errors import ConfigError
+from chatws.runtime.connection_counts import ConnectionCounts
 from chatws.runtime.file_budget import WEBSOCKET, FileBudget
 from chatws.server.component import HttpRequest
 from chatws.server.handshake import HttpRejection
@@ -46,6 +47,10 @@ def _parse_address(text: str) -> _Address | None:
     return mapped if mapped is not None else address
 
 
+def _key(address: str) -> str:
+    return f"address:{address}"
+
+
 def _reject_full() -> HttpRejection:
     return HttpRejection(
         503, "full", "the server has as many connections as it can", (("Retry-After", str(RETRY_AFTER)),)
@@ -62,6 +67,7 @@ class Admission:
     :param max_connections_per_ip: open WebSockets of one address. 0: no limit. A client without a known address (on a
         Unix socket, without a header) is not limited. With all other connections, an address may have some more.
     :param budget: counts the WebSockets among all connections of the process. By default a new one.
+    :param counts: counts the WebSockets of each address. By default a new one.
     :raises ConfigError: an origin, address or network cannot be parsed.
 
     :ivar open_now: connections admitted and not released.
@@ -76,11 +82,12 @@ class Admission:
         max_connections: int = 0,
         max_connections_per_ip: int = 0,
         budget: FileBudget | None = None,
+        counts: ConnectionCounts | None = None,
     ) -> None:
         self.budget = budget or FileBudget()
         self.open_now = 0
         self.is_draining = False
-        self._open_by_address: dict[str, int] = {}
+        self._counts = counts or ConnectionCounts()
         self._others_by_address: dict[str, int] = {}  # newcomers and ordinary HTTP
         self.reconfigure(
             allowed_origins=allowed_origins,
@@ -190,19 +197,17 @@ class Admission:
         if 0 < self.max_connections <= self.open_now:
             return _reject_full()
         address = self.remote_address(peer, request)
-        if address:
-            open_count = self._open_by_address.get(address, 0)
-            if self.max_connections_per_ip and open_count >= self.max_connections_per_ip:
-                return HttpRejection(
-                    429,
-                    "address",
-                    "too many connections from your address",
-                    (("Retry-After", str(RETRY_AFTER)),),
-                )
+        if address and 0 < self.max_connections_per_ip <= self._counts.total(_key(address)):
+            return HttpRejection(
+                429,
+                "address",
+                "too many connections from your address",
+                (("Retry-After", str(RETRY_AFTER)),),
+            )
         if not self.budget.admit(WEBSOCKET):
             return _reject_full()
         if address:
-            self._open_by_address[address] = open_count + 1
+            self._counts.add(_key(address))
         self.open_now += 1
         return address
 
@@ -218,7 +223,7 @@ class Admission:
         """Count a connection that is not a WebSocket, or not yet, unless its address has too many of all kinds."""
         others = self._others_by_address.get(address, 0)
         limit = self.max_connections_per_ip
-        if limit and others + self._open_by_address.get(address, 0) >= limit + _SPARE_CONNECTIONS:
+        if limit and others + self._counts.total(_key(address)) >= limit + _SPARE_CONNECTIONS:
             return False
         self._others_by_address[address] = others + 1
         return True
@@ -236,8 +241,4 @@ class Admission:
         self.open_now -= 1
         self.budget.release(WEBSOCKET)
         if address:
-            open_count = self._open_by_address[address] - 1
-            if open_count:
-                self._open_by_address[address] = open_count
-            else:
-                del self._open_by_address[address]
+            self._counts.remove(_key(address))

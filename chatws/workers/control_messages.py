@@ -17,6 +17,7 @@ __all__ = [
     "AskMetrics",
     "AskReadiness",
     "CheckAlive",
+    "CountsTable",
     "Failed",
     "Family",
     "InheritedSocket",
@@ -55,11 +56,24 @@ class InheritedSocket(msgspec.Struct, array_like=True):
     certificate: bytes | None
 
 
+class CountsTable(msgspec.Struct, array_like=True):
+    """The table of `chatws.runtime.connection_counts.SharedCounts`.
+
+    :ivar descriptor: its descriptor in the worker.
+    :ivar rows: number of workers.
+    """
+
+    descriptor: int
+    rows: int
+    secret: bytes
+
+
 class Setup(msgspec.Struct, array_like=True, tag=1):
     """The first message to a worker.
 
     :ivar number: the worker's number, from 0.
     :ivar node: the name of the worker's node, new for each process.
+    :ivar counts: the table of connection counts.
     :ivar broker_descriptor: the descriptor of the channel to the supervisor's broker. None: the worker opens its own.
     """
 
@@ -68,6 +82,7 @@ class Setup(msgspec.Struct, array_like=True, tag=1):
     config: Config
     sockets: list[InheritedSocket]
     broker_descriptor: int | None
+    counts: CountsTable
 
 
 class Reconfigure(msgspec.Struct, array_like=True, tag=2):

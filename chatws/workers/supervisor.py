@@ -21,6 +21,7 @@ from chatws.config.schema import Config
 from chatws.interfaces import Reactor
 from chatws.net.listeners import make_listener
 from chatws.net.sockets import shown_addresses
+from chatws.runtime.connection_counts import CountsFile
 from chatws.runtime.file_budget import FileBudget
 from chatws.runtime.parts import make_admission, make_audiences, open_configured_broker
 from chatws.runtime.root_service import RootService
@@ -54,11 +55,13 @@ class Supervisor(RootService):
     :param config: the validated settings of the whole node.
     :param reactor_name: twistd's `--reactor`, for the workers.
     :ivar config: the settings that a worker receives when it starts.
+    :ivar counts: the connections of all workers.
     """
 
     def __init__(self, config: Config, reactor: Reactor, reactor_name: str = "") -> None:
         self.config = per_worker_config(config)
         self.workers: list[WorkerProcess] = []
+        self.counts = CountsFile(config.workers)
         self._whole = config
         self._reactor = reactor
         self._reactor_name = reactor_name
@@ -205,6 +208,7 @@ class Supervisor(RootService):
             await self._broker_server.stop()
         if self._monitors is not None:
             await self._monitors.stop_listening()
+        self.counts.close()
 
     def _check_all_ended(self) -> None:
         assert self._all_ended is not None

@@ -7,6 +7,7 @@ ended, because the broker ended with it. The supervisor handles all other signal
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from typing import Any
@@ -21,6 +22,7 @@ from twisted.logger import Logger, globalLogBeginner
 from chatws.errors import ConfigError
 from chatws.interfaces import Reactor, default_reactor, zope_clock
 from chatws.runtime.clock import use_monotonic_clock
+from chatws.runtime.connection_counts import ConnectionCounts, SharedCounts
 from chatws.runtime.metrics import Exporter
 from chatws.runtime.parts import Listeners
 from chatws.runtime.resolver import use_own_threads
@@ -58,6 +60,7 @@ class _WorkerServer(ChatwsService):
             else IpcBroker(lambda channel: adopt_socket(reactor, channel, descriptor)),
             listeners=Listeners(listeners("browsers"), listeners("backends"), listeners("api"), []),
             node=setup.node,
+            counts=ConnectionCounts(_shared_counts(setup)),
         )
 
     def _started(self) -> None:
@@ -65,6 +68,13 @@ class _WorkerServer(ChatwsService):
 
     def _abort_start(self, reason: str, status: int) -> None:
         self._worker.fail(reason, status)
+
+
+def _shared_counts(setup: control_messages.Setup) -> SharedCounts:
+    table = setup.counts
+    shared = SharedCounts(table.descriptor, table.rows, setup.number, table.secret)
+    os.close(table.descriptor)  # the map keeps a duplicate
+    return shared
 
 
 class Worker:

@@ -23,6 +23,7 @@ from chatws.errors import Unavailable
 from chatws.interfaces import Reactor
 from chatws.runtime import signals
 from chatws.runtime.backoff import backoff
+from chatws.runtime.connection_counts import CountsFile
 from chatws.workers import control_messages
 from chatws.workers.ipc import IpcConnection, adopt_socket
 from chatws.workers.log_relay import relog
@@ -50,6 +51,7 @@ class WorkerEvents(Protocol):
     """The part of the supervisor that its workers call."""
 
     config: Config
+    counts: CountsFile
 
     def broker_channel(self, worker: WorkerProcess) -> IpcConnection | None:
         """Return the end of a new channel to the broker, or None if each worker opens its own."""
@@ -153,6 +155,9 @@ class WorkerProcess(ProcessProtocol):
             descriptor = max(descriptors) + 1
             descriptors[descriptor] = listener.socket_for(self.number).fileno()
             sockets.append(listener.inherited(descriptor))
+        counts = self._owner.counts
+        counts_descriptor = max(descriptors) + 1
+        descriptors[counts_descriptor] = counts.descriptor
         null_input = os.open(os.devnull, os.O_RDONLY)
         descriptors[0] = null_input
         arguments = [sys.executable, "-P", "-m", "chatws.workers", str(self.number)]
@@ -172,7 +177,8 @@ class WorkerProcess(ProcessProtocol):
         if self._process is None:
             return  # the other end of the channel is closed: `_on_channel_lost` reports the exit
         node = f"w{self.number}-{secrets.token_hex(4)}"
-        self._send(control_messages.Setup(self.number, node, self._owner.config, sockets, broker_descriptor))
+        table = control_messages.CountsTable(counts_descriptor, counts.rows, counts.secret)
+        self._send(control_messages.Setup(self.number, node, self._owner.config, sockets, broker_descriptor, table))
 
     def start_later(self) -> float:
         """Start the next process: at once, or later after several early exits.
@@ -267,6 +273,7 @@ class WorkerProcess(ProcessProtocol):
         self._early_exits = 0 if uptime >= MIN_UPTIME else self._early_exits + 1
         self._process = None
         self.is_running = False
+        self._owner.counts.clear(self.number)
         self._owner.on_exit(self, outcome)
 
     # Messages

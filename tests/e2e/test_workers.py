@@ -235,6 +235,43 @@ def test_a_killed_worker_is_replaced_and_no_event_is_lost(chatws_server: Start, 
 
 
 @pytest.mark.long
+@pytest.mark.long
+def test_limit_of_a_user_holds_over_all_workers_and_forgets_a_killed_one(chatws_server: Start) -> None:
+    limit = 12
+    server = start_workers(chatws_server, "--max-connections-per-user", str(limit))
+    open_now: list[tuple[Browser, str]] = []
+
+    def fill() -> None:
+        """Open connections of user 5 until one is too many."""
+        while (entered := enter(server)) is not None:
+            open_now.append(entered)
+            assert len(open_now) <= limit
+
+    fill()
+    assert len(open_now) == limit
+    killed = open_now[0][1]
+    number = int(killed.removeprefix("w"))
+    pid = process_of(server, number)
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: process_of(server, number) != pid, "another worker", 60)
+    open_now[:] = [(browser, worker) for browser, worker in open_now if worker != killed]
+    assert len(open_now) < limit
+    fill()
+    assert len(open_now) == limit
+    open_now.pop()[0].close()
+    until(lambda: enter(server) is not None, "room for another connection")
+
+
+def enter(server: Server) -> tuple[Browser, str] | None:
+    """Open a connection of user 5, and name its worker. None if the server closes it with 4909."""
+    browser = server.browser()
+    browser.send({"type": "auth", "user_id": 5})
+    with suppress(ConnectionClosed):
+        return browser, browser.receive()["data"]["connection_id"].partition("-")[0]
+    assert browser.expect_close()[0] == 4909
+    return None
+
+
 def test_a_frozen_worker_is_replaced_and_new_pages_are_served(chatws_server: Start) -> None:
     port = free_port()
     server = start_workers(chatws_server, "--worker-timeout", "3", "--metrics-port", str(port))
