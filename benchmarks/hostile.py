@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import socket
 import sqlite3
 import subprocess
@@ -27,6 +28,7 @@ from typing import Any
 
 import psutil
 from running import environment_without_settings, free_ports
+from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import ClientConnection, connect
 
 HERE = Path(__file__).resolve().parent
@@ -252,12 +254,13 @@ class Bystander:
     """An agent and a backend that have nothing to do with the attack.
 
     :ivar events: delays of its events, in ms.
-    :ivar logins: durations of logins from another address, up to `subscribed`, in ms.
+    :ivar logins: durations of logins from another address, up to `subscribed` or their failure, in ms.
     """
 
     def __init__(self, target: Target, process: psutil.Process) -> None:
         self.events: list[float] = []
         self.logins: list[float] = []
+        self.failed_logins = 0
         self.memory = 0.0
         self._target = target
         self._process = process
@@ -295,7 +298,10 @@ class Bystander:
         while time.monotonic() < end:
             number += 1
             began = time.monotonic()
-            self._login("good-4", f"192.0.2.{2 + number % 200}").close()
+            try:
+                self._login("good-4", f"192.0.2.{2 + number % 200}").close()
+            except (ConnectionClosed, OSError):
+                self.failed_logins += 1
             self.logins.append((time.monotonic() - began) * 1000)
             time.sleep(LOGIN_INTERVAL)
 
@@ -320,6 +326,7 @@ def measure(attack: Callable[[Target], None] | None, seconds: float) -> dict[str
         "events": len(bystander.events),
         "event_max_ms": max(bystander.events),
         "logins": len(bystander.logins),
+        "failed_logins": bystander.failed_logins,
         "login_max_ms": max(bystander.logins),
         "memory_mib": bystander.memory / 2**20,
     }
@@ -332,11 +339,18 @@ def main() -> None:
     arguments = parser.parse_args()
     attacks = [attack for attack in ATTACKS if arguments.only in (None, attack.__name__)]
     results = []
+    load = os.getloadavg()[0]
     for attack in (None, *attacks):
         results.append(measure(attack, arguments.seconds))
         print(json.dumps(results[-1]), file=sys.stderr)
     if arguments.only is None:
-        document = {"limit_ms": LIMIT_MS, "history": HISTORY, "answer_ms": ANSWER_SECONDS * 1000, "attacks": results}
+        document = {
+            "limit_ms": LIMIT_MS,
+            "load": load,
+            "history": HISTORY,
+            "answer_ms": ANSWER_SECONDS * 1000,
+            "attacks": results,
+        }
         (HERE / "hostile.json").write_text(json.dumps(document, indent=1) + "\n")
 
 

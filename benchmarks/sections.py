@@ -85,19 +85,21 @@ def hostile(document: dict[str, Any]) -> str:
         [
             attack["attack"],
             f"{attack['event_max_ms']:.0f} ms",
-            f"{attack['login_max_ms']:.0f} ms",
+            f"{attack['login_max_ms']:.0f} ms"
+            + (f", {attack['failed_logins']} failed" * (attack["failed_logins"] > 0)),
             f"{attack['memory_mib']:.0f} MiB",
         ]
         for attack in document["attacks"]
     ]
     worst = max(attack["event_max_ms"] for attack in document["attacks"][1:])
     held = "within" if worst <= document["limit_ms"] else "**beyond**"
+    busy = f" Other programs used the machine too (load {document['load']:.0f})." if document["load"] > 1 else ""
     return (
         "An attack runs beside a bystander, on two cores. A backend sends an event to the bystander every 20 ms, and "
         "another client logs in and subscribes twice a second, from an address of its own. The history has "
         f"{document['history']:,} events. An answer of the application takes {document['answer_ms']:.0f} ms, and a "
         "permission query some milliseconds of a processor. The settings are the defaults. The longest delay of an "
-        f"event was {worst:.0f} ms, {held} the target of {document['limit_ms']} ms.\n\n"
+        f"event was {worst:.0f} ms, {held} the target of {document['limit_ms']} ms.{busy}\n\n"
         + table(["attack", "longest delay of an event", "longest login", "memory"], rows)
     )
 

@@ -54,9 +54,9 @@ def test_performance_page_has_the_figures_of_the_results(modules: dict[str, Any]
 
 
 def test_hostile_clients_have_the_worst_delay_of_all_attacks(modules: dict[str, Any]) -> None:
-    calm = {"attack": "no attack", "event_max_ms": 900.0, "login_max_ms": 1.0, "memory_mib": 0.0}
+    calm = {"attack": "no attack", "event_max_ms": 900.0, "login_max_ms": 1.0, "failed_logins": 0, "memory_mib": 0.0}
     attacks = [calm, *({**calm, "attack": str(n), "event_max_ms": float(n)} for n in (7, 99, 3))]
-    document = {"limit_ms": 100, "history": 20_000, "answer_ms": 20.0, "attacks": attacks}
+    document: dict[str, Any] = {"limit_ms": 100, "load": 0.5, "history": 20_000, "answer_ms": 20.0, "attacks": attacks}
     text = modules["sections"].hostile(document)
     assert "The longest delay of an event was 99 ms, within the target of 100 ms." in text
     assert "| 99 | 99 ms | 1 ms | 0 MiB |" in text
