@@ -246,7 +246,7 @@ def test_make_listener_of_haproxy_and_tls_checks_the_certificate() -> None:
 
 
 @pytest.mark.parametrize("words", [["chatws", "--check"], ["-n", "chatws"], ["chatws"]])
-def test_twistd_with_a_key_of_another_certificate_ends_with_one_line_and_status_1(
+def test_twistd_with_a_key_of_another_certificate_ends_with_one_line_and_status_78(
     tmp_path: Path, authority: Authority, words: list[str]
 ) -> None:
     (tmp_path / "key.pem").write_bytes(authority.issue().key)
@@ -256,7 +256,7 @@ def test_twistd_with_a_key_of_another_certificate_ends_with_one_line_and_status_
         [*twistd_command(), *words, "--listen", endpoint, "--push-port", "0"],
         cwd=tmp_path, env=clean_environment(), capture_output=True, text=True, timeout=60,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert done.stdout + done.stderr == (
         f'twistd chatws: --listen "{endpoint}": the private key key.pem does not belong to the certificate '
         '"shop.example" in fullchain.pem\n'

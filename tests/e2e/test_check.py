@@ -139,7 +139,7 @@ def test_mysql_privilege_that_lacks_is_one_line(mysql: Mysql) -> None:
     mysql.run(SCHEMA)
     mysql.admin("CREATE OR REPLACE USER reader IDENTIFIED BY 'x'; GRANT SELECT ON shop.* TO reader")
     done = Shop(mysql.url_of("shop", user="reader", password="x"), mysql.run).twistd_check()
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert done.stderr.startswith("twistd chatws: heartbeat_query: UPDATE command denied to user 'reader'")
     done = Shop(mysql.url_of("shop", user="reader", password="wrong"), mysql.run).twistd_check()
     assert done.returncode == 0
@@ -163,11 +163,11 @@ def test_a_wrong_query_is_one_line_with_its_setting_and_the_database_s_sentence(
     shop: Shop, setting: str, sql: str, sentence: str
 ) -> None:
     environment = {f"CHATWS_{setting.upper()}": sql}
-    for done, prog in (
-        (shop.twistd_check(**environment), "twistd chatws"),
-        (shop.check(**environment), "chatws check"),
+    for done, prog, status in (
+        (shop.twistd_check(**environment), "twistd chatws", 78),
+        (shop.check(**environment), "chatws check", 1),
     ):
-        assert done.returncode == 1
+        assert done.returncode == status
         (line,) = done.stderr.splitlines()
         assert line.startswith(f"{prog}: {setting}: ")
         assert sentence in line
@@ -213,7 +213,7 @@ def test_a_privilege_that_is_missing_is_found(postgres: Postgres) -> None:
     parts = urlsplit(postgres.url)
     shop = Shop(parts._replace(netloc=f"reader@{parts.hostname}:{parts.port}").geturl(), postgres.run)
     done = shop.twistd_check()
-    assert done.returncode == 1
+    assert done.returncode == 78
     assert done.stderr == "twistd chatws: heartbeat_query: permission denied for table users\n"
 
 
