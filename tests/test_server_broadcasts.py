@@ -157,12 +157,15 @@ class BroadcastTests(BroadcastCase):
 
     def test_too_much_is_sent_at_once(self) -> None:
         wires, room = self.room(3)
-        self.patch(broadcasts, "MAX_UNSENT", 100)
-        for _ in range(3):
-            self.send(room, "x" * 20)
-        assert [len(wire.texts()) for wire in wires] == [2] * 3
+        self.patch(broadcasts, "MAX_FRAMES", 50)
+        self.send(room, "x" * 20)
+        self.send(room, "x" * 20)
+        assert [len(wire.texts()) for wire in wires] == [0] * 3
+        self.send(room, "x" * 20)
+        assert [len(wire.texts()) for wire in wires] == [3] * 3
         self.run_steps()
-        assert [len(wire.texts()) for wire in wires] == [1] * 3
+        assert [len(wire.texts()) for wire in wires] == [0] * 3
+        assert self.broadcasts.unsent == 0
 
     def test_too_many_broadcasts_end_the_first_one(self) -> None:
         wires, room = self.room(3)

@@ -31,9 +31,8 @@ STEP_BYTES = 1 << 20
 #: Bytes to be sent above which publishers wait: some 50 ms of work, so that backends are not slowed down before the
 #: server is busy.
 MAX_BACKLOG = 64 << 20
-#: Bytes above which the server sends at once: other nodes' events do not wait for this node. Distinct frames then have
-#: 2 MiB at most, because a broadcast has hundreds of recipients.
-MAX_UNSENT = 1 << 30
+#: Bytes of frames above which the server sends at once, because other nodes' events do not wait for this node.
+MAX_FRAMES = 64 << 20
 #: Broadcasts in progress. Every write looks into each of them.
 MAX_BROADCASTS = 64
 
@@ -53,10 +52,23 @@ class _Broadcast:
     :ivar cursor: the chunk that is due. The chunks take turns.
     :ivar partly: how many connections of this chunk have had their turn, if it is sent in several steps.
     :ivar goal: the index up to which all of them have got the entries.
+    :ivar size: bytes of `entries`.
     :ivar behind: number of chunks that have not got everything.
     """
 
-    __slots__ = ("behind", "chunks", "cursor", "early", "entries", "first", "goal", "partly", "recipients", "sent")
+    __slots__ = (
+        "behind",
+        "chunks",
+        "cursor",
+        "early",
+        "entries",
+        "first",
+        "goal",
+        "partly",
+        "recipients",
+        "sent",
+        "size",
+    )
 
     def __init__(self, recipients: Recipients[Any]) -> None:
         self.recipients = recipients
@@ -65,7 +77,7 @@ class _Broadcast:
         self.first = 0
         self.sent = [0] * len(self.chunks)
         self.early: dict[Any, int] = {}
-        self.cursor = self.partly = self.goal = self.behind = 0
+        self.cursor = self.partly = self.goal = self.behind = self.size = 0
 
     @property
     def end(self) -> int:
@@ -75,6 +87,7 @@ class _Broadcast:
     def add(self, entry: _Entry) -> None:
         """Send an entry too."""
         self.entries.append(entry)
+        self.size += len(entry[1])
         self.behind = len(self.chunks)
 
     def due(self) -> list[_Entry]:
@@ -103,6 +116,7 @@ class _Broadcast:
         if self.cursor == len(self.chunks):
             self.cursor = 0
             first = min(self.sent)
+            self.size -= sum(map(len, map(_frames_of, self.entries[: first - self.first])))
             del self.entries[: first - self.first]
             self.first = first
 
@@ -145,7 +159,7 @@ class Broadcasts:
         self._number += 1
         broadcast.add((self._number, frames, excluded))
         self.unsent += len(frames) * len(recipients)
-        while self.unsent > MAX_UNSENT:
+        while sum([broadcast.size for broadcast in self.active.values()]) > MAX_FRAMES:
             self._step()
 
     def start(self) -> None:
