@@ -31,7 +31,7 @@ COPY pyproject.toml setup.cfg constraints.txt README.md LICENSE ./
 COPY chatws chatws
 COPY twisted twisted
 RUN /opt/chatws/bin/pip install --no-cache-dir --constraint constraints.txt setuptools \
-    && /opt/chatws/bin/pip install --no-cache-dir --constraint constraints.txt --no-build-isolation '.[mysql]' \
+    && /opt/chatws/bin/pip install --no-cache-dir --constraint constraints.txt --no-build-isolation '.[mysql,redis]' \
     && /opt/chatws/bin/pip uninstall --yes setuptools \
     # Twisted keeps a list of its plugins beside them, and the directory is read-only later
     && /opt/chatws/bin/twistd chatws --version

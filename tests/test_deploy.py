@@ -441,6 +441,11 @@ def test_the_image_copies_only_existing_files_that_are_not_ignored() -> None:
     assert all((ROOT / name).exists() for name in names)
 
 
+def test_the_image_contains_the_drivers_of_every_engine() -> None:
+    (extras,) = re.findall(r"--no-build-isolation '\.\[([a-z,]+)\]'", DOCKERFILE.read_text())
+    assert set(extras.split(",")) == {"mysql", "redis"}
+
+
 def test_the_image_does_not_run_as_root() -> None:
     instructions = [instruction for instruction, _ in dockerfile()]
     assert "USER" in instructions[instructions.index("FROM", 1) :]
