@@ -205,7 +205,8 @@ class Broadcasts:
     def step(self) -> bool:
         """Send to some connections, and return whether more are to follow."""
         try:
-            self._step()
+            if self.active:  # else everything has been sent at once meanwhile
+                self._step()
         except Exception:
             log.failure("a step of a broadcast failed")
         if self._waiting and self.unsent <= MAX_BACKLOG:
