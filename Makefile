@@ -89,6 +89,7 @@ BENCH_ARGS ?=
 bench: $(VENV)/.installed-for-tests
 	$(VENV)/bin/python benchmarks/run.py $(BENCH_ARGS)
 	$(VENV)/bin/python benchmarks/storms.py
+	$(VENV)/bin/python benchmarks/longest_turns.py
 	$(VENV)/bin/python benchmarks/hostile.py
 	$(VENV)/bin/python benchmarks/outbox.py
 	$(VENV)/bin/python benchmarks/report.py

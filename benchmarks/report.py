@@ -15,7 +15,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from figures import COLUMNS, MESSAGES, VARIANTS, Figures, best_peer, figures, number, paired, spread, table
-from sections import compression, hostile, pythons, reactors, scaling, storms
+from sections import compression, hostile, longest_turns, pythons, reactors, scaling, storms
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -194,6 +194,13 @@ An event goes to three connections, while others are connected.
 The tests count steps and bytes instead: `tests/test_chat_repeated_recovery.py`, `tests/test_auth_fair_queue.py`,
 `tests/test_recovery_progress.py`, `tests/test_file_budget.py`.
 
+## Longest turns
+
+Everything else waits during one turn of the event loop. Large work is done in steps of 2 ms
+([adr/0022](adr/0022-large-work.md)). `chatws_reactor_turn_seconds` shows a server's own turns.
+
+{turns}
+
 ## Reactors
 
 {reactors}
@@ -235,7 +242,12 @@ Measured with {versions}.
 """
 
 
-def page(results: dict[str, Any], storm: dict[str, Any] | None, attacks: dict[str, Any] | None = None) -> str:
+def page(
+    results: dict[str, Any],
+    storm: dict[str, Any] | None,
+    attacks: dict[str, Any] | None = None,
+    turns: dict[str, Any] | None = None,
+) -> str:
     """The text of docs/performance.md."""
     by_server = figures(results["medians"])
     titles = results["titles"]["servers"]
@@ -251,6 +263,7 @@ def page(results: dict[str, Any], storm: dict[str, Any] | None, attacks: dict[st
         scaling=scaling(results, by_server),
         storms=storms(storm) if storm else "Not measured in this run.",
         hostile=hostile(attacks) if attacks else "Not measured in this run.",
+        turns=longest_turns(turns) if turns else "Not measured in this run.",
         reactors=reactors(results, by_server),
         pythons=pythons(results, by_server),
         compression=compression(results),
@@ -309,13 +322,15 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=HERE / "results.json")
     parser.add_argument("--storms", type=Path, default=HERE / "storms.json")
     parser.add_argument("--hostile", type=Path, default=HERE / "hostile.json")
+    parser.add_argument("--turns", type=Path, default=HERE / "longest_turns.json")
     parser.add_argument("--docs", type=Path, default=DOCS)
     arguments = parser.parse_args()
     results = json.loads(arguments.results.read_text())
     storm = json.loads(arguments.storms.read_text()) if arguments.storms.exists() else None
     attacks = json.loads(arguments.hostile.read_text()) if arguments.hostile.exists() else None
+    turns = json.loads(arguments.turns.read_text()) if arguments.turns.exists() else None
     (arguments.docs / "images").mkdir(parents=True, exist_ok=True)
-    (arguments.docs / "performance.md").write_text(page(results, storm, attacks))
+    (arguments.docs / "performance.md").write_text(page(results, storm, attacks, turns))
     (arguments.docs / "images" / "performance.svg").write_text(chart(results))
 
 

@@ -138,6 +138,15 @@ def storms(document: dict[str, Any]) -> str:
     )
 
 
+def longest_turns(document: dict[str, Any]) -> str:
+    """The longest turn of the reactor for each kind of work."""
+    rows = [[row["work"], f"{row['ms']:.1f} ms"] for row in document["rows"]]
+    return (
+        f"With {document['connections']:,} connections, the processor time of the longest turn of the event loop:\n\n"
+        + table(["work", "longest turn"], rows)
+    )
+
+
 def reactors(results: dict[str, Any], by_server: Figures) -> str:
     """The reactors compared."""
     names = {"chatws": "epoll (the default on Linux)", "chatws-asyncio": "asyncio"}
