@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,12 +22,10 @@ pytestmark = [needs("pgbouncer"), needs("postgresql")]
 
 
 @pytest.fixture
-def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory that PgBouncer's user can enter."""
-    place = tmp_path_factory.mktemp("pgbouncer")
-    for parent in (place, place.parent, place.parent.parent):
-        parent.chmod(0o755)
-    return place
+def directory() -> Iterator[Path]:
+    """A directory that PgBouncer's user can enter, unlike those below pytest's."""
+    with tempfile.TemporaryDirectory(prefix="chatws-pgbouncer-") as path:
+        yield Path(path)
 
 
 @pytest.fixture

@@ -244,7 +244,7 @@ def test_json_log_lines_are_objects_with_user_and_address(chatws_server: Start) 
     server.stop()
     lines = [json.loads(line) for line in server.log.splitlines()]
     (refused,) = [line for line in lines if "authentication failed" in line["message"]]
-    assert refused["connection_id"] == 1
+    assert re.fullmatch(r"[0-9a-f]{8}-1", refused["connection_id"])
     assert refused["user"] == "{evil}?"
     assert refused["address"] == "203.0.113.9"
     assert refused["level"] == "info"

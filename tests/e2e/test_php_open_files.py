@@ -116,6 +116,5 @@ def test_client_when_constructed_loads_each_class_of_the_library() -> None:
         new Chatws\\Client(Chatws\\Config::fromArray([]));
         echo implode("\n", array_filter(get_declared_classes(), fn ($name) => str_starts_with($name, 'Chatws')));
     """
-    assert sorted(run_php("-r", code).split()) == sorted(
-        f"Chatws\\{path.stem}" for path in (PHP_DIRECTORY / "src").glob("*.php")
-    )
+    classes = {path.stem for path in (PHP_DIRECTORY / "src").glob("*.php")} - {"Webhook"}  # for receivers only
+    assert sorted(run_php("-r", code).split()) == sorted(f"Chatws\\{name}" for name in classes)
