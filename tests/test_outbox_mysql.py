@@ -270,7 +270,7 @@ async def test_node_of_a_real_galera_cluster_is_refused_unless_it_is_the_only_wr
         check_outbox(only_writer, "", 20.0)
         started.append(Node(only_writer))
         insert(Engine(galera.url, galera.connect), 1)
-        await until(lambda: started[1].target.numbers == [1])
+        await until(lambda: started[1].target.numbers == [1], 90)
         assert started[0].target.events == []
     finally:
         for node in started:

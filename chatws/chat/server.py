@@ -9,7 +9,7 @@ import secrets
 import time
 from collections.abc import Callable, Sequence
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -39,7 +39,7 @@ from chatws.chat.session import Session, SessionLimits
 from chatws.chat.subscriptions import Subscriptions
 from chatws.chat.timers import ConnectionTimers
 from chatws.chat.work_scheduler import WorkScheduler
-from chatws.errors import CloseCode, ErrorCode, Unavailable
+from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Clock, Schedule, default_reactor
 from chatws.runtime.connection_counts import ConnectionCounts
@@ -162,6 +162,7 @@ class ChatServer:
         )
         self._scheduler = WorkScheduler(clock) if scheduler is None else scheduler
         self._when_ready = when_ready
+        self._uses_webhooks = False
         self._recovery = Recovery(
             lambda: self.broker.epoch,
             self.history,
@@ -293,6 +294,7 @@ class ChatServer:
         :param activity: receives connections, heartbeats and activities instead of the present sink.
         :param on_heartbeats: receives the updates of all nodes.
         """
+        self._uses_webhooks = True
         self._activity = activity
         self._event_handler.on_heartbeats = on_heartbeats
 
@@ -326,8 +328,11 @@ class ChatServer:
     def sync_webhooks(self) -> Deferred[None]:
         """Make the whole state due for the receiver of webhooks.
 
-        :raises Unavailable: through the Deferred: webhooks are not configured, or the broker is unavailable.
+        :raises ClientError: through the Deferred: webhooks are not configured (`unsupported`).
+        :raises Unavailable: through the Deferred: the broker is unavailable.
         """
+        if not self._uses_webhooks:
+            return fail(ClientError(ErrorCode.UNSUPPORTED, "webhooks are not configured"))
         return self.broker.add_webhooks([], reset=True)
 
     def event_id(self, event: Event) -> str | None:

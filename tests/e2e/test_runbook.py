@@ -113,7 +113,7 @@ def test_sections_about_one_server(chatws_server: Start, tmp_path: Path) -> None
         node.expect("Unverified users")
         node.expect("Open files")
     # for these there is no fault here: the commands and the names of the series are right
-    for heading in ("Event loop lag", "Dropped log lines", "Internal errors"):
+    for heading in ("Event loop lag", "Nodes differ", "Dropped log lines", "Internal errors"):
         node.expect(heading)
 
 
