@@ -15,7 +15,7 @@ from tests.requirements import find_program, needs
 ROOT = Path(__file__).resolve().parents[1]
 CLIENT = ROOT / "chatws" / "static" / "websocket-client.js"
 #: Fewer tests mean that Node has not found the files.
-AT_LEAST = 192
+AT_LEAST = 240
 
 
 @needs("nodejs")

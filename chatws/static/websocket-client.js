@@ -22,13 +22,19 @@
  * Events of the client itself (`on(event, handler)`, a handler gets `(data, {event, id})`):
  *
  *   connected         authenticated, for the first time or again. The data is that of `authenticated`.
- *   disconnected      {code, reason, will_reconnect}: the connection closed, or the first attempt failed. Once per
- *                     outage, not once per attempt. The code is the WebSocket's, 1006 without a close frame.
+ *   disconnected      {code, reason, will_reconnect, never_connected}: the connection closed, or the first attempt
+ *                     failed. Once per outage, not once per attempt. The code is the WebSocket's, 1006 without a close
+ *                     frame. `never_connected`: no attempt since `connect` has succeeded, perhaps because the network
+ *                     blocks WebSockets. The page may poll until `connected`.
  *   reconnect_failed  {code, reason}: the server closed with a code from 4900 to 4999. Call `connect` to try again.
+ *                     After 4909 (too many connections of this user) the client tries again by itself when the page
+ *                     becomes visible, every 30 s at most.
  *   error             {code, message, …}: the server's `error`, or one of the client: `connection_failed`, `bad_frame`,
  *                     `token_failed` and `handler_failed` (with `error`), `bad_message` (an invalid argument),
- *                     `origin_not_allowed` (with `origin`: the server's `allowed_origins` does not list it). Without a
- *                     handler of `error` or `*` the client's own errors are warnings on the console.
+ *                     `origin_not_allowed` (with `origin`: the server's `allowed_origins` does not list it),
+ *                     `blocked_by_policy` (with `source`: the page's Content-Security-Policy must list it in
+ *                     `connect-src`). Without a handler of `error` or `*` the client's own errors are warnings on the
+ *                     console.
  *   identity_changed  {user_id} or {contact_id}: after a reconnect the server names another user, because of a log-in
  *                     or log-out in another tab. The client has dropped all subscriptions and positions. Agent 7 and
  *                     contact 7 are different. Load the page's state again, and subscribe.
@@ -39,11 +45,26 @@
  *                     in between.
  *   *                 every event, these and the server's, with its name in the second argument.
  *
- * Every event of the server is emitted under its name with its `data`. A conversation's events are complete from its
- * `subscribed` on: load its messages at that moment or later, not before.
+ * Every event of the server is emitted under its name with its `data`: `new_message`, `typing`, `agent_status` and so
+ * on, for agents also `contact_status` and `groups`, for contacts `available`. A conversation's events are complete from
+ * its `subscribed` on: load its messages at that moment or later, not before.
  *
  * Only `disconnect()` and the close codes from 4900 to 4999 stop the client. After any other close, including 1000 by
- * the server, it reconnects without a limit.
+ * the server, it reconnects without a limit. A page that the browser puts aside (`pagehide`) closes its connection
+ * without an event, and connects again if the user returns to it.
+ *
+ * A customer's widget connects as a contact. The token names the contact, and comes from a POST that no cache stores:
+ *
+ *     const token = async () => (await (await fetch('/chat/token', { method: 'POST' })).json()).token;
+ *     wsClient.connect(null, { token });
+ *     wsClient.subscribe(456);  // a conversation that is newer than the token asks once for a new token
+ *
+ * Scripts that run again and again, as with Turbo or Livewire, remove their handlers with a signal. Each
+ * `new ChatwsClient()` has a connection and handlers of its own.
+ *
+ *     const leaving = new AbortController();
+ *     wsClient.on('new_message', show, { signal: leaving.signal });
+ *     document.addEventListener('turbo:before-render', () => leaving.abort(), { once: true });
  *
  * How this file is organized:
  *
@@ -64,11 +85,59 @@ var { ChatwsClient, wsClient } = (() => {
    * @typedef {number | string} Id
    * @typedef {{event: string, id?: string}} Info
    * @typedef {(data: any, info: Info) => unknown} Handler
+   * @typedef {'agent' | 'contact'} Role
+   * @typedef {object} Authenticated  of an agent with `user_id`, of a contact with `contact_id`
+   * @property {Role} role
+   * @property {string} connection_id
+   * @property {Id} [user_id]
+   * @property {Id} [contact_id]
+   * @property {string} [last_event_id]
+   * @property {boolean} [recovered]
+   * @property {number} [replayed]
+   * @property {string[]} [groups] of an agent
+   * @property {string} [status] of an agent, unless it is `online`
+   * @property {boolean} [available] for a contact: whether an agent is online with the status `online`
+   *
+   * @typedef {object} Subscribed
+   * @property {Id} conversation_id
+   * @property {string} [last_event_id]
+   * @property {boolean} [recovered]
+   * @property {number} [replayed]
+   * @property {Id[]} [contacts_online] for agents: the contacts of the conversation who are online
+   *
+   * @typedef {object} ErrorData
+   * @property {string} code
+   * @property {string} message
+   * @property {{type?: string, conversation_id?: Id}} [request] of an error of the server
+   * @property {unknown} [error] of an error of the client
+   * @property {string} [origin]
+   * @property {string} [source]
+   *
+   * @typedef {object} Events  the data of each event. An event of another name has any data
+   * @property {Authenticated} authenticated
+   * @property {Authenticated} connected
+   * @property {{code: number, reason: string, will_reconnect: boolean, never_connected: boolean}} disconnected
+   * @property {{code: number, reason: string}} reconnect_failed
+   * @property {ErrorData} error
+   * @property {{user_id?: Id, contact_id?: Id}} identity_changed
+   * @property {{conversation_id?: Id, count: number}} recovered
+   * @property {{conversation_id?: Id}} resync
+   * @property {Subscribed} subscribed
+   * @property {{conversation_id: Id}} unsubscribed
+   * @property {{online: Id[], status?: Record<string, string>}} presence
+   * @property {{status: string}} status_set
+   * @property {{agent_id: Id, status: string}} agent_status
+   * @property {{conversation_id: Id, contact_id: Id, status: 'online' | 'offline', since_ms: number}} contact_status
+   * @property {{available: boolean}} available
+   * @property {{groups: string[]}} groups
+   * @property {{conversation_id: Id, user_id?: Id, contact_id?: Id, is_typing: boolean}} typing
+   *
    * @typedef {string | (() => string | Promise<string>)} TokenSource  a function is called before each connection
    * @typedef {{url?: string | string[], token?: TokenSource}} ConnectOptions
    *
    * @typedef {object} Settings  times in milliseconds
    * @property {number} heartbeat interval between pings
+   * @property {number} hidden_heartbeat the same while the page is hidden
    * @property {number} pong_timeout without any frame after a ping
    * @property {number} probe_timeout the same after the page becomes visible or online again
    * @property {number} open_timeout until the WebSocket is open; it doubles with each failure, up to `connect_timeout`
@@ -88,6 +157,7 @@ var { ChatwsClient, wsClient } = (() => {
   /** @type {Settings} */
   const DEFAULTS = {
     heartbeat: 30_000, // below the idle timeout of proxies, which is 60 s in nginx
+    hidden_heartbeat: 60_000, // browsers run the timers of hidden pages once a minute
     pong_timeout: 10_000,
     probe_timeout: 5_000,
     open_timeout: 5_000, // a proxy may have chosen a server that hangs: the next attempt may reach another one
@@ -114,8 +184,16 @@ var { ChatwsClient, wsClient } = (() => {
   const AUTH_FAILED = 4901;
   /** Ids that are kept before the first prune, a few hundred KB at most. */
   const MIN_DELIVERED_IDS = 1000;
-  /** A watchdog that fires this late, in milliseconds, shows that the browser had frozen the tab. */
+  /** A timer that fires this late, in milliseconds, shows that the browser had frozen the tab, or the machine slept. */
   const FROZEN_AFTER = 2_000;
+  /** Age in milliseconds from which an attempt is started again when the page wakes up: its packets may be lost. */
+  const STALE_ATTEMPT = 3_000;
+  /** Close code of the server: too many connections of this user. Other tabs may have closed in the meantime. */
+  const TOO_MANY_CONNECTIONS = 4909;
+  /** Milliseconds between two attempts after this code, in a page that becomes visible. */
+  const TOO_MANY_PAUSE = 30_000;
+  /** Conversations for which the client asks for a fresh token, at most: as many as a connection may subscribe to. */
+  const MAX_FRESH_TOKENS = 1000;
 
   // Positions
 
@@ -248,6 +326,8 @@ var { ChatwsClient, wsClient } = (() => {
     /** @type {string | null} the server's id of the connection */
     connectionId = null;
     /** milliseconds since 1970 */
+    startedAt = Date.now();
+    /** milliseconds since 1970 */
     authenticatedAt = 0;
     /** @type {Position | null} the `last_event_id` sent with `auth` */
     authPosition = null;
@@ -255,6 +335,8 @@ var { ChatwsClient, wsClient } = (() => {
     timers = new Set();
     /** @type {ReturnType<typeof setTimeout> | undefined} */
     watchdog;
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    heartbeat;
     missedPong = false;
     pings = 0;
     pongs = 0;
@@ -275,7 +357,7 @@ var { ChatwsClient, wsClient } = (() => {
   class ChatwsClient {
     /** @type {Settings} */
     #settings;
-    /** @type {Map<string, Set<Handler>>} */
+    /** @type {Map<string, Map<Handler, object>>} by event: each handler with an object for its registration */
     #handlers = new Map();
     /** @type {Id | null} */
     #userId = null;
@@ -289,6 +371,12 @@ var { ChatwsClient, wsClient } = (() => {
     #active = false;
     /** Whether the origin needs no check: it was checked, or the server has accepted this page before. */
     #originChecked = false;
+    /** Whether the page's Content-Security-Policy has blocked the connection since `connect`. */
+    #isBlocked = false;
+    /** Whether an attempt has succeeded since `connect`. */
+    #wasConnected = false;
+    /** @type {number | null} the time of the last close with 4909, if the client waits for the page to be visible */
+    #tooManyAt = null;
     /** @type {'' | 'connected' | 'disconnected'} the last status that was emitted */
     #lastStatus = '';
     /** @type {Attempt | null} */
@@ -300,8 +388,14 @@ var { ChatwsClient, wsClient } = (() => {
     #userChannel = new Channel(null);
     /** The role and id in the last `authenticated`; empty before the first. */
     #identity = '';
+    /** @type {string | null} the last token that was sent */
+    #sentToken = null;
     /** The subject of the last token; empty if it is not known. */
     #subject = '';
+    /** @type {Promise<boolean> | null} the `renew` for conversations that are newer than the token */
+    #renewal = null;
+    /** The conversations for which the client has asked for a fresh token. */
+    #freshTokens = new Set();
     /** @type {Set<string> | null} the subscriptions of before a `connect` that may be for another user */
     #earlierSubscriptions = null;
     /** @type {Map<string, Channel>} the conversations that the page has subscribed to, by their id as a string */
@@ -363,12 +457,14 @@ var { ChatwsClient, wsClient } = (() => {
         this.#reportError('token_failed', `the token is ${describeValue(token)}, not a text; ${advice}`);
         return;
       }
-      const urls = (Array.isArray(url) && url.length ? url : [url]).map(resolveUrl);
+      const given = Array.isArray(url) ? url : [url];
+      const urls = (given.length ? given : [undefined]).map((item) => resolveUrl(item));
       const isSameUser = String(userId ?? '') === String(this.#userId ?? '');
       const mayBeAnother = userId == null && isSameUser && this.#mayBeOfAnotherUser(token);
       this.#token = token;
       if (this.#active && isSameUser && !mayBeAnother && urls.join() === this.#urls.join()) return;
       const isFirst = !this.#urls.length;
+      this.#stopWaiting();
       this.disconnect();
       if (!isSameUser && !isFirst) this.#forgetUser();
       if (mayBeAnother) this.#earlierSubscriptions = new Set(this.#subscriptions.keys());
@@ -378,7 +474,7 @@ var { ChatwsClient, wsClient } = (() => {
       this.#active = true;
       this.#lastStatus = '';
       this.#failures = 0;
-      this.#originChecked = false;
+      this.#originChecked = this.#isBlocked = this.#wasConnected = false;
       this.#setPageListeners(true);
       this.#open();
     }
@@ -391,6 +487,7 @@ var { ChatwsClient, wsClient } = (() => {
 
     /** Disconnect and do not reconnect. Subscriptions are kept: `connect` as the same user recovers missed events. */
     disconnect() {
+      this.#stopWaiting();
       if (!this.#active) return;
       this.#active = false;
       this.#setPageListeners(false);
@@ -401,13 +498,23 @@ var { ChatwsClient, wsClient } = (() => {
     }
 
     /**
-     * Call `handler(data, {event, id})` for each event of this name, or for every event if the name is `*`.
-     * @param {string} event @param {Handler} handler
+     * Call `handler(data, {event, id})` for each event of this name, or for every event if the name is `*`. The same
+     * handler is called once, however often it is added.
+     *
+     * @template {string} K
+     * @param {K} event
+     * @param {(data: K extends keyof Events ? Events[K] : any, info: Info) => unknown} handler
+     * @param {{signal?: AbortSignal}} [options] `signal` removes the handler when it aborts
      */
-    on(event, handler) {
+    on(event, handler, options) {
       if (typeof handler !== 'function') throw new TypeError('on: the handler must be a function');
-      const handlers = this.#handlers.get(event) ?? new Set();
-      this.#handlers.set(event, handlers.add(handler));
+      const signal = options?.signal;
+      const handlers = this.#handlers.get(event) ?? new Map();
+      if (signal?.aborted || handlers.has(handler)) return this;
+      const registration = {};
+      this.#handlers.set(event, handlers.set(handler, registration));
+      const remove = () => handlers.get(handler) === registration && handlers.delete(handler);
+      signal?.addEventListener('abort', remove, { once: true });
       return this;
     }
 
@@ -459,12 +566,33 @@ var { ChatwsClient, wsClient } = (() => {
     /**
      * Tell the other subscribers of the conversation that the user types. It is never queued.
      * @param {Id} conversationId @param {boolean} [isTyping]
+     * @param {{role?: 'agent'}} [options] `role: 'agent'` tells agents only, while an agent writes an internal note
      * @returns {boolean} whether it was sent
      */
-    sendTyping(conversationId, isTyping = true) {
+    sendTyping(conversationId, isTyping = true, options) {
       const channel = this.#subscriptions.get(String(conversationId));
       if (channel && !channel.isRequested) return false;
-      return this.send({ type: 'typing', conversation_id: conversationId, is_typing: Boolean(isTyping) });
+      const audience = options?.role === undefined ? {} : { role: options.role };
+      return this.send({ type: 'typing', conversation_id: conversationId, is_typing: Boolean(isTyping), ...audience });
+    }
+
+    /**
+     * Set this agent's status: `online`, `away`, `busy`, or a name of the application. The server keeps it, also over a
+     * reload of the page, and tells all agents. It is never queued. The response is the event `status_set`, and the
+     * agent's other pages get `agent_status`.
+     * @param {string} status 1 to 32 characters of `a-z0-9_-`, not `offline`
+     * @returns {boolean} whether it was sent
+     */
+    setStatus(status) {
+      return this.send({ type: 'status', status });
+    }
+
+    /**
+     * Ask which agents are online. It is never queued. The response is the event `presence`.
+     * @returns {boolean} whether it was sent
+     */
+    presence() {
+      return this.send({ type: 'presence' });
     }
 
     /**
@@ -493,7 +621,14 @@ var { ChatwsClient, wsClient } = (() => {
       if (attempt?.state !== 'authenticated') return false;
       try {
         const newToken = await fetchToken(this.#token);
-        return attempt === this.#attempt && this.#send(attempt, this.#authMessage(newToken, null));
+        if (attempt !== this.#attempt) return false;
+        if (this.#subject && subjectOf(newToken) !== this.#subject) {
+          this.#reopen(attempt, 'the token is another user\'s'); // a connection keeps its user
+          return false;
+        }
+        const isSent = this.#send(attempt, this.#authMessage(newToken, null));
+        if (isSent) this.#sentToken = newToken;
+        return isSent;
       } catch (/** @type {any} */ error) {
         this.#reportError('token_failed', `no token: ${error?.message ?? error}`, { error });
         return false;
@@ -506,7 +641,7 @@ var { ChatwsClient, wsClient } = (() => {
     #emit(event, data, id) {
       const info = id === undefined ? { event } : { event, id };
       for (const name of event === '*' ? ['*'] : [event, '*']) {
-        for (const handler of [...(this.#handlers.get(name) ?? [])]) {
+        for (const handler of [...(this.#handlers.get(name)?.keys() ?? [])]) {
           if (!this.#handlers.get(name)?.has(handler)) continue; // an earlier handler has removed it
           try {
             handler(data, info);
@@ -532,7 +667,8 @@ var { ChatwsClient, wsClient } = (() => {
     #emitDisconnected(code, reason, willReconnect) {
       if (this.#lastStatus === 'disconnected') return;
       this.#lastStatus = 'disconnected';
-      this.#emit('disconnected', { code, reason, will_reconnect: willReconnect });
+      const never = !this.#wasConnected;
+      this.#emit('disconnected', { code, reason, will_reconnect: willReconnect, never_connected: never });
     }
 
     // Connecting and disconnecting
@@ -608,6 +744,7 @@ var { ChatwsClient, wsClient } = (() => {
         this.#subscriptions = new Map(later);
       }
       this.#subject = subject;
+      this.#sentToken = token;
     }
 
     /**
@@ -615,7 +752,8 @@ var { ChatwsClient, wsClient } = (() => {
      * It asks once per `connect`, and not if the server has accepted this page before.
      */
     async #checkOrigin() {
-      if (this.#originChecked || typeof location === 'undefined' || typeof fetch !== 'function') return;
+      if (typeof location === 'undefined' || typeof fetch !== 'function') return;
+      if (this.#originChecked || this.#isBlocked) return;
       this.#originChecked = true;
       const { origin } = location;
       const url = this.#url;
@@ -663,7 +801,8 @@ var { ChatwsClient, wsClient } = (() => {
     /** Stop after a close code that forbids a reconnect. @param {number} code @param {string} reason */
     #stop(code, reason) {
       this.#active = false;
-      this.#setPageListeners(false);
+      if (code === TOO_MANY_CONNECTIONS) this.#tooManyAt = Date.now();
+      else this.#setPageListeners(false);
       if (code === AUTH_FAILED && typeof this.#token === 'string') {
         const advice = 'it is invalid or has expired; pass connect() a function that fetches a new token';
         this.#reportError('token_failed', `the server rejected the token (${reason}): ${advice}`);
@@ -671,6 +810,29 @@ var { ChatwsClient, wsClient } = (() => {
       }
       this.#emitDisconnected(code, reason, false);
       if (!this.#active) this.#emit('reconnect_failed', { code, reason });
+    }
+
+    /** Wait no longer for the page to become visible after 4909. */
+    #stopWaiting() {
+      if (this.#tooManyAt === null) return;
+      this.#tooManyAt = null;
+      clearTimeout(this.#retryTimer);
+      this.#retryTimer = undefined;
+      this.#setPageListeners(false);
+    }
+
+    /** After 4909, connect again if the page is visible, and the last attempt is old enough. */
+    #retryTooMany() {
+      clearTimeout(this.#retryTimer);
+      const rest = Number(this.#tooManyAt) + TOO_MANY_PAUSE - Date.now();
+      if (rest > 0) {
+        this.#retryTimer = setTimeout(() => !isHidden() && this.#retryTooMany(), rest);
+        return;
+      }
+      this.#tooManyAt = null;
+      this.#active = true;
+      this.#failures = 0;
+      this.#open();
     }
 
     /**
@@ -687,6 +849,14 @@ var { ChatwsClient, wsClient } = (() => {
     /** End a dead connection without the closing handshake. @param {Attempt} attempt @param {string} reason */
     #abort(attempt, reason) {
       this.#onClosed(attempt, 1006, reason);
+    }
+
+    /** Replace a connection or an attempt by a new one at once. @param {Attempt} attempt @param {string} reason */
+    #reopen(attempt, reason) {
+      this.#release(attempt);
+      this.#turn = (this.#turn + 1) % this.#urls.length;
+      this.#emitDisconnected(1006, reason, true);
+      if (this.#active && !this.#attempt) this.#open();
     }
 
     /** Detach from the connection and store the positions. @param {Attempt} attempt @param {number} [code] */
@@ -726,12 +896,28 @@ var { ChatwsClient, wsClient } = (() => {
       return timer;
     }
 
+    /** @param {Attempt} attempt @param {ReturnType<typeof setTimeout>} timer */
+    #clearTimer(attempt, timer) {
+      clearTimeout(timer);
+      attempt.timers.delete(timer);
+    }
+
     // Keepalive
 
-    /** @param {Attempt} attempt */
-    #heartbeat(attempt) {
-      this.#ping(attempt, this.#settings.pong_timeout);
-      this.#setTimer(attempt, this.#settings.heartbeat, () => this.#heartbeat(attempt));
+    /** Send the next ping after the interval, counted from now. @param {Attempt} attempt */
+    #scheduleHeartbeat(attempt) {
+      if (attempt.heartbeat !== undefined) this.#clearTimer(attempt, attempt.heartbeat);
+      const delay = isHidden() ? this.#settings.hidden_heartbeat : this.#settings.heartbeat;
+      const due = Date.now() + delay;
+      attempt.heartbeat = this.#setTimer(attempt, delay, () => {
+        attempt.heartbeat = undefined;
+        if (Date.now() - due > FROZEN_AFTER) {
+          this.#wake();
+        } else {
+          this.#ping(attempt, this.#settings.pong_timeout);
+          this.#scheduleHeartbeat(attempt);
+        }
+      });
     }
 
     /** @param {Attempt} attempt @param {number} timeout */
@@ -753,16 +939,55 @@ var { ChatwsClient, wsClient } = (() => {
     /** @param {Attempt} attempt */
     #cancelWatchdog(attempt) {
       if (attempt.watchdog === undefined) return;
-      clearTimeout(attempt.watchdog);
-      attempt.timers.delete(attempt.watchdog);
+      this.#clearTimer(attempt, attempt.watchdog);
       attempt.watchdog = undefined;
     }
 
-    /** The page is visible or online again: reconnect at once, or check an existing connection. */
-    #onWake = (/** @type {Event} */ { type }) => {
-      if (type === 'visibilitychange' && document.visibilityState === 'hidden') return;
-      if (this.#retryTimer !== undefined && !this.#attempt) this.#open();
-      else if (this.#attempt?.state === 'authenticated') this.#ping(this.#attempt, this.#settings.probe_timeout);
+    /** The page is visible or online again, or the user has returned to it. */
+    #onWake = (/** @type {Event} */ event) => {
+      if (event.type === 'visibilitychange' && isHidden()) return;
+      // The browser loads the page, and has not returned to it.
+      if (event.type === 'pageshow' && !(/** @type {PageTransitionEvent} */ (event).persisted)) return;
+      if (this.#tooManyAt === null) this.#wake();
+      else if (event.type !== 'online') this.#retryTooMany();
+    };
+
+    /** Connect at once, or check an existing connection. */
+    #wake() {
+      const attempt = this.#attempt;
+      if (!attempt) {
+        this.#open();
+        return;
+      }
+      const isClosed = attempt.socket?.readyState >= 2;
+      const isStale = attempt.state !== 'authenticated' && Date.now() - attempt.startedAt > STALE_ATTEMPT;
+      if (isClosed || isStale) {
+        this.#reopen(attempt, isClosed ? 'the connection is closed' : 'no answer before the page woke up');
+      } else if (attempt.state === 'authenticated') {
+        this.#ping(attempt, this.#settings.probe_timeout);
+        this.#scheduleHeartbeat(attempt);
+      }
+    }
+
+    /**
+     * The browser puts the page aside, and may return to it. An open WebSocket would prevent that in most browsers, and
+     * would be dead afterwards. `#onWake` connects again.
+     */
+    #onPageHide = () => {
+      if (!this.#active) return;
+      clearTimeout(this.#retryTimer);
+      this.#retryTimer = undefined;
+      if (this.#attempt) this.#release(this.#attempt, 1000);
+    };
+
+    /** The page's Content-Security-Policy has blocked a request, perhaps the WebSocket. */
+    #onPolicyViolation = (/** @type {SecurityPolicyViolationEvent} */ { disposition, effectiveDirective, blockedURI }) => {
+      if (disposition === 'report' || effectiveDirective !== 'connect-src' || this.#isBlocked) return;
+      const source = sourceOf(this.#url);
+      if (sourceOf(blockedURI) !== source) return;
+      this.#isBlocked = true;
+      const advice = `add ${source} to its directive connect-src`;
+      this.#reportError('blocked_by_policy', `the page's Content-Security-Policy blocks the WebSocket: ${advice}`, { source });
     };
 
     #onActivity = () => {
@@ -774,6 +999,8 @@ var { ChatwsClient, wsClient } = (() => {
       if (typeof document === 'undefined') return;
       const change = on ? 'addEventListener' : 'removeEventListener';
       for (const name of ['online', 'pageshow']) window[change](name, this.#onWake);
+      window[change]('pagehide', this.#onPageHide);
+      document[change]('securitypolicyviolation', /** @type {EventListener} */ (this.#onPolicyViolation));
       for (const name of ['visibilitychange', 'resume']) document[change](name, this.#onWake);
       for (const name of ACTIVITY_EVENTS) document[change](name, this.#onActivity, { capture: true, passive: true });
     }
@@ -811,7 +1038,12 @@ var { ChatwsClient, wsClient } = (() => {
           break;
         case 'error':
           if (data?.request?.type === 'subscribe') {
-            this.#onSubscribeError(attempt, data.code, data.request.conversation_id);
+            const { code, request } = data;
+            if (code === 'forbidden' && this.#needsFreshToken(request.conversation_id)) {
+              this.#subscribeWithFreshToken(attempt, data);
+              break;
+            }
+            this.#onSubscribeError(attempt, code, request.conversation_id);
           }
           this.#emit(event, data);
           break;
@@ -832,7 +1064,8 @@ var { ChatwsClient, wsClient } = (() => {
       attempt.connectionId = data.connection_id ?? null;
       attempt.authenticatedAt = Date.now();
       this.#originChecked = true;
-      this.#setTimer(attempt, this.#settings.heartbeat, () => this.#heartbeat(attempt));
+      this.#wasConnected = true;
+      this.#scheduleHeartbeat(attempt);
       this.#checkIdentity(data);
       if (attempt !== this.#attempt) return; // a handler has disconnected
       const notify = this.#startChannel(attempt, this.#userChannel, attempt.authPosition, data);
@@ -858,6 +1091,7 @@ var { ChatwsClient, wsClient } = (() => {
     #forgetUser() {
       this.#identity = '';
       this.#subscriptions.clear();
+      this.#freshTokens.clear();
       this.#userChannel = new Channel(null);
       this.#delivered = new DeliveredIds();
     }
@@ -866,6 +1100,7 @@ var { ChatwsClient, wsClient } = (() => {
     #onSubscribed(attempt, data) {
       const pending = takePendingSubscribe(attempt, String(data.conversation_id));
       const notify = pending ? this.#startChannel(attempt, pending.channel, pending.from, data) : () => {};
+      this.#freshTokens.delete(String(data.conversation_id));
       this.#emit('subscribed', data);
       notify();
     }
@@ -904,6 +1139,41 @@ var { ChatwsClient, wsClient } = (() => {
           channel.isRequested = false;
           this.#sendSubscribes(attempt);
         });
+      }
+    }
+
+    /**
+     * Return whether a conversation may be newer than the token: the token lists conversations and not this one. The
+     * client asks once for each conversation.
+     * @param {unknown} id
+     */
+    #needsFreshToken(id) {
+      const key = String(id);
+      if (typeof this.#token !== 'function' || !isId(id) || !this.#subscriptions.has(key)) return false;
+      if (this.#freshTokens.has(key) || this.#freshTokens.size >= MAX_FRESH_TOKENS) return false;
+      const { conversations } = claimsOf(this.#sentToken) ?? {};
+      return Array.isArray(conversations) && !conversations.map(String).includes(key);
+    }
+
+    /**
+     * Fetch a token, and repeat a subscribe that was forbidden. Without a token the page gets the error.
+     * @param {Attempt} attempt @param {ErrorData} error
+     */
+    async #subscribeWithFreshToken(attempt, error) {
+      const key = String(error.request?.conversation_id);
+      const channel = takePendingSubscribe(attempt, key)?.channel;
+      if (!channel || this.#subscriptions.get(key) !== channel) return; // the page has unsubscribed
+      this.#freshTokens.add(key);
+      this.#renewal ??= this.renew().finally(() => (this.#renewal = null));
+      const isSent = await this.#renewal;
+      // The next connection subscribes with its own token.
+      if (attempt !== this.#attempt || this.#subscriptions.get(key) !== channel) return;
+      if (isSent) {
+        channel.isRequested = false;
+        this.#sendSubscribes(attempt);
+      } else {
+        this.#subscriptions.delete(key);
+        this.#emit('error', error);
       }
     }
 
@@ -1063,16 +1333,38 @@ var { ChatwsClient, wsClient } = (() => {
   }
 
   /**
+   * Return the claims of a JWT, unverified, or null if it is no JWT.
+   * @param {string | null} token @returns {any}
+   */
+  function claimsOf(token) {
+    try {
+      const payload = String(token).split('.')[1].replace(/-/g, '+').replace(/_/g, '/');
+      return Object(JSON.parse(atob(payload)));
+    } catch {
+      return null;
+    }
+  }
+
+  /**
    * Return whose token it is, to compare: the id and the role in a JWT. Empty if it is no JWT.
    * @param {string | null} token
    */
   function subjectOf(token) {
+    const claims = claimsOf(token);
+    return claims ? JSON.stringify([claims.sub, claims.role ?? null]) : '';
+  }
+
+  function isHidden() {
+    return typeof document !== 'undefined' && document.visibilityState === 'hidden';
+  }
+
+  /** Return the scheme, host and port of a URL, as a Content-Security-Policy names a source. @param {string} url */
+  function sourceOf(url) {
     try {
-      const payload = String(token).split('.')[1].replace(/-/g, '+').replace(/_/g, '/');
-      const { sub, role = null } = JSON.parse(atob(payload));
-      return JSON.stringify([sub, role]);
+      const { protocol, host } = new URL(url);
+      return `${protocol}//${host}`;
     } catch {
-      return '';
+      return ''; // `inline` and other words in place of a URL
     }
   }
 

@@ -666,7 +666,8 @@ describe('disconnect', () => {
     client.disconnect();
     assert.equal(socket.closedWith, 1000);
     assert.equal(client.connected, false);
-    assert.deepEqual(seen, [['disconnected', { code: 1000, reason: '', will_reconnect: false }]]);
+    const data = { code: 1000, reason: '', will_reconnect: false, never_connected: false };
+    assert.deepEqual(seen, [['disconnected', data]]);
     socket.end(1000);
     client.disconnect();
     clock.tick(600_000);

@@ -1,4 +1,4 @@
-// Tests of reconnects, close codes, the heartbeat, and pages that wake up.
+// Tests of reconnects, close codes and the heartbeat.
 
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
@@ -94,14 +94,15 @@ describe('reconnecting', () => {
     enter();
     const names = seen.map(([event]) => event);
     assert.deepEqual(names, ['connected', 'disconnected', 'error', 'error', 'connected', 'resync']);
-    assert.deepEqual(seen[1][1], { code: 4012, reason: 'restart', will_reconnect: true });
+    assert.deepEqual(seen[1][1], { code: 4012, reason: 'restart', will_reconnect: true, never_connected: false });
     assert.equal(seen[2][1].code, 'connection_failed');
   });
 
   test('the client emits `disconnected` when the first attempt fails', () => {
     const seen = record(client);
     start().end();
-    assert.deepEqual(seen.at(-1), ['disconnected', { code: 1006, reason: '', will_reconnect: true }]);
+    const data = { code: 1006, reason: '', will_reconnect: true, never_connected: true };
+    assert.deepEqual(seen.at(-1), ['disconnected', data]);
   });
 
   for (const code of [1000, 1001, 1002, 1005, 1006, 1007, 1008, 1009, 1011, 4000, 4001, 4012, 4408, 4500, 4899, 5000]) {
@@ -125,7 +126,7 @@ describe('reconnecting', () => {
     });
   }
 
-  for (const code of [4900, 4901, 4903, 4909, 4999]) {
+  for (const code of [4900, 4901, 4903, 4999]) {
     test(`the client does not reconnect after the close code ${code}`, (t) => {
       const page = putInPage(t);
       const seen = record(client, 'authenticated', 'connected');
@@ -137,7 +138,7 @@ describe('reconnecting', () => {
       assert.equal(waitForConnect(), null);
       assert.equal(page.listeners.count, 0);
       assert.deepEqual(seen, [
-        ['disconnected', { code, reason: 'banned', will_reconnect: false }],
+        ['disconnected', { code, reason: 'banned', will_reconnect: false, never_connected: false }],
         ['reconnect_failed', { code, reason: 'banned' }],
       ]);
       start();
@@ -218,55 +219,6 @@ describe('reconnecting', () => {
   });
 });
 
-describe('a page that wakes up', () => {
-  test('the client connects at once when the browser is online again', (t) => {
-    const page = putInPage(t);
-    enter(start());
-    newest().end();
-    page.online();
-    assert.equal(FakeWebSocket.made.length, 2);
-    enter();
-    assert.equal(waitForConnect(10_000), null, 'no pending reconnect');
-    client.disconnect();
-  });
-
-  test('the client connects at once when the tab becomes visible, not when it is hidden', (t) => {
-    const page = putInPage(t);
-    enter(start());
-    newest().end();
-    page.show('hidden');
-    assert.equal(FakeWebSocket.made.length, 1);
-    page.show('visible');
-    assert.equal(FakeWebSocket.made.length, 2);
-    client.disconnect();
-  });
-
-  test('the client does not connect twice', (t) => {
-    const page = putInPage(t);
-    start();
-    page.online();
-    page.show('visible');
-    assert.equal(FakeWebSocket.made.length, 1);
-    client.disconnect();
-  });
-
-  test('the client pings an open connection and aborts it after 5 s without a frame', (t) => {
-    const page = putInPage(t);
-    const socket = enter(start());
-    page.show('visible');
-    assert.equal(socket.of('ping').length, 1);
-    socket.pong();
-    clock.tick(6_000);
-    assert.equal(client.connected, true);
-    page.online();
-    assert.equal(socket.of('ping').length, 2);
-    clock.tick(5_000);
-    assert.equal(client.connected, false);
-    assert.equal(waitForConnect(), 500);
-    client.disconnect();
-  });
-});
-
 describe('the heartbeat', () => {
   test('the client pings every 30 s with the last activity of the user', (t) => {
     const page = putInPage(t);
@@ -300,7 +252,7 @@ describe('the heartbeat', () => {
     assert.equal(client.connected, false);
     assert.equal(socket.closedWith, 4000);
     assert.deepEqual(seen, [
-      ['disconnected', { code: 1006, reason: 'no answer to a ping', will_reconnect: true }],
+      ['disconnected', { code: 1006, reason: 'no answer to a ping', will_reconnect: true, never_connected: false }],
     ]);
     assert.equal(waitForConnect(), 500);
   });

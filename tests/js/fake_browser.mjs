@@ -109,5 +109,8 @@ export function putInPage(t, href = 'https://shop.example/inbox') {
       document.dispatchEvent(new Event('visibilitychange'));
     },
     touch: () => document.dispatchEvent(new Event('pointerdown')),
+    hide: () => window.dispatchEvent(new Event('pagehide')),
+    comeBack: (persisted = true) => window.dispatchEvent(Object.assign(new Event('pageshow'), { persisted })),
+    violate: (violation) => document.dispatchEvent(Object.assign(new Event('securitypolicyviolation'), violation)),
   };
 }
