@@ -155,7 +155,10 @@ def test_this_environment_has_the_pinned_versions() -> None:
     different = {}
     for requirement in closure([*RUNTIME, *EXTRAS["test"]], here):
         name = canonicalize_name(requirement.name)
-        installed = distribution(name).version
+        try:
+            installed = distribution(name).version
+        except PackageNotFoundError:
+            installed = "absent"
         if installed != versions[name]:
             different[name] = (installed, versions[name])
     assert different == {}, "installed and pinned versions differ: run `make test`, which installs the pinned ones"
