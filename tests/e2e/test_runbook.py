@@ -17,6 +17,7 @@ from tests.e2e.process import clean_environment, free_port
 from tests.e2e.wire import until
 from tests.redis import RedisServer
 from tests.requirements import needs
+from tests.webhook_receiver import webhook_receiver
 
 pytestmark = [pytest.mark.long, needs("curl")]
 
@@ -78,17 +79,6 @@ class Node:
             raise
 
 
-def test_each_recommended_alarm_has_a_section() -> None:
-    text = (ROOT / "docs/operations.md").read_text()
-    (table,) = re.findall(r"^Recommended alarms.*?\n\n(.*?)\n\n", text, re.MULTILINE | re.DOTALL)
-    alarms = table.splitlines()[2:]
-    metrics = [re.findall(r"chatws_\w+?(?=_bucket|\b)|process_\w+|\bup\b", alarm.split(" | ")[0]) for alarm in alarms]
-    assert len(SECTIONS) == TEXT.count("\n## ")
-    for names in metrics:
-        assert names
-        assert any(name in TEXT for name in names), names
-
-
 @needs("redis-server")
 def test_sections_about_the_broker_and_the_database(chatws_server: Start, tmp_path: Path) -> None:
     redis = RedisServer().start()
@@ -123,3 +113,16 @@ def test_section_about_workers(chatws_server: Start, tmp_path: Path) -> None:
     (pid,) = re.findall(r"worker 0 serves, as process (\d+)", node.server.log)
     os.kill(int(pid), signal.SIGKILL)
     node.expect("Workers")
+
+
+def test_section_about_webhooks(chatws_server: Start, tmp_path: Path) -> None:
+    secret = tmp_path / "webhook_secret"
+    secret.write_text("a webhook secret\n")
+    secret.chmod(0o600)
+    with webhook_receiver("a webhook secret") as receiver:
+        receiver.answer = lambda request: (500, {}, b"")
+        options = ("--webhook-url", receiver.url, "--webhook-secret-file", str(secret), "--webhook-start-delay", "0")
+        node = Node(chatws_server, tmp_path, *options)
+        with node.server.browser() as browser:
+            browser.auth(5)
+            node.expect("Webhooks")
