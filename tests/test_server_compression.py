@@ -72,6 +72,27 @@ class CompressionTests(ServerCase):
             assert self.extension(offer) is None, offer
         assert self.extension("permessage-deflate; nonsense, permessage-deflate") is not None
 
+    def test_compression_is_declined_for_the_safari_versions_that_fail_on_it(self) -> None:
+        mac = "Mozilla/5.0 (Macintosh; Intel Mac OS X 10_15_7) AppleWebKit/605.1.15 (KHTML, like Gecko)"
+        phone = "Mozilla/5.0 ({}; CPU iPhone OS {} like Mac OS X) AppleWebKit/605.1.15 (KHTML, like Gecko)"
+        for user_agent, accepted in (
+            (f"{mac} Version/15.0 Safari/605.1.15", False),
+            (f"{mac} Version/15.3.1 Safari/605.1.15", False),
+            (phone.format("iPhone", "15_2_1") + " Version/15.2 Mobile/15E148 Safari/604.1", False),
+            (phone.format("iPad", "15_0") + " CriOS/97.0 Mobile/15E148 Safari/604.1", False),
+            (phone.format("iPhone", "15_3") + " Mobile/15E148", False),
+            (f"{mac} Version/15.4 Safari/605.1.15", True),
+            (f"{mac} Version/14.1.2 Safari/605.1.15", True),
+            (f"{mac} Version/15.30 Safari/605.1.15", True),
+            (phone.format("iPhone", "15_4") + " Version/15.4 Mobile/15E148 Safari/604.1", True),
+            ("Mozilla/5.0 (X11; Linux x86_64) Chrome/115.3.0.0 Safari/537.36", True),
+            ("", True),
+        ):
+            wire = self.wire()
+            wire.send(head(Sec_WebSocket_Extensions=OFFER, User_Agent=user_agent))
+            status, headers, _ = wire.response()
+            assert (status, "sec-websocket-extensions" in headers) == (101, accepted), user_agent
+
     def test_compressed_messages_are_inflated_also_in_fragments(self) -> None:
         wire, _ = self.compressed()
         data = deflate(LONG)

@@ -238,7 +238,11 @@ class Config:
         10.0, "http", "longest time for receiving a request head, and then a body", unit="seconds"
     )
     max_head_size: int = _set(32768, "http", "largest request head, cookies included", unit="bytes")
-    compression: bool = _set(False, "http", "offer the WebSocket extension permessage-deflate")
+    compression: bool = _set(
+        False,
+        "http",
+        "accept the WebSocket extension permessage-deflate, except from Safari 15.0 to 15.3, which fails on it",
+    )
 
     # [limits]
     max_connections: int = _set(

@@ -6,6 +6,7 @@ messages. One compressed frame serves all connections that negotiated the same w
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -14,12 +15,20 @@ from autobahn.websocket.compress import PerMessageDeflate, PerMessageDeflateOffe
 
 from chatws.server.frames import binary_frame, split_frames, text_frame
 
-__all__ = ["Deflater", "Deflaters", "accept_deflate", "negotiate"]
+__all__ = ["Deflater", "Deflaters", "accept_deflate", "inflates_correctly", "negotiate"]
 
 #: Bytes of the shortest payload that is compressed. For a shorter one, compression costs more time than it saves bytes.
 MIN_COMPRESSED_PAYLOAD = 128
 #: The first byte of a text and of a binary message in one frame (RFC 6455 §5.2), and the bit for "compressed".
 _TEXT, _BINARY, _COMPRESSED = 0x81, 0x82, 0x40
+#: WebKit of these versions offers permessage-deflate and fails on compressed frames: Safari 15.0 to 15.3, and every
+#: browser on iOS 15.0 to 15.3, because all of them use the system's WebKit.
+_is_broken_webkit = re.compile(r"Version/15\.[0-3](?![0-9]).* Safari/|\(iP[^)]* OS 15_[0-3](?![0-9])").search
+
+
+def inflates_correctly(user_agent: str) -> bool:
+    """Return whether a client with this `User-Agent` may get compressed frames."""
+    return _is_broken_webkit(user_agent) is None
 
 
 def accept_deflate(max_message_size: int) -> Callable[[Sequence[Any]], Any]:

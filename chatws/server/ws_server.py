@@ -16,7 +16,7 @@ from chatws.server.admission import Admission
 from chatws.server.autobahn_base import make_protocol_class
 from chatws.server.broadcasts import Broadcasts
 from chatws.server.component import HttpRequest, MessageComponent
-from chatws.server.compression import Deflaters, accept_deflate, negotiate
+from chatws.server.compression import Deflaters, accept_deflate, inflates_correctly, negotiate
 from chatws.server.connection import WsConnection
 from chatws.server.handshake import HttpRejection, accept_response, check_handshake
 from chatws.server.idle_limits import IdleLimitWatch
@@ -148,8 +148,10 @@ class WsServer:
         :param protocol: the result of `upgrade`.
         """
         extensions = ""
-        if self._deflaters is not None and "sec-websocket-extensions" in request.headers:
-            extensions, window = negotiate(protocol, request.headers["sec-websocket-extensions"])
+        headers = request.headers
+        if self._deflaters is not None and "sec-websocket-extensions" in headers:
+            if inflates_correctly(headers.get("user-agent", "")):
+                extensions, window = negotiate(protocol, headers["sec-websocket-extensions"])
             if extensions:
                 protocol.connection._compress = self._deflaters[window]
         protocol.open(protocol.connection, accept_response(request, extensions), rest)
