@@ -29,6 +29,7 @@ LEAVES = [
         "clock",
         "connection_counts",
         "file_budget",
+        "log_levels",
         "log_writer",
         "regular_file",
         "resolver",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ from twisted.logger import LogLevel, formatEvent, globalLogPublisher
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+import chatws
 from chatws.chat.connection_log import LINES, SECONDS, ConnectionLog, sanitize
 from chatws.config.loader import LoadedConfig
 from chatws.config.reload import RELOADABLE, Reloader, diff_config
 from chatws.config.schema import Config
 from chatws.errors import ConfigError
+from chatws.runtime.log_levels import check_levels, is_debugged, is_logged, use_levels
 from chatws.runtime.logging import LONGEST, format_event
 from tests.fakes import FakeConnection
 
@@ -83,6 +86,83 @@ def test_events_of_the_old_logging_have_their_message() -> None:
     )
     assert result["message"] == "as of old"
     assert set(result) == {"time", "level", "logger", "message"}
+
+
+def test_the_node_is_in_each_line_of_json() -> None:
+    text = format_event({"log_time": 0.0, "log_level": LogLevel.info, "log_format": "x"}, node="web1")
+    assert json.loads(text)["node"] == "web1"
+
+
+# --- levels ---------------------------------------------------------------------------------------------------------
+
+
+def logged(namespace: str) -> list[str]:
+    """The levels that are written for a module."""
+    levels = [LogLevel.debug, LogLevel.info, LogLevel.warn, LogLevel.error, LogLevel.critical]
+    return [level.name for level in levels if is_logged({"log_level": level, "log_namespace": namespace})]
+
+
+class LevelTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.addCleanup(use_levels, Config().log_level)
+
+    def test_a_module_has_the_level_of_its_longest_prefix(self) -> None:
+        use_levels("warn, chatws.push=debug,chatws.push.handler=error")
+        self.assertEqual(logged("chatws.chat.server"), ["warn", "error", "critical"])
+        self.assertEqual(logged("chatws.push.connection.PushConnection")[0], "debug")
+        self.assertEqual(logged("chatws.push.handler"), ["error", "critical"])
+        self.assertEqual(logged("chatws.pusher"), ["warn", "error", "critical"])
+        self.assertTrue(is_debugged("chatws.push.connection"))
+        use_levels("chatws.chat=debug")
+        self.assertFalse(is_debugged("chatws.push.connection"))
+        self.assertEqual(logged("chatws.push")[0], "info", "without a level of its own, and none for all")
+
+    def test_a_line_without_level_or_module_is_info(self) -> None:
+        self.assertTrue(is_logged({}))
+        use_levels("warn")
+        self.assertFalse(is_logged({}))
+
+    def test_invalid_levels_are_rejected_with_the_part_that_is_wrong(self) -> None:
+        for text, wrong in (
+            ("verbose", '"verbose"'),
+            ("info,chatws=", '"chatws="'),
+            ("chatws.push:debug", '"chatws.push:debug"'),
+            ("=debug", '"=debug"'),
+            ("a b=debug", '"a b=debug"'),
+            ("info,warn", "two levels for all modules"),
+            ("x=info,x=warn", "two levels for x"),
+        ):
+            with self.assertRaises(ConfigError) as raised:
+                check_levels(text)
+            self.assertIn(wrong, str(raised.exception))
+
+
+# --- fields ---------------------------------------------------------------------------------------------------------
+
+OPERATIONS = Path(__file__).parents[1] / "docs" / "operations.md"
+LOGGING_METHODS = ("debug", "info", "warn", "error", "critical", "failure", "emit")
+
+
+def fields_in_code() -> set[str]:
+    """The names of the fields that log lines of chatws have."""
+    names: set[str] = set()
+    for path in Path(chatws.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
+                continue
+            method, owner = node.func.attr, ast.unparse(node.func.value)
+            if method == "_write" or (method in LOGGING_METHODS and "log" in owner.lower()):
+                names |= {keyword.arg for keyword in node.keywords if keyword.arg is not None}
+    return names - {"failure"}  # a parameter of `Logger.failure`
+
+
+def test_each_field_of_log_lines_is_documented_once() -> None:
+    table = OPERATIONS.read_text("utf-8").partition("<!-- log fields -->")[2].partition("<!-- end -->")[0]
+    cells = [line.split("|")[1:3] for line in table.splitlines() if line.startswith("| `")]
+    documented = [name.strip() for names, _ in cells for name in names.replace("`", "").split(",")]
+    assert len(documented) == len(set(documented))
+    assert set(documented) == fields_in_code()
+    assert {kind.strip() for _, kind in cells} <= {"text", "number"}
 
 
 # --- connections ----------------------------------------------------------------------------------------------------

@@ -198,6 +198,6 @@ class AuthFlow:
             log.failure("Internal error on connection {connection_id}", failure, connection_id=connection_id)
             client.connection.close(int(CloseCode.INTERNAL_ERROR), "internal error")
 
-        connection_id = client.connection.resource_id
+        connection_id = self._connection_log.connection_id(client.connection)
         result.addBoth(ended).addCallbacks(succeeded, failed).addErrback(broken)
         return None

@@ -237,5 +237,5 @@ def decode_command(event: Event) -> ClusterCommand | None:
                 command = replace(command, **{field: parse_id(id, field)})
         return command
     except (msgspec.ValidationError, msgspec.DecodeError, ClientError) as error:
-        log.error("Ignoring invalid cluster command {name}: {reason}", name=event.name, reason=str(error))
+        log.error("Ignoring invalid cluster command {event}: {reason}", event=event.name, reason=str(error))
         return None

@@ -13,6 +13,7 @@ from twisted.logger import Logger
 
 from chatws.ids import Id
 from chatws.interfaces import Clock
+from chatws.runtime.log_levels import is_debugged
 from chatws.runtime.throttled_log import ThrottledLog
 from chatws.server.component import Connection
 
@@ -25,6 +26,7 @@ LINES = 20
 SECONDS = 60.0
 #: Characters kept of a text that a peer chose: two lines of a terminal.
 _MAX_LENGTH = 200
+_FORMAT = "connection {connection_id}, user {user}, from {address}: {reason}"
 
 
 def sanitize(text: object) -> str:
@@ -42,7 +44,7 @@ class ConnectionLog:
     """
 
     def __init__(self, clock: Clock, connection_id: Callable[[Connection], str]) -> None:
-        self._connection_id = connection_id
+        self.connection_id = connection_id
         summary = "{count} more connections were {reason!r} within {seconds:g} s"
         self._log = ThrottledLog(log, clock, interval=SECONDS, lines=LINES, summary=summary)
 
@@ -52,7 +54,7 @@ class ConnectionLog:
 
     def closed(self, connection: Connection, user_id: Id | None, code: int, reason: str) -> None:
         """Log that the chat closes a connection because of something that the client or its user did."""
-        self._write(f"closed {code}", connection, user_id, f"closed with {code}: {reason}", code=code)
+        self._write(f"closed {code}", connection, user_id, f"closed with {code}: {reason}", close_code=code)
 
     def rate_limited(self, connection: Connection, user_id: Id | None) -> None:
         """Log that a message was rejected with `rate_limited`."""
@@ -61,15 +63,26 @@ class ConnectionLog:
     def ended_abnormally(self, connection: Connection, user_id: Id | None) -> None:
         """Log that a connection ended with a `disconnect_reason`."""
         reason = connection.disconnect_reason
-        self._write(reason.partition(",")[0], connection, user_id, f"ended abnormally: {reason}", code="ended")
+        self._write(reason.partition(",")[0], connection, user_id, f"ended abnormally: {reason}")
 
-    def _write(self, kind: str, connection: Connection, user_id: Id | None, text: str, code: int | str) -> None:
+    def _write(self, kind: str, connection: Connection, user_id: Id | None, text: str, **more: int | str) -> None:
         self._log.info(
             kind,
-            "connection {connection_id}, user {user}, from {address}: {what}",
-            connection_id=self._connection_id(connection),
+            _FORMAT,
+            connection_id=self.connection_id(connection),
             user="-" if user_id is None else sanitize(user_id),
             address=connection.remote_address or "a Unix socket",
-            what=sanitize(text),
-            code=code,
+            reason=sanitize(text),
+            **more,
         )
+
+    def debug(self, connection: Connection, user_id: Id | None, text: str) -> None:
+        """Log a step of a connection that is no error, for `--log-level chatws.chat.connection_log=debug`."""
+        if is_debugged(__name__):
+            log.debug(
+                _FORMAT,
+                connection_id=self.connection_id(connection),
+                user="-" if user_id is None else sanitize(user_id),
+                address=connection.remote_address or "a Unix socket",
+                reason=text,
+            )

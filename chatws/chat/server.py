@@ -271,6 +271,8 @@ class ChatServer:
         last_actions = client.session.end()
         if connection.disconnect_reason:
             self._connection_log.ended_abnormally(connection, client.log_name)
+        else:
+            self._connection_log.debug(connection, client.log_name, "ended")
         if self._resume_wait:
             self._resume_wait.forget(client)
         user_id = client.user_id
@@ -430,7 +432,7 @@ class ChatServer:
                     further = self._authenticate(client, action)
                 case actions.AcceptAuth():
                     further = self.subscriptions.accept_auth(client, action)
-                    self._record_auth(action, accepted=not further)
+                    self._record_auth(client, action, accepted=not further)
                 case actions.ScheduleRenewal():
                     self._timers.schedule_renewal(client, action.seconds)
                 case actions.RemoveSubscription():
@@ -506,7 +508,9 @@ class ChatServer:
             return self._auth_flow.check(client, action)
         return self._resume_wait.run(client, action.message, lambda: self._auth_flow.check(client, action))
 
-    def _record_auth(self, action: actions.AcceptAuth, *, accepted: bool) -> None:
+    def _record_auth(self, client: Client, action: actions.AcceptAuth, *, accepted: bool) -> None:
+        if accepted and not action.renewed:
+            self._connection_log.debug(client.connection, client.log_name, "authenticated")
         if accepted and not action.renewed and not action.identity.is_contact and self._activity is not None:
             self._activity.connected(action.identity.user_id)
 

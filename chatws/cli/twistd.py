@@ -27,6 +27,7 @@ from chatws.config.names import describe_former_flag, environment_name, flag_nam
 from chatws.config.reload import Reloader
 from chatws.config.schema import SECTIONS, Config, Setting, settings
 from chatws.errors import ConfigError
+from chatws.runtime.log_levels import use_levels
 from chatws.runtime.logging import open_log
 from chatws.runtime.signals import process_signals
 from chatws.runtime.start_report import StartReport
@@ -205,6 +206,7 @@ def makeService(options: Options) -> Service:
         for sentence in options.loaded.replaced:
             _log.info("{sentence}", sentence=sentence)
         config = options.loaded.config
+        use_levels(config.log_level)
         # with workers it is built and discarded: components check their settings too
         root: RootService = service.build(config, reactor)
         validate.try_ports(config)
@@ -215,7 +217,7 @@ def makeService(options: Options) -> Service:
             root = Supervisor(config, reactor, twistd.get("reactor") or "")
         root.start_report = StartReport(options.parent or {})
         # --logger is an observer of the operator's own
-        log = None if twistd.get("logger") else open_log(twistd, config.log_format)
+        log = None if twistd.get("logger") else open_log(twistd, config.log_format, validate.node_name(config))
     except ConfigError as error:
         _exit_with_error(str(error), error.exit_status)
     root.clock_watch = ClockWatch(reactor)

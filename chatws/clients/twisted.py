@@ -243,7 +243,7 @@ class PushClient:
     def result_received(self, result: PushResult) -> None:
         """See `ConnectionEvents`. Results arrive in order. One without a request rejects an event without `ack`."""
         if not self._in_flight or result.id not in (self._in_flight[0].id, None):
-            self.log.warn("an event was rejected: {code}: {message}", code=result.code, message=result.message)
+            self.log.warn("an event was rejected: {code}: {reason}", code=result.code, reason=result.message)
             return
         request = self._in_flight.popleft()
         self._update_watchdog(restart=True)
@@ -270,7 +270,7 @@ class PushClient:
         if result.ok:
             return
         if not is_retryable(result):
-            self.log.error("authentication failed: {code}: {message}", code=result.code, message=result.message)
+            self.log.error("authentication failed: {code}: {reason}", code=result.code, reason=result.message)
             for request in list(self._requests):
                 self._fail(request, PushRejected(result.code, result.message))
         self._abort(result.error())

@@ -40,6 +40,7 @@ RELOADABLE = frozenset(
         "drain_close_code",
         "drain_timeout",
         "handshake_timeout",
+        "log_level",
         "max_connections",
         "max_connections_per_contact",
         "max_contacts_per_ip",

@@ -411,6 +411,10 @@ class Config:
     log_format: str = _set(
         "text", "operations", "text, or json: one object per line", value="FORMAT", choices=("text", "json")
     )
+    log_level: str = _set(
+        "info", "operations", "lowest level that is logged: debug, info, warn, error or critical. A module may have "
+        "its own: info,chatws.push=debug", value="LEVELS",
+    )  # fmt: skip
 
     # [demo]
     demo: bool = _set(False, "demo", "serve the inbox demo on the WebSocket port")

@@ -32,6 +32,7 @@ from chatws.interfaces import Reactor
 from chatws.net.endpoints import parse_endpoint, tcp_endpoint
 from chatws.net.listeners import make_listener, try_to_listen
 from chatws.outbox.dialects import check_prefix
+from chatws.runtime.log_levels import check_levels
 from chatws.server.origins import FILE, NULL, parse_allowed_origin
 from chatws.webhooks.settings import check_webhooks
 
@@ -48,6 +49,7 @@ __all__ = [
     "metrics_endpoints",
     "metrics_secret",
     "metrics_source",
+    "node_name",
     "push_endpoints",
     "read_secret_file",
     "try_ports",
@@ -148,6 +150,11 @@ def try_ports(config: Config) -> None:
     )
 
 
+def node_name(config: Config) -> str:
+    """Return the name of the node for people: in logs, metrics and `chatws nodes`."""
+    return config.node_name or socket.gethostname()
+
+
 def check(config: Config, reactor: Reactor, *, running: bool = False) -> list[str]:
     """Compare the settings with each other and with the machine. Nothing is started or changed.
 
@@ -158,6 +165,7 @@ def check(config: Config, reactor: Reactor, *, running: bool = False) -> list[st
     :raises ConfigError: a setting is invalid, or conflicts with another one. One line says what to change.
     """
     warnings: list[str] = []
+    check_levels(config.log_level)
     for description in browser_endpoints(config):
         make_listener(reactor, description, "--listen" if config.listen else "--interface")
     for description in push_endpoints(config):

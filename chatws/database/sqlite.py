@@ -236,7 +236,7 @@ class SqliteDatabase:
         self._healthy = not failed
         problem = result.value.message if failed else None  # type: ignore[attr-defined]
         if problem is not None and problem != self._problem:
-            self._log.warn("{path}: {problem}", path=self._path, problem=problem)
+            self._log.warn("{path}: {reason}", path=self._path, reason=problem)
         elif problem is None and self._problem is not None:
             self._log.info("{path}: the database is available again", path=self._path)
         self._problem = problem

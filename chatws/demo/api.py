@@ -200,7 +200,7 @@ class Api(Resource):
         except DemoError as error:
             return error.status, _error(error.code, str(error))
         except Exception:
-            self._log.failure("the demo's API failed: {path}", path=request.path)
+            self._log.failure("the demo's API failed: {url_path}", url_path=request.path)
             return 500, _error("internal_error", "internal error, see the server's log")
 
     def _route(self, request: Any) -> tuple[Handler, list[int]]:

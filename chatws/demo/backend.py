@@ -223,7 +223,7 @@ class DemoBackend:
 
     def _notify(self, event: str, data: Row, *, to: Any = None, key: str | None = None) -> None:
         def log_failure(failure: Failure) -> None:
-            self._log.warn("notification failed: {event}: {error}", event=event, error=failure.value)
+            self._log.warn("notification failed: {event}: {reason}", event=event, reason=str(failure.value))
 
         def forget(result: Any) -> None:
             self._notifications.discard(pending)
@@ -244,7 +244,7 @@ class DemoBackend:
         error = failure.value
         if not (isinstance(error, sqlite3.Error) and store.is_temporary(error)):
             return failure
-        self._throttled_log.warn(str(error), "the demo's database is unavailable: {error}", error=error)
+        self._throttled_log.warn(str(error), "the demo's database is unavailable: {reason}", reason=str(error))
         return Failure(store.DemoError(503, "unavailable", f"the demo's database is unavailable ({error}), try again"))  # type: ignore[no-untyped-call]
 
     def _now(self) -> str:

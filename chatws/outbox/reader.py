@@ -219,7 +219,7 @@ class OutboxReader:
         await self._check_engine(session)
         await self._check_exclusive(session)
         self.stats.is_holder = True
-        self._log.info("this node holds the outbox {id}", id=self._table_id)
+        self._log.info("this node holds the outbox {table_id}", table_id=self._table_id)
         self._online.reset()
         # a row without a commit for longer than max_age is not sent
         watermark = Watermark(self._settings.max_age)
@@ -386,7 +386,7 @@ class OutboxReader:
 
     async def _reject(self, session: DatabaseSession, row: Row, error: ClientError) -> None:
         text = f"{error.code.value}: {error.message}"[:_ERROR_LENGTH]
-        self._throttled_log.warn(text, "row {id} of the outbox is not sent: {error}", id=row["id"], error=text)
+        self._throttled_log.warn(text, "row {row} of the outbox is not sent: {reason}", row=int(row["id"]), reason=text)
         sql = f"UPDATE {self._settings.prefix}chatws_outbox SET error = %(error)s WHERE id = %(id)s"
         await self._query(session, sql, {"error": text, "id": int(row["id"])})
         self.stats.rejected += 1

@@ -48,6 +48,7 @@ from chatws.push.resettable_timer import ResettableTimer
 from chatws.push.response_queue import ResponseQueue, ResponseSlot
 from chatws.push.responses import ErrorResponse, OpResponse, Response, encode_responses
 from chatws.runtime.file_budget import BACKEND, FileBudget
+from chatws.runtime.log_levels import is_debugged
 from chatws.runtime.throttled_log import ThrottledLog
 
 __all__ = ["PushConnection", "PushListener"]
@@ -133,6 +134,8 @@ class PushConnection(protocol.Protocol):
     def connectionMade(self) -> None:
         """Count the connection, and reject it if there are too many."""
         self._factory.stats.connections += 1
+        if is_debugged(__name__):
+            self.log.debug("a backend connected from {address}", address=self._address)
         transport = self.transport
         transport.registerProducer(self, True)
         if ITCPTransport.providedBy(transport):
@@ -187,6 +190,8 @@ class PushConnection(protocol.Protocol):
     def connectionLost(self, reason: Failure = protocol.connectionDone) -> None:
         """Release the connection, and process the lines that were read."""
         self.is_lost = True
+        if is_debugged(__name__):
+            self.log.debug("the connection of a backend from {address} ended", address=self._address)
         self._factory.budget.depart(self)
         if self._is_counted:
             self._is_counted = False
@@ -210,6 +215,11 @@ class PushConnection(protocol.Protocol):
 
     def stopProducing(self) -> None:
         """Do nothing: `connectionLost` follows."""
+
+    @property
+    def _address(self) -> str:
+        peer = self.transport.getPeer()
+        return f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a Unix socket"
 
     # called by the factory and the file budget
 
@@ -443,12 +453,11 @@ class PushConnection(protocol.Protocol):
         if self.is_lost:
             return
         transport = self.transport
-        address = f"{peer.host}:{peer.port}" if hasattr(peer := transport.getPeer(), "host") else "a Unix socket"
         self._factory.throttled_log.warn(
             error.code,
-            "rejected a backend at {peer}: {error} ({count} with this code so far)",
-            peer=address,
-            error=str(error),
+            "rejected a backend at {address}: {reason} ({count} with this code so far)",
+            address=self._address,
+            reason=str(error),
             count=self._factory.stats.errors[error.code.value],
         )
         self._write([response])

@@ -297,9 +297,9 @@ class HttpConnection(protocol.Protocol):
         self._release()
         self._factory.throttled_log.warn(
             str(error.status),
-            "rejected a request to the HTTP API with status {status}: {error} ({count} with this status so far)",
+            "rejected a request to the HTTP API with status {status}: {reason} ({count} with this status so far)",
             status=error.status,
-            error=str(error),
+            reason=str(error),
             count=self._factory.stats.responses[error.status] + 1,
         )
         self._respond(self._factory.api.error_response(error), close=True)

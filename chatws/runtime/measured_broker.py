@@ -30,6 +30,7 @@ from chatws.brokers.webhook_queue import NewWebhook, WebhookReply, WebhookReques
 from chatws.errors import Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Clock, TimerHandle
+from chatws.runtime.log_levels import is_debugged
 from chatws.runtime.measurements import STORE_BUCKETS, Histogram
 
 __all__ = ["PROBE_INTERVAL", "MeasuredBroker", "make_probe"]
@@ -38,6 +39,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 log = Logger()
+calls_log = Logger("chatws.brokers.calls")
 
 #: Seconds between two probes: the end of a failure is noticed soon, and a full engine has little to reject.
 PROBE_INTERVAL = 2.0
@@ -174,6 +176,10 @@ class MeasuredBroker:
     def _succeeded(self, result: T, kind: str, started: float) -> T:
         now = self._clock.seconds()
         self.histograms[kind].observe(now - started)
+        if is_debugged(calls_log.namespace):
+            calls_log.debug(
+                "the broker answered {call} after {milliseconds:.1f} ms", call=kind, milliseconds=1000 * (now - started)
+            )
         if self.problem and kind == "publish":
             self.problem = ""
             log.info(

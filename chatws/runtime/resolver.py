@@ -112,9 +112,9 @@ class Resolver:
         if not self._saturated:
             self._saturated = True
             self._log.warn(
-                "{count} look-ups of host names wait for the name server; {name} and others fail until one ends",
+                "{count} look-ups of host names wait for the name server; {host} and others fail until one ends",
                 count=MAX_LOOKUPS,
-                name=resolution.name,
+                host=resolution.name,
             )
         resolution.finish([])
 

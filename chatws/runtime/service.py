@@ -10,7 +10,6 @@ Stop: the listeners close. The lines that backends have already sent are process
 from __future__ import annotations
 
 import gc
-import socket
 import time
 from typing import Any
 
@@ -44,6 +43,7 @@ from chatws.push.listener import PushFactory
 from chatws.runtime.connection_counts import ConnectionCounts
 from chatws.runtime.file_budget import BACKEND, WEBSOCKET, FileBudget, selectable_files
 from chatws.runtime.health import ReadinessCheck
+from chatws.runtime.log_levels import use_levels
 from chatws.runtime.measured_broker import MeasuredBroker
 from chatws.runtime.measurements import Lag, MeasuredDatabase
 from chatws.runtime.metrics import Exporter, make_site
@@ -114,7 +114,7 @@ class ChatwsService(RootService):
     ) -> None:
         counts = counts or ConnectionCounts()
         self.config = config
-        self.node_name = config.node_name or socket.gethostname()
+        self.node_name = validate.node_name(config)
         self.reactor = reactor
         listeners = listeners or configured_listeners(config, reactor)
         timer_wheel = TimerWheel(reactor)
@@ -173,6 +173,7 @@ class ChatwsService(RootService):
             reactor=reactor,
             timer_wheel=timer_wheel,
             broadcasts=self.fanout.broadcasts,
+            node=self.chat.node,
         )
         self._state = "starting"
         parts: dict[str, Any] = {"broker": self.broker.check}
@@ -273,9 +274,9 @@ class ChatwsService(RootService):
         self.lag.start()
         self.node.cluster.start()
         if self.monitors:
-            log.info("metrics are on {where}", where=shown_addresses(self.monitors.ports))
+            log.info("metrics are on {addresses}", addresses=shown_addresses(self.monitors.ports))
         if self.api:
-            log.info("the HTTP API is on {where}", where=shown_addresses(self.api.ports))
+            log.info("the HTTP API is on {addresses}", addresses=shown_addresses(self.api.ports))
         _tune_garbage_collector()
         self.turns.start()
         log.info(
@@ -287,7 +288,7 @@ class ChatwsService(RootService):
         )
         if self.demo:
             host = self.browsers.ports[0].getHost()
-            log.info("the demo: open http://localhost:{port}/ in two windows", port=getattr(host, "port", "?"))
+            log.info("the demo: open http://localhost:{port}/ in two windows", port=getattr(host, "port", 0))
         self._started()
 
     def _abort_start(self, reason: str, status: int) -> None:
@@ -321,6 +322,7 @@ class ChatwsService(RootService):
         audiences = make_audiences(config)
         make_admission(config)  # raises before anything is changed
         lines = change.lines
+        use_levels(config.log_level)
         if self.webhooks and self.webhooks.reload(config):
             lines = (*lines, "the secrets or headers of webhooks have changed")
         self.http.admission.reconfigure(**admission_settings(config))

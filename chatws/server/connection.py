@@ -43,6 +43,7 @@ CLOSED_PROTOCOL: Any = _ClosedProtocol()
 class ConnectionOwner(Protocol):
     """The server of a connection, as `WsConnection` and `WsProtocol` use it: implemented by `WsServer`."""
 
+    node: str
     component: MessageComponent
     on_binary: Callable[..., object] | None
     connections: set[WsConnection]
@@ -103,7 +104,13 @@ class WsConnection(FrameWriter):
         self._protocol = protocol  # `WsProtocol`, in the end `CLOSED_PROTOCOL`
 
     def __repr__(self) -> str:
-        return f"<WsConnection {self.resource_id} from {self.remote_address or 'a Unix socket'}>"
+        return f"<WsConnection {self.id} from {self.remote_address or 'a Unix socket'}>"
+
+    @property
+    def id(self) -> str:
+        """The id of the connection in logs."""
+        node = self.server.node
+        return f"{node}-{self.resource_id}" if node else str(self.resource_id)
 
     @property
     def is_open(self) -> bool:
@@ -160,7 +167,7 @@ class WsConnection(FrameWriter):
         try:
             self.server.component.on_error(self, error)
         except Exception:
-            log.failure("on_error failed for {error!r} on {connection}", error=error, connection=self)
+            log.failure("on_error failed for {reason} on {connection_id}", reason=repr(error), connection_id=self.id)
             self._close(CloseCode.INTERNAL_ERROR.value, b"internal error")
 
     # hooks of `FrameWriter`

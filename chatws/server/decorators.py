@@ -198,9 +198,9 @@ class SessionProvider(_Decorator):
 
     def _on_session_error(self, failure: Failure, connection: Connection) -> None:
         if self._queued.pop(connection, None) is not None:
-            log.failure("get_session failed for {connection}", failure, connection=connection)
+            log.failure("get_session failed for {connection_id}", failure, connection_id=str(connection.resource_id))
             connection.close(CloseCode.INTERNAL_ERROR, "internal error")
 
     def _on_component_error(self, failure: Failure, connection: Connection) -> None:
-        log.failure("on_error failed on {connection}", failure, connection=connection)
+        log.failure("on_error failed on {connection_id}", failure, connection_id=str(connection.resource_id))
         connection.close(CloseCode.INTERNAL_ERROR, "internal error")

@@ -28,5 +28,7 @@ class EchoServer:
         pass
 
     def on_error(self, connection: Connection, exception: Exception) -> None:
-        log.error("closing {connection}: {exception!r}", connection=connection, exception=exception)
+        log.error(
+            "closing {connection_id}: {reason}", connection_id=str(connection.resource_id), reason=repr(exception)
+        )
         connection.close(CloseCode.INTERNAL_ERROR, "internal error")

@@ -139,7 +139,9 @@ class FanOut:
                 keys = _keys(groups)
             if _send_batched(groups, keys, ring):
                 if ring.error is not None:
-                    log.warn("io_uring failed, each event is sent by one call from now on: {error}", error=ring.error)
+                    log.warn(
+                        "io_uring failed, each event is sent by one call from now on: {reason}", reason=str(ring.error)
+                    )
                     self.ring = None
                 return
         elif len(groups) > 1 and _overlap(groups, total):

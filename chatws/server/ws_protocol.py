@@ -146,7 +146,7 @@ class WsProtocol(AutobahnBase):
                     pass
         except Exception:
             # a bug: errors of the peer and of the component are handled where they occur
-            log.failure("parsing WebSocket data of {connection} failed", connection=self.connection)
+            log.failure("parsing WebSocket data of {connection_id} failed", connection_id=self.connection.id)
             self.data = b""
             self.sendCloseFrame(CloseCode.INTERNAL_ERROR.value, b"internal error")
             self.dropConnection(abort=False)

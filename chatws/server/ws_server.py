@@ -48,6 +48,7 @@ class WsServer:
     :param compression: accept permessage-deflate (RFC 7692), without context takeover.
     :param close_timeout: seconds that a closing handshake may take.
     :param broadcasts: `FanOut.broadcasts`, if the component sends with a `FanOut` that works in steps.
+    :param node: begins the ids of connections in logs; empty: the ids are numbers.
     :param timer_wheel: has the deadlines of the connections. By default a new one on `reactor`.
 
     :ivar connections: the connections that are open or closing.
@@ -68,10 +69,12 @@ class WsServer:
         timer_wheel: TimerWheel | None = None,
         stats: ServerStats | None = None,
         broadcasts: Broadcasts | None = None,
+        node: str = "",
     ) -> None:
         if reactor is None:
             reactor = default_reactor()
         self.component = component
+        self.node = node
         self.on_binary: Callable[..., object] | None = getattr(component, "on_binary", None)
         self.max_fragments = max_fragments
         self.ping_interval = ping_interval

@@ -8,6 +8,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, global
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from chatws.runtime.log_levels import is_logged
 from chatws.runtime.log_writer import count_dropped
 from chatws.runtime.logging import fields_of
 from chatws.workers.control_messages import LogRecord, encode
@@ -33,6 +34,8 @@ class RelayingObserver:
 
     def __call__(self, event: LogEvent) -> None:
         """See `ILogObserver`."""
+        if not is_logged(event):
+            return
         if self._channel.unsent > MAX_UNSENT:
             self._dropped += 1
             count_dropped(1)

@@ -23,6 +23,7 @@ from chatws.net.listeners import make_listener
 from chatws.net.sockets import shown_addresses
 from chatws.runtime.connection_counts import CountsFile
 from chatws.runtime.file_budget import FileBudget
+from chatws.runtime.log_levels import use_levels
 from chatws.runtime.parts import make_admission, make_audiences, open_configured_broker
 from chatws.runtime.root_service import RootService
 from chatws.runtime.shutdown import exit_with_error
@@ -141,7 +142,7 @@ class Supervisor(RootService):
                 backends=shown_addresses([listener for listener in self._listeners if listener.name == "backends"]),
             )
             if self._monitors:
-                log.info("metrics are on {where}", where=shown_addresses(self._monitors.ports))
+                log.info("metrics are on {addresses}", addresses=shown_addresses(self._monitors.ports))
             self._started()
 
     def failed(self, worker: WorkerProcess, reason: str, status: int) -> None:
@@ -179,6 +180,7 @@ class Supervisor(RootService):
         make_audiences(change.config)
         make_admission(change.config)
         renewals = read_renewals(self._listeners)
+        use_levels(change.config.log_level)
         self._whole = change.config
         self._secret = change.push_secret
         self._token_secrets, self._public_keys = change.token_secrets, change.public_keys

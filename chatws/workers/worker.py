@@ -23,6 +23,7 @@ from chatws.errors import ConfigError
 from chatws.interfaces import Reactor, default_reactor, zope_clock
 from chatws.runtime.clock import use_monotonic_clock
 from chatws.runtime.connection_counts import ConnectionCounts, SharedCounts
+from chatws.runtime.log_levels import use_levels
 from chatws.runtime.metrics import Exporter
 from chatws.runtime.parts import Listeners
 from chatws.runtime.resolver import use_own_threads
@@ -140,6 +141,7 @@ class Worker:
 
     def _serve(self, setup: control_messages.Setup) -> None:
         try:
+            use_levels(setup.config.log_level)
             server = _WorkerServer(self, setup, self._reactor)
         except ConfigError as error:
             self.fail(str(error), error.exit_status)

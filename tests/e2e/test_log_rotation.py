@@ -162,7 +162,7 @@ serverurl=unix://{tmp_path}/supervisor.sock
         rotated.rotate(pid)
         rotated.rotate(pid)
         assert server.stop() == 0
-    assert "[chatws.runtime.service#info] listening for browsers" in text_of(
+    assert "chatws.runtime.service#info] listening for browsers" in text_of(
         sorted(rotated.logs.glob("chatws.log-*"))[0]
     )
     assert "Server Shut Down." in rotated.log.read_text()

@@ -275,12 +275,12 @@ class PostgresBroker(BaseBroker):
         if epoch == self.epoch:
             return
         self._log.warn(
-            "the event history in PostgreSQL was reset: epoch {old} ends at offset {last}, epoch {new} begins, pages "
-            "reload; reason: it no longer holds what was read from it (a restored backup, a promoted standby), or "
-            "chatws.reset_history() was called",
-            old=self.epoch,
-            last=self._sequencer.offset,
-            new=epoch,
+            "the event history in PostgreSQL was reset: epoch {old_epoch} ends at offset {offset}, epoch {epoch} "
+            "begins, pages reload; reason: it no longer holds what was read from it (a restored backup, a promoted "
+            "standby), or chatws.reset_history() was called",
+            old_epoch=self.epoch,
+            offset=self._sequencer.offset,
+            epoch=epoch,
         )
         listener = self._sequencer.reset(epoch)
         for batch in [*self._stored]:

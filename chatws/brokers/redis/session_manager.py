@@ -135,7 +135,7 @@ class SessionManager:
             self.session = None
             self._consumer.hold()
             self._on_lost()
-            self._log.warn("Redis at {where} is lost: {reason}", where=self._url.name, reason=reason)
+            self._log.warn("Redis at {address} is lost: {reason}", address=self._url.name, reason=reason)
             attempt = 0
             failure_reason = ""
             while True:
@@ -152,7 +152,7 @@ class SessionManager:
                     self._log.failure("connecting to Redis failed")
                 await deferLater(zope_clock(self._reactor), backoff(attempt, FIRST_PAUSE, LONGEST_PAUSE))
                 attempt += 1
-            self._log.info("Redis at {where} is available again", where=self._url.name)
+            self._log.info("Redis at {address} is available again", address=self._url.name)
 
     async def _connect(self) -> RedisSession:
         """Open a session, and deliver everything that was published meanwhile."""
@@ -196,11 +196,11 @@ class SessionManager:
             consumer.epoch, consumer.last_batch_id = epoch, last_batch_id
         elif epoch != consumer.epoch:
             self._log.warn(
-                "Redis has lost the event history: epoch {old} ends at offset {last}, epoch {new} begins, pages "
-                "reload; reason: Redis restarted without its data, or a replica that lagged took over",
-                old=consumer.epoch,
-                last=consumer.last,
-                new=epoch,
+                "Redis has lost the event history: epoch {old_epoch} ends at offset {offset}, epoch {epoch} begins, "
+                "pages reload; reason: Redis restarted without its data, or a replica that lagged took over",
+                old_epoch=consumer.epoch,
+                offset=consumer.last,
+                epoch=epoch,
             )
             consumer.epoch, consumer.last, consumer.last_batch_id = epoch, 0, ""
             self._on_anew(epoch)
@@ -223,9 +223,9 @@ class SessionManager:
         )
         if not consumer.epoch and epoch.decode() == new_epoch:
             self._log.warn(
-                "Redis holds no history in this format, a new one begins: epoch {new}; if there was one before, Redis "
-                "has lost it, and pages reload",
-                new=new_epoch,
+                "Redis holds no history in this format, a new one begins: epoch {epoch}; if there was one before, "
+                "Redis has lost it, and pages reload",
+                epoch=new_epoch,
             )
             if await session.ask("EXISTS", self._keys.earlier_head):
                 self._log.warn(

@@ -114,21 +114,21 @@ class SqliteBroker(BaseBroker):
         self.epoch = self._store.epoch
         if self._forced:
             self._log.warn(
-                "the boot id cannot be read from {boot_id}: each publish waits for the disk, as with "
+                "the boot id cannot be read from {boot_id_path}: each publish waits for the disk, as with "
                 "--sqlite-synchronous full, so that the history in {path} is valid after a crash; make the file "
                 "readable to avoid that",
-                boot_id=BOOT_ID,
+                boot_id_path=BOOT_ID,
                 path=self._path,
             )
         if self._store.is_new:
             self._log.info("a new event history begins in {path}, epoch {epoch}", path=self._path, epoch=self.epoch)
         if self._store.migrated_from:
             self._log.warn(
-                "the history in {path} was migrated from format {old} to {new}: earlier versions of chatws can no "
-                "longer open it",
+                "the history in {path} was migrated from format {old_format} to {new_format}: earlier versions of "
+                "chatws can no longer open it",
                 path=self._path,
-                old=self._store.migrated_from,
-                new=FORMAT,
+                old_format=self._store.migrated_from,
+                new_format=FORMAT,
             )
         if self._store.is_unsettled:
             self._log.warn(
