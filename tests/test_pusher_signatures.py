@@ -1,4 +1,4 @@
-"""Signatures of Pusher's protocol, against published vectors, npm's `pusher` 5.3.4 and PyPI's `pusher`."""
+"""Signatures of Pusher's protocol, against the vectors of Pusher's examples, npm's `pusher` 5.3.4 and PyPI's `pusher`."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def auth_parameters(**changes: str) -> str:
 @pytest.mark.parametrize(
     ("channel", "channel_data", "signature"),
     [
-        # published by Pusher
+        # the first is on Pusher's page; the others are its example with two names
         ("private-foobar", None, "58df8b0c36d6982b82c3ecf6b4662e34fe8c25bba48f5369f135bf843651c3a4"),
         (
             "presence-foobar",

@@ -95,6 +95,7 @@ def test_both_secrets_count_while_one_replaces_the_other(chatws_server: Start, t
         assert refusal(page, {"token": make_token(secret=OLD_SECRET)}) == ("auth_failed", 4901)
 
 
+@pytest.mark.long
 def test_an_expired_token_closes_the_connection_unless_renewed(chatws_server: Start) -> None:
     server = chatws_server(CHATWS_SECRET=SECRET)
     # the leeway for clocks that differ is 5 s
@@ -357,6 +358,7 @@ def refused(chatws_server: Start, *arguments: str, **environment: str) -> str:
     return line
 
 
+@pytest.mark.long
 def test_a_world_readable_secret_is_rejected(chatws_server: Start, tmp_path: Path) -> None:
     path = write_secret(tmp_path / "secret", SECRET, 0o644)
     for option in ("--secret-file", "--push-secret-file", "--database-file"):

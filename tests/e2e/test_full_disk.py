@@ -133,6 +133,7 @@ def test_new_history_on_a_full_volume_is_one_line_and_status_1(small_volume: Sta
     assert "the disk is full" in server.log
 
 
+@pytest.mark.long
 def test_heartbeats_to_a_shop_s_full_database_are_written_once_there_is_space(small_volume: Start) -> None:
     server = small_volume(
         *("--database", "sqlite:///volume/shop.db", "--auth", "database", "--drain-timeout", "0"),

@@ -51,6 +51,7 @@ def refused(*words: str, **environment: str) -> str:
     return line.removeprefix("chatws health: ")
 
 
+@pytest.mark.long
 def test_health_ignores_a_proxy_and_asks_the_configured_port(server: Server, tmp_path: Path) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
     proxies = dict.fromkeys(("HTTP_PROXY", "http_proxy", "HTTPS_PROXY", "ALL_PROXY"), nowhere)
@@ -134,6 +135,7 @@ def test_health_without_a_server_is_one_line(tmp_path: Path) -> None:
     assert refused("--config", str(tmp_path / "none.toml")).startswith("cannot read ")
 
 
+@pytest.mark.long
 def test_health_of_a_server_that_hangs_ends_in_time() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]

@@ -74,6 +74,7 @@ def test_stop_does_not_wait_for_the_name_of_the_database(chatws_server: Start, n
     assert server.stop(signal.SIGTERM) == 0
 
 
+@pytest.mark.long
 def test_workers_stop_during_pending_name_lookups(chatws_server: Start, names: Names) -> None:
     server = chatws_server(
         *("--workers", "2", "--drain-timeout", "0", "--auth-url", "http://stuck.example/", "--auth-timeout", "600"),

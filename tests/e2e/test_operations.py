@@ -253,7 +253,7 @@ def test_json_log_lines_are_objects_with_user_and_address(chatws_server: Start) 
     assert "s" * 32 not in server.log
 
 
-@pytest.mark.parametrize("log_format", ["json", "text"])
+@pytest.mark.parametrize("log_format", others_long(["json", "text"]))
 def test_a_daemon_reopens_its_log_file_on_sigusr1(log_format: str, tmp_path: Path) -> None:
     port, push_port = free_port(), free_port()
     words = ["--pidfile", "pid", "--logfile", "chatws.log", "chatws", "--log-format", log_format, "--port", str(port)]
@@ -370,6 +370,7 @@ def test_sighup_with_a_wrong_configuration_changes_nothing(chatws_server: Start,
     agent.settle()
 
 
+@pytest.mark.long
 def test_sighup_leaves_the_log_locked_against_a_second_server(chatws_server: Start, tmp_path: Path) -> None:
     broker = f"sqlite:///{tmp_path}/log.db"
     server = chatws_server("--broker", broker)

@@ -171,6 +171,7 @@ def test_flood_of_cheap_messages_is_delayed_in_order(kind: str, chatws_server: S
         assert page.pong()
 
 
+@pytest.mark.long
 def test_flood_over_tls_is_delayed_in_order(chatws_server: Start, tmp_path: Path) -> None:
     """TLS delivers decrypted data of more than one read even when reading is paused."""
     port, certificate = free_port(), self_signed("127.0.0.1")

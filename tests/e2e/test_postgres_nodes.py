@@ -161,6 +161,7 @@ def test_a_missing_schema_is_one_line_and_the_upgraded_one_starts(
         ana.expect("order.paid")
 
 
+@pytest.mark.long
 def test_status_reports_a_later_schema_that_the_node_refuses(
     chatws_server: Start, postgres_logs: PostgresHistories
 ) -> None:

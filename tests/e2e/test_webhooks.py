@@ -89,6 +89,7 @@ def test_agent_that_comes_pings_and_leaves_is_reported(
     assert (activity["user_id"], activity["activity_type"]) == (5, "visibility_change")
 
 
+@pytest.mark.long
 def test_changes_survive_a_kill_while_the_receiver_is_down(chatws_server: Start, tmp_path: Path) -> None:
     port = free_port()
     down = Receiver()

@@ -272,6 +272,7 @@ def enter(server: Server) -> tuple[Browser, str] | None:
     return None
 
 
+@pytest.mark.long
 def test_a_frozen_worker_is_replaced_and_new_pages_are_served(chatws_server: Start) -> None:
     port = free_port()
     server = start_workers(chatws_server, "--worker-timeout", "3", "--metrics-port", str(port))
