@@ -1,4 +1,4 @@
-"""Signatures of Pusher's protocol, against the vectors of Pusher's examples, npm's `pusher` 5.3.4 and PyPI's `pusher`."""
+"""Signatures of Pusher's protocol, against Pusher's examples, npm's `pusher` 5.3.4 and PyPI's `pusher`."""
 
 from __future__ import annotations
 
