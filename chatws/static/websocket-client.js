@@ -46,8 +46,8 @@
  *   *                 every event, these and the server's, with its name in the second argument.
  *
  * Every event of the server is emitted under its name with its `data`: `new_message`, `typing`, `agent_status` and so
- * on, for agents also `contact_status` and `groups`, for contacts `available`. A conversation's events are complete from
- * its `subscribed` on: load its messages at that moment or later, not before.
+ * on, for agents also `contact_status` and `groups`, for contacts `available`. A conversation's events are complete
+ * from its `subscribed` on: load its messages at that moment or later, not before.
  *
  * Only `disconnect()` and the close codes from 4900 to 4999 stop the client. After any other close, including 1000 by
  * the server, it reconnects without a limit. A page that the browser puts aside (`pagehide`) closes its connection
@@ -981,13 +981,14 @@ var { ChatwsClient, wsClient } = (() => {
     };
 
     /** The page's Content-Security-Policy has blocked a request, perhaps the WebSocket. */
-    #onPolicyViolation = (/** @type {SecurityPolicyViolationEvent} */ { disposition, effectiveDirective, blockedURI }) => {
-      if (disposition === 'report' || effectiveDirective !== 'connect-src' || this.#isBlocked) return;
+    #onPolicyViolation = (/** @type {SecurityPolicyViolationEvent} */ event) => {
+      if (event.disposition === 'report' || event.effectiveDirective !== 'connect-src' || this.#isBlocked) return;
       const source = sourceOf(this.#url);
-      if (sourceOf(blockedURI) !== source) return;
+      if (sourceOf(event.blockedURI) !== source) return;
       this.#isBlocked = true;
       const advice = `add ${source} to its directive connect-src`;
-      this.#reportError('blocked_by_policy', `the page's Content-Security-Policy blocks the WebSocket: ${advice}`, { source });
+      const reason = `the page's Content-Security-Policy blocks the WebSocket: ${advice}`;
+      this.#reportError('blocked_by_policy', reason, { source });
     };
 
     #onActivity = () => {
