@@ -322,7 +322,9 @@ def test_page_of_the_readme_receives_its_allowed_conversations(
             assert subscribers(458) == 0
             assert subscribers(456) == 1, "the new token still has the others"
         names = ["conversation.456", "conversation.457"]
-        assert [request["channel_name"] for request in requests] == [names, [*names, "conversation.458"]]
+        # the conversation may be newer than the token, so the library asks once more before it reports `forbidden`
+    more = [*names, "conversation.458"]
+    assert [request["channel_name"] for request in requests] == [names, more, more]
 
 
 # --- Events
