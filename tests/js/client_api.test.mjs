@@ -5,7 +5,7 @@ import { afterEach, beforeEach, describe, test } from 'node:test';
 
 import { ChatwsClient } from '../../chatws/static/websocket-client.js';
 import { clock } from './clock.mjs';
-import { FakeWebSocket, newest, putInPage, record } from './fake_browser.mjs';
+import { endClient, FakeWebSocket, makeClient, newest, putInPage, record } from './fake_browser.mjs';
 
 const ADDRESS = 'ws://server.test/ws';
 let client;
@@ -22,17 +22,10 @@ function enter(options, at = 'E:0') {
 }
 
 beforeEach(() => {
-  clock.install();
-  FakeWebSocket.made = [];
-  client = new ChatwsClient({ WebSocket: FakeWebSocket, random: () => 0.5 });
+  client = makeClient({ random: () => 0.5 });
 });
 
-afterEach(() => {
-  client.disconnect();
-  const pending = clock.pending;
-  clock.uninstall();
-  assert.equal(pending, 0, 'no timer remains');
-});
+afterEach(() => endClient(client));
 
 describe('connect', () => {
   test('the client authenticates when the socket opens', () => {

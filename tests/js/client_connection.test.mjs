@@ -3,9 +3,8 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 
-import { ChatwsClient } from '../../chatws/static/websocket-client.js';
 import { clock, START } from './clock.mjs';
-import { FakeWebSocket, newest, putInPage, record } from './fake_browser.mjs';
+import { endClient, FakeWebSocket, makeClient, newest, putInPage, record, waitForConnect } from './fake_browser.mjs';
 
 let client;
 let random;
@@ -19,29 +18,12 @@ function enter(socket = newest()) {
   return socket.open().event('authenticated', { user_id: 7, connection_id: 'c', last_event_id: 'E:0' });
 }
 
-/** Return the milliseconds until the client connects again, or null if it does not within `limit`. */
-function waitForConnect(limit = 60_000) {
-  const before = FakeWebSocket.made.length;
-  for (let waited = 0; waited <= limit; waited += 10) {
-    if (FakeWebSocket.made.length > before) return waited;
-    clock.tick(10);
-  }
-  return null;
-}
-
 beforeEach(() => {
-  clock.install();
-  FakeWebSocket.made = [];
   random = 0.999_999;
-  client = new ChatwsClient({ WebSocket: FakeWebSocket, random: () => random });
+  client = makeClient({ random: () => random });
 });
 
-afterEach(() => {
-  client.disconnect();
-  const pending = clock.pending;
-  clock.uninstall();
-  assert.equal(pending, 0, 'no timer remains');
-});
+afterEach(() => endClient(client));
 
 describe('reconnecting', () => {
   test('the client doubles the longest delay up to 30 s, without a limit of attempts', () => {

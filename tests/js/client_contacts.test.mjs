@@ -3,25 +3,17 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 
-import { ChatwsClient } from '../../chatws/static/websocket-client.js';
 import { clock } from './clock.mjs';
-import { FakeWebSocket, newest, record } from './fake_browser.mjs';
+import { endClient, makeClient, newest, record } from './fake_browser.mjs';
 
 const ADDRESS = 'ws://server.test/ws';
 let client;
 
 beforeEach(() => {
-  clock.install();
-  FakeWebSocket.made = [];
-  client = new ChatwsClient({ WebSocket: FakeWebSocket, random: () => 0.5 });
+  client = makeClient({ random: () => 0.5 });
 });
 
-afterEach(() => {
-  client.disconnect();
-  const pending = clock.pending;
-  clock.uninstall();
-  assert.equal(pending, 0, 'no timer remains');
-});
+afterEach(() => endClient(client));
 
 /** Wait until all pending promises have settled. */
 async function settled() {

@@ -3,9 +3,8 @@
 import assert from 'node:assert/strict';
 import { afterEach, beforeEach, describe, test } from 'node:test';
 
-import { ChatwsClient } from '../../chatws/static/websocket-client.js';
 import { clock } from './clock.mjs';
-import { FakeWebSocket, newest, record } from './fake_browser.mjs';
+import { endClient, makeClient, newest, record } from './fake_browser.mjs';
 
 let client;
 let ids;
@@ -28,19 +27,12 @@ const subscribed = (socket, id, more) => socket.event('subscribed', { conversati
 const news = (socket, ...of) => of.forEach((id) => socket.event('news', {}, id));
 
 beforeEach(() => {
-  clock.install();
-  FakeWebSocket.made = [];
-  client = new ChatwsClient({ WebSocket: FakeWebSocket });
+  client = makeClient();
   ids = [];
   client.on('news', (data, { id }) => ids.push(id));
 });
 
-afterEach(() => {
-  client.disconnect();
-  const pending = clock.pending;
-  clock.uninstall();
-  assert.equal(pending, 0, 'no timer remains');
-});
+afterEach(() => endClient(client));
 
 describe('last_event_id', () => {
   test('the first connection sends none', () => {

@@ -2,6 +2,9 @@
 
 import assert from 'node:assert/strict';
 
+import { ChatwsClient } from '../../chatws/static/websocket-client.js';
+import { clock } from './clock.mjs';
+
 /** A WebSocket whose server is the test. `FakeWebSocket.made` lists all instances, the newest last. */
 export class FakeWebSocket {
   static made = [];
@@ -67,6 +70,31 @@ export class FakeWebSocket {
 /** Return the newest socket. */
 export function newest() {
   return FakeWebSocket.made.at(-1);
+}
+
+/** Return a client on a fake clock and fake sockets. Call it before each test, and `endClient` after it. */
+export function makeClient(options = {}) {
+  clock.install();
+  FakeWebSocket.made = [];
+  return new ChatwsClient({ WebSocket: FakeWebSocket, ...options });
+}
+
+/** Disconnect the client of a test, and fail the test if a timer remains. */
+export function endClient(client) {
+  client.disconnect();
+  const pending = clock.pending;
+  clock.uninstall();
+  assert.equal(pending, 0, 'no timer remains');
+}
+
+/** Return the milliseconds until a client connects again, or null if it does not within `limit`. */
+export function waitForConnect(limit = 60_000) {
+  const before = FakeWebSocket.made.length;
+  for (let waited = 0; waited <= limit; waited += 10) {
+    if (FakeWebSocket.made.length > before) return waited;
+    clock.tick(10);
+  }
+  return null;
 }
 
 /** Record each event of a client as [name, data], without the names in `except`. */
