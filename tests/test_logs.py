@@ -148,6 +148,9 @@ def fields_in_code() -> set[str]:
     names: set[str] = set()
     for path in Path(chatws.__file__).parent.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.FunctionDef) and node.name == "_log_fields":  # fields that several lines share
+                keys = (key for part in ast.walk(node) if isinstance(part, ast.Dict) for key in part.keys)
+                names |= {key.value for key in keys if isinstance(key, ast.Constant)}
             if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute):
                 continue
             method, owner = node.func.attr, ast.unparse(node.func.value)

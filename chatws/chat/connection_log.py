@@ -66,23 +66,17 @@ class ConnectionLog:
         self._write(reason.partition(",")[0], connection, user_id, f"ended abnormally: {reason}")
 
     def _write(self, kind: str, connection: Connection, user_id: Id | None, text: str, **more: int | str) -> None:
-        self._log.info(
-            kind,
-            _FORMAT,
-            connection_id=self.connection_id(connection),
-            user="-" if user_id is None else sanitize(user_id),
-            address=connection.remote_address or "a Unix socket",
-            reason=sanitize(text),
-            **more,
-        )
+        self._log.info(kind, _FORMAT, **self._log_fields(connection, user_id, text), **more)
 
     def debug(self, connection: Connection, user_id: Id | None, text: str) -> None:
         """Log a step of a connection that is no error, for `--log-level chatws.chat.connection_log=debug`."""
         if is_debugged(__name__):
-            log.debug(
-                _FORMAT,
-                connection_id=self.connection_id(connection),
-                user="-" if user_id is None else sanitize(user_id),
-                address=connection.remote_address or "a Unix socket",
-                reason=text,
-            )
+            log.debug(_FORMAT, **self._log_fields(connection, user_id, text))
+
+    def _log_fields(self, connection: Connection, user_id: Id | None, text: str) -> dict[str, str]:
+        return {
+            "connection_id": self.connection_id(connection),
+            "user": "-" if user_id is None else sanitize(user_id),
+            "address": connection.remote_address or "a Unix socket",
+            "reason": sanitize(text),
+        }

@@ -43,7 +43,7 @@ from chatws.errors import ClientError, CloseCode, ErrorCode, Unavailable
 from chatws.ids import Id
 from chatws.interfaces import Clock, Schedule, default_reactor
 from chatws.runtime.connection_counts import ConnectionCounts
-from chatws.server.component import Connection
+from chatws.server.component import Connection, format_connection_id
 from chatws.server.fanout import FanOut
 from chatws.server.frames import text_frame, text_frames
 
@@ -537,4 +537,4 @@ class ChatServer:
             self._activity.activity(action.user_id, message.activity_type)
 
     def _connection_id(self, connection: Connection) -> str:
-        return f"{self.node}-{connection.resource_id}"
+        return format_connection_id(self.node, connection.resource_id)

@@ -29,6 +29,7 @@ from chatws.config.schema import SECTIONS, Config, Setting, settings
 from chatws.errors import ConfigError
 from chatws.runtime.log_levels import use_levels
 from chatws.runtime.logging import open_log
+from chatws.runtime.node import node_name
 from chatws.runtime.signals import process_signals
 from chatws.runtime.start_report import StartReport
 from chatws.runtime.streams import never_fail_to_encode
@@ -217,7 +218,7 @@ def makeService(options: Options) -> Service:
             root = Supervisor(config, reactor, twistd.get("reactor") or "")
         root.start_report = StartReport(options.parent or {})
         # --logger is an observer of the operator's own
-        log = None if twistd.get("logger") else open_log(twistd, config.log_format, validate.node_name(config))
+        log = None if twistd.get("logger") else open_log(twistd, config.log_format, node_name(config))
     except ConfigError as error:
         _exit_with_error(str(error), error.exit_status)
     root.clock_watch = ClockWatch(reactor)

@@ -49,7 +49,6 @@ __all__ = [
     "metrics_endpoints",
     "metrics_secret",
     "metrics_source",
-    "node_name",
     "push_endpoints",
     "read_secret_file",
     "try_ports",
@@ -148,11 +147,6 @@ def try_ports(config: Config) -> None:
             *((description, metrics_source(config)) for description in metrics_endpoints(config)),
         ]
     )
-
-
-def node_name(config: Config) -> str:
-    """Return the name of the node for people: in logs, metrics and `chatws nodes`."""
-    return config.node_name or socket.gethostname()
 
 
 def check(config: Config, reactor: Reactor, *, running: bool = False) -> list[str]:

@@ -44,7 +44,7 @@ class SignatureError(Exception):
 
 
 class AppCredentials(Protocol):
-    """The key and the secret of an app: `chatws.pusher.apps.PusherApp`."""
+    """The key and the secret of an app."""
 
     @property
     def key(self) -> str: ...

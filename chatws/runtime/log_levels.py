@@ -1,4 +1,4 @@
-"""Which log lines are written: a level for all modules, and others for some (`--log-level info,chatws.push=debug`).
+"""Levels of the log: one for all modules, and others for some (`--log-level info,chatws.push=debug`).
 
 The levels are those of the process. The observers of the log drop the lines below them. Lines of level debug can be
 many, so components build them only if `is_debugged`.

@@ -41,8 +41,8 @@ def format_event(event: LogEvent, ensure_ascii: bool = False, node: str = "") ->
 def fields_of(event: LogEvent, node: str = "") -> dict[str, Any]:
     """One event as plain values.
 
-    `time` (ISO 8601, UTC), `level`, `logger`, `node` if it is given, `message`; `traceback` of a
-    failure; then its own fields: numbers, booleans, null and texts as such, anything else as its `repr`. Never raises.
+    `time` (ISO 8601, UTC), `level`, `logger`, `node` if it is given, `message` and the `traceback` of a failure come
+    first. Its own fields follow: numbers, booleans, null and texts as such, anything else as its `repr`. Never raises.
     """
     when = datetime.fromtimestamp(event.get("log_time", 0.0), UTC)
     level = event.get("log_level", LogLevel.info)

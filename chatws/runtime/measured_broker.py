@@ -39,6 +39,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 log = Logger()
+#: Calls of every engine are under one name, so that `--log-level chatws.brokers=debug` shows them.
 calls_log = Logger("chatws.brokers.calls")
 
 #: Seconds between two probes: the end of a failure is noticed soon, and a full engine has little to reject.

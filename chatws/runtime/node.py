@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -21,9 +22,14 @@ from chatws.runtime.measurements import Lag
 from chatws.server.admission import Admission
 from chatws.server.io_server import IoServer
 
-__all__ = ["NodeControl", "shared_settings"]
+__all__ = ["NodeControl", "node_name", "shared_settings"]
 
 log = Logger()
+
+
+def node_name(config: Config) -> str:
+    """Return the name of the node for people: in logs, metrics and `chatws nodes`."""
+    return config.node_name or socket.gethostname()
 
 
 def shared_settings(config: Config) -> dict[str, str]:

@@ -47,7 +47,7 @@ from chatws.runtime.log_levels import use_levels
 from chatws.runtime.measured_broker import MeasuredBroker
 from chatws.runtime.measurements import Lag, MeasuredDatabase
 from chatws.runtime.metrics import Exporter, make_site
-from chatws.runtime.node import NodeControl
+from chatws.runtime.node import NodeControl, node_name
 from chatws.runtime.parts import (
     Listeners,
     admission_settings,
@@ -114,7 +114,7 @@ class ChatwsService(RootService):
     ) -> None:
         counts = counts or ConnectionCounts()
         self.config = config
-        self.node_name = validate.node_name(config)
+        self.node_name = node_name(config)
         self.reactor = reactor
         listeners = listeners or configured_listeners(config, reactor)
         timer_wheel = TimerWheel(reactor)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import parse_qsl
 
-__all__ = ["Connection", "HttpRequest", "MessageComponent"]
+__all__ = ["Connection", "HttpRequest", "MessageComponent", "format_connection_id"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,14 @@ class HttpRequest:
     def has_parameter(self, name: str) -> bool:
         """Return whether the query has a parameter of this name, with or without a value."""
         return any(key == name for key, _ in parse_qsl(self.query, keep_blank_values=True))
+
+
+def format_connection_id(node: str, resource_id: int) -> str:
+    """Return the id of a connection for clients, backends and logs, such as `5f3a9c1e-41`.
+
+    :param node: the id of the node. Empty: the connection's number is its id.
+    """
+    return f"{node}-{resource_id}" if node else str(resource_id)
 
 
 class Connection(Protocol):

@@ -9,7 +9,7 @@ from autobahn.websocket.protocol import WebSocketProtocol
 from twisted.logger import Logger
 
 from chatws.errors import CloseCode
-from chatws.server.component import HttpRequest, MessageComponent
+from chatws.server.component import HttpRequest, MessageComponent, format_connection_id
 from chatws.server.frame_writer import FrameWriter
 from chatws.server.frames import binary_frame, text_frame
 from chatws.server.idle_limits import IdleLimitWatch
@@ -109,8 +109,7 @@ class WsConnection(FrameWriter):
     @property
     def id(self) -> str:
         """The id of the connection in logs."""
-        node = self.server.node
-        return f"{node}-{self.resource_id}" if node else str(self.resource_id)
+        return format_connection_id(self.server.node, self.resource_id)
 
     @property
     def is_open(self) -> bool:

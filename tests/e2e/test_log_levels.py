@@ -16,7 +16,12 @@ from tests.e2e.wire import until
 
 Start = Callable[..., Server]
 
-AUTHENTICATED = ", user 5, from 127.0.0.1: authenticated"
+#: Lines of level debug of the chat, of the push API and of the broker.
+STEPS = (
+    ", user 5, from 127.0.0.1: authenticated",
+    "a backend connected from",
+    "the broker answered publish",
+)
 
 
 def lines(server: Server) -> list[dict[str, Any]]:
@@ -30,22 +35,23 @@ def test_a_reload_changes_the_level_of_a_module(workers: tuple[str, ...], chatws
     server = chatws_server("--config", str(settings), "--log-format", "json", "--node-name", "web1", *workers)
     with server.agent(5):
         pass
-    settings.write_text('log_level = "info,chatws.chat=debug"\n')
+    settings.write_text('log_level = "info,chatws=debug"\n')
     os.kill(server.pid, signal.SIGHUP)
-    server.expect_log("log_level: info → info,chatws.chat=debug")
+    server.expect_log("log_level: info → info,chatws=debug")
 
     def log_in() -> bool:
-        with server.agent(5):
-            pass
-        return AUTHENTICATED in server.log
+        with server.agent(5), server.backend() as backend:
+            backend.push("new_message", {"conversation_id": 456, "message": {}})
+        return all(step in server.log for step in STEPS)
 
-    until(log_in, "a line of level debug")  # the workers get the new level a little later
+    until(log_in, "lines of level debug")  # the workers get the new level a little later
     written = lines(server)
     assert {line["node"] for line in written} == {"web1"}
     debug = [line for line in written if line["level"] == "debug"]
-    assert {line["logger"] for line in debug} == {"chatws.chat.connection_log"}
-    assert debug[0]["user"] == "5"
-    assert debug[0]["connection_id"]
+    assert {line["logger"] for line in debug} >= {"chatws.chat.connection_log", "chatws.brokers.calls"}
+    connection = next(line for line in debug if line["logger"] == "chatws.chat.connection_log")
+    assert connection["user"] == "5"
+    assert connection["connection_id"]
 
     settings.write_text('log_level = "chatws.chat=loud"\n')
     os.kill(server.pid, signal.SIGHUP)
