@@ -33,6 +33,8 @@ class Workload:
     :ivar messages: messages of one round.
     :ivar window: messages outstanding.
     :ivar deflate: whether the client offers permessage-deflate.
+    :ivar contacts: how many of the connections are those of contacts, two pages each. The others are agents. Each
+        contact has a conversation, which goes to its pages and to one agent.
     """
 
     title: str
@@ -42,6 +44,7 @@ class Workload:
     window: int
     unit: str  # "delivery", "message" or "connection"
     deflate: bool = False
+    contacts: int = 0
 
 
 WORKLOADS = {
@@ -51,6 +54,16 @@ WORKLOADS = {
     "inbox1000": Workload("1,000 connections, 3 recipients a message, 16 outstanding", 1000, 3, 3000, 16, "message"),
     "inbox9000": Workload("9,000 connections, beside the other numbers of them", 9000, 3, 3000, 16, "message"),
     "inbox19000": Workload("19,000 connections, 3 recipients a message, 16 outstanding", 19000, 3, 3000, 16, "message"),
+    "agents9000": Workload("9,000 agents' connections, 3 recipients a message", 9000, 3, 3000, 16, "message"),
+    "contacts9000": Workload(
+        "9,000 connections of contacts and 100 of agents, 3 recipients a message",
+        9100,
+        3,
+        3000,
+        16,
+        "message",
+        contacts=9000,
+    ),
     # no messages: the cost to connect, authenticate and subscribe
     "connect": Workload("9,000 connections come in", 9000, 3, 0, 0, "connection"),
     "plain_room": Workload("one room of 500, not compressed", 500, 0, 120, 1, "message"),
@@ -60,11 +73,12 @@ WORKLOADS = {
 }
 MAIN = ("room1", "room16", "inbox")
 #: Workloads that are compared with each other, so they take turns in the same rounds.
-TOGETHER = ("inbox1000", "inbox9000", "inbox19000")
+TOGETHER = (("inbox1000", "inbox9000", "inbox19000"), ("agents9000", "contacts9000"))
 NEAREST = ("floor", "chatws", "uwebsockets", "socketify", "picows")
 #: Workloads that only some servers take part in.
 ONLY = {
-    **dict.fromkeys(TOGETHER, ("floor", "chatws")),
+    **dict.fromkeys(TOGETHER[0], ("floor", "chatws")),
+    **dict.fromkeys(TOGETHER[1], ("chatws",)),
     "plain_room": ("chatws-deflate",),
     "deflated_room": ("chatws-deflate",),
     "plain_group": ("chatws-deflate",),

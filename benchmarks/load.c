@@ -9,7 +9,8 @@
    %T is CLOCK_MONOTONIC in ns, read back from the frames behind "ts": for the latency.
    Environment: USERS (how many people the connections are of; 0 for one each), PER (each message goes to one group of
    PER connections, not to all N), MATCH (only frames that contain it count), HELLO_PAUSE (seconds after each hello,
-   0.3), SETTLE (seconds after the last, 1), DEFLATE (offer permessage-deflate; compressed frames count whatever they
+   0.3), HELLOS (a file: its line i has the hellos of connection i, separated by tabs, in place of those above), GROUPS
+   (how many groups there are, if not N / PER), SETTLE (seconds after the last, 1), DEFLATE (offer permessage-deflate; compressed frames count whatever they
    contain), RATE (messages/s, 0 = as the window allows), SPIN (do not sleep while messages are under way: to wake the
    client would be accounted to the server, whose browsers are on other machines), GATE (say {"ready":N}; then each line
    on stdin is the number of messages to publish, and is answered with what was seen of them, until stdin ends). */
@@ -218,6 +219,7 @@ static void fill(char *out, const char *t, int i, uint64_t ts) {
 static void publish(int m, int pfd, const char *tmpl, double rate) {
   static char line[65536];
   int sparse = !!getenv("PER"), groups = sparse ? N / per * per : 1;
+  if (getenv("GROUPS")) groups = atoi(getenv("GROUPS")) * per;
   static long next;
   frames = bytes = 0;
   memset(hist, 0, sizeof hist);
@@ -302,6 +304,13 @@ int main(int ac, char **av) {
     uint64_t tk = now();
     while (now() - tk < pause * 1e9)
       pump(20);
+  }
+  FILE *hellos = getenv("HELLOS") ? fopen(getenv("HELLOS"), "r") : 0;
+  for (int i = 0; hellos && i < N && fgets(m, sizeof m, hellos); i++) {
+    m[strcspn(m, "\n")] = 0;
+    for (char *hello = strtok(m, "\t"); hello; hello = strtok(0, "\t"))
+      wsend(cs[i].fd, hello);
+    if (i % 64 == 63) pump(0);
   }
   uint64_t tc = now();
   while (now() - tc < settle * 1e9)

@@ -15,7 +15,7 @@ from typing import Any
 from xml.sax.saxutils import escape
 
 from figures import COLUMNS, MESSAGES, VARIANTS, Figures, best_peer, figures, number, paired, spread, table
-from sections import compression, hostile, longest_turns, pythons, reactors, scaling, storms
+from sections import compression, contacts, hostile, longest_turns, pythons, reactors, scaling, storms
 
 HERE = Path(__file__).resolve().parent
 DOCS = HERE.parent / "docs"
@@ -183,6 +183,14 @@ An event goes to three connections, while others are connected.
 
 {scaling}
 
+## Contacts
+
+A message of a conversation goes to two pages of a customer, who is a contact with a token, and to one agent. 100 agents
+share the conversations. The server decides once for each event whether contacts may get it. The first row has the same
+number of recipients, all agents.
+
+{contacts}
+
 ## Mass reconnects
 
 {storms}
@@ -261,6 +269,7 @@ def page(
         verdict=verdict(results, by_server, titles),
         users=results["users"],
         scaling=scaling(results, by_server),
+        contacts=contacts(results, by_server),
         storms=storms(storm) if storm else "Not measured in this run.",
         hostile=hostile(attacks) if attacks else "Not measured in this run.",
         turns=longest_turns(turns) if turns else "Not measured in this run.",

@@ -27,6 +27,7 @@ chatws, to compare the two.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -37,6 +38,7 @@ import sys
 import time
 from pathlib import Path
 
+from contacts import contact_hellos
 from entrants import (
     BUILD,
     HERE,
@@ -88,6 +90,9 @@ class Contestant:
         environment["HELLO_PAUSE"] = "2" if server.prefix else "0.3"
         if workload.per:
             environment["PER"] = str(workload.per)
+        if workload.contacts:
+            hellos = []
+            environment |= contact_hellos(workload, Path(running.directory.name))
         if workload.deflate:
             environment["DEFLATE"] = "1"
         numbers = map(str, (running.port, server.path, workload.connections, 0, workload.window))
@@ -232,8 +237,8 @@ def repeat(
 ) -> None:
     """Start all servers once for each workload, and add their costs to `results`."""
     rounds = 3 if arguments.quick else arguments.rounds
-    competitions = [[key] for key in keys if key not in TOGETHER]
-    competitions.append([key for key in keys if key in TOGETHER])
+    competitions = [[key] for key in keys if not any(key in group for group in TOGETHER)]
+    competitions += [[key for key in keys if key in group] for group in TOGETHER]
     for together in filter(None, competitions):
         entrants = [(key, name) for key in together for name in names if takes_part(name, key)]
         if together == ["connect"]:
@@ -264,6 +269,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--nearest", action="store_true")
     parser.add_argument("--output", type=Path, default=HERE / "results.json")
+    parser.add_argument("--add", action="store_true", help="keep the other workloads of the output file")
     parser.add_argument("--chatws-option", action="append", default=[], help="passed on to twistd chatws")
     arguments = parser.parse_args()
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
@@ -295,21 +301,21 @@ def main() -> None:
         number += 1
     # memory layout varies per process start, so only several starts average it out
     nearest = [name for name in names if name in NEAREST]
-    close = [key for key in possible if key in (*MAIN, "connect", *TOGETHER)]
+    close = [key for key in possible if key in (*MAIN, "connect", *itertools.chain(*TOGETHER))]
     for more in range(0 if arguments.quick else arguments.again):
         repeat(nearest, close, number + more, arguments, results)
+    measured = {key: {name: summary(runs) for name, runs in by_server.items()} for key, by_server in results.items()}
+    before = json.loads(arguments.output.read_text()) if arguments.add else {"versions": versions()}
     document = {
-        "versions": versions(),
+        "versions": before["versions"],
         "users": USERS,
         "units": {key: workload.unit for key, workload in WORKLOADS.items()},
         "titles": {
             "servers": {name: server.title for name, server in SERVERS.items()},
             "workloads": {key: workload.title for key, workload in WORKLOADS.items()},
         },
-        "medians": {
-            key: {name: summary(runs) for name, runs in by_server.items()} for key, by_server in results.items()
-        },
-        "runs": results,
+        "medians": before.get("medians", {}) | measured,
+        "runs": before.get("runs", {}) | results,
     }
     arguments.output.write_text(json.dumps(document, indent=1) + "\n")
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from contacts import SETTINGS
 from entrants import HERE, PEERS, SERVERS, Workload
 
 SERVER_CORE = 0
@@ -39,6 +40,8 @@ class Running:
         words = [word.format(port=self.port, push=self.push) for word in self.server.command] + extra
         self.directory = tempfile.TemporaryDirectory()
         environment = dict(environment_without_settings(), NODE_PATH=str(PEERS / "node_modules"), PER=str(workload.per))
+        if workload.contacts:
+            environment |= SETTINGS
         where = self.directory.name
         if words[1].endswith((".py", ".php")):
             words[1] = str(HERE / "servers" / words[1])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from figures import COLUMNS, MESSAGES, SCALING, Figures, number, paired, table
+from figures import COLUMNS, MESSAGES, SCALING, Figures, number, paired, spread, table
 
 
 def scaling(results: dict[str, Any], by_server: Figures) -> str:
@@ -51,6 +51,26 @@ def scaling(results: dict[str, Any], by_server: Figures) -> str:
             "is in the processor's caches, in chatws and in the kernel's sockets."
         )
     return text
+
+
+def contacts(results: dict[str, Any], by_server: Figures) -> str:
+    """The cost of a message to contacts and their agent, beside that to agents only."""
+    if not {"agents9000", "contacts9000"} <= by_server["chatws"].keys():
+        return "Not measured in this run."
+    titles = {"agents9000": "9,000 agents' connections", "contacts9000": "9,000 contacts' connections, 100 agents"}
+    medians = results["medians"]
+    rows = [
+        [title, number(medians[key]["chatws"]["cpu_us"]) + spread(results, "chatws", key)]
+        for key, title in titles.items()
+    ]
+    runs = (results["runs"][key]["chatws"] for key in titles)
+    ratios = [contact["cpu_us"] / agent["cpu_us"] for agent, contact in zip(*runs, strict=False)]
+    low, median, high = statistics.quantiles(ratios, method="inclusive")
+    return table(["", "µs per message"], rows) + (
+        f"\n\nBoth took turns in the same rounds, so compare them with each other only. Within a round a message cost "
+        f"{median:.2f} times as much with contacts (the median of {len(ratios)} rounds, quartiles {low:.2f} and "
+        f"{high:.2f})."
+    )
 
 
 def compression(results: dict[str, Any]) -> str:

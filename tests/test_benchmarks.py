@@ -76,6 +76,18 @@ def test_chart_has_a_bar_for_each_server_and_truncates_long_ones(modules: dict[s
     )
 
 
+def test_contacts_are_compared_with_agents_within_each_round(modules: dict[str, Any], results: Any) -> None:
+    for key, cost in (("agents9000", 10.0), ("contacts9000", 15.0)):
+        runs = results["runs"][key]["chatws"]
+        assert len(runs) >= 9
+        results["runs"][key]["chatws"] = [{**run, "cpu_us": cost * (1 + number)} for number, run in enumerate(runs)]
+    text = modules["sections"].contacts(results, modules["figures"].figures(results["medians"]))
+    assert "Within a round a message cost 1.50 times as much with contacts" in text
+    del results["medians"]["contacts9000"]
+    figures = modules["figures"].figures(results["medians"])
+    assert modules["sections"].contacts(results, figures) == "Not measured in this run."
+
+
 def test_readme_table_has_the_ratio_of_each_peer_within_a_round(modules: dict[str, Any], measured: Any) -> None:
     for column in modules["figures"].MESSAGES:
         for run in measured["runs"][column]["chatws"]:
