@@ -69,9 +69,22 @@ async def test_each_method_executes_its_line(started: Any) -> None:
         assert (await push.unsubscribe(5, "6")).connections == 1
         assert await push.online() == [1, 2, "x"]
         assert (await push.agents())[0] == OnlineAgent(1, [OnlineConnection("c-1", "192.0.2.1")])
+        assert (await push.disconnect_contact(7, "bye")).connections == 2
+        assert (await push.unsubscribe_contact(7, 6)).connections == 1
+        assert (await push.set_groups(1, ["sales"])).ok
+        assert (await push.set_status(1, "away")).ok
+        assert [agent.status for agent in await push.agents()] == ["away", "online", "online"]
+        await push.publish("x", {}, to="everyone", except_contact_id=7, except_connection_id="n-1")
         assert (await push.ping()).ok
 
     await use(server.address, calls)
+    assert server.target.published[-1].audience.channels[-2:] == ("!contact:7", "!connection:n-1")
+    assert server.target.done[-5:-1] == [
+        ("disconnect_contact", 7, "bye", False),
+        ("unsubscribe_contact", 7, 6),
+        ("groups", 1, ("sales",)),
+        ("status", 1, "away"),
+    ]
     assert server.target.published[2].audience == Audience(("user:1", "user:2"), 3)
     assert server.factory.stats.connections == 1
 

@@ -76,12 +76,20 @@ async def test_each_method(started: Any, client: Any) -> None:
             assert push.unsubscribe(5, "6").connections == 1
             assert push.online() == [1, 2, "x"]
             assert push.agents()[0] == OnlineAgent(1, [OnlineConnection("c-1", "192.0.2.1")])
+            assert push.disconnect_contact(7, "bye").connections == 2
+            assert push.unsubscribe_contact(7, 6).connections == 1
+            assert push.set_groups(1, ("sales",)).ok
+            assert push.set_status(1, "away").ok
+            assert push.agents()[0].status == "away"
+            assert push.agents()[1].status == "online"
+            push.publish("x", {}, to="everyone", except_contact_id=7, except_connection_id="n-1")
             answers, problem = push.send_lines([(b'{"event":"x","id":7,"ack":true,"data":{},"to":"everyone"}\n', 7)])
             assert ([answer and answer.ok for answer in answers], problem) == ([True], "")
             assert push.ping().ok
 
     await in_thread(use)
-    first, second, *rest, spooled = server.target.done
+    first, second, *rest, excluding, spooled = server.target.done
+    assert excluding.audience.channels[-2:] == ("!contact:7", "!connection:n-1")
     assert spooled.key == "7"
     assert first.data == b'{"conversation_id":1,"message":{"id":9,"content":"ol\xc3\xa1"}}'
     assert (second.data, second.audience, second.transient) == (
@@ -89,7 +97,14 @@ async def test_each_method(started: Any, client: Any) -> None:
         Audience(("user:1", "user:2"), 3),
         True,
     )
-    assert rest == [("disconnect", 5, "bye", True), ("unsubscribe", 5, 6)]
+    assert rest == [
+        ("disconnect", 5, "bye", True),
+        ("unsubscribe", 5, 6),
+        ("disconnect_contact", 7, "bye", False),
+        ("unsubscribe_contact", 7, 6),
+        ("groups", 1, ("sales",)),
+        ("status", 1, "away"),
+    ]
     assert server.factory.stats.connections == 1
 
 

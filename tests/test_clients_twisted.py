@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.clients import protocol
+from chatws.clients.protocol import OnlineAgent
 from chatws.clients.twisted import PushClient, PushRejected, PushResult, PushUnavailable
 from chatws.runtime.backoff import backoff
 from tests.push_wire import PushServer, reactor, until
@@ -429,6 +430,42 @@ class InMemoryTests(SynchronousTestCase):
         assert self.successResultOf(asked) == [1, "b"]
         assert self.successResultOf(pinged).ok
         assert self.successResultOf(publishing).ok
+        line.lose()
+
+    def test_agents_returns_each_agent_with_its_status(self) -> None:
+        line, publishing = self.connected("a")
+        line.answer(id="a")
+        agents = self.client.agents()
+        question = line.sent()[-1]
+        assert (question["op"], question["detail"]) == ("presence", True)
+        listed = [{"user_id": 5, "connections": []}, {"user_id": "ana", "connections": []}]
+        line.answer(id=question["id"], online=[5, "ana"], status={"5": "away"}, agents=listed)
+        assert self.successResultOf(agents) == [OnlineAgent(5, [], "away"), OnlineAgent("ana", [])]
+        self.successResultOf(publishing)
+        line.lose()
+
+    def test_lines_about_contacts_groups_and_statuses_have_their_fields(self) -> None:
+        line, publishing = self.connected("a")
+        line.answer(id="a")
+        calls = [
+            self.client.disconnect_contact(7, "bye", ban=True),
+            self.client.unsubscribe_contact(7, 456),
+            self.client.set_status(5, "away"),
+            self.client.set_groups(5, ["sales"]),
+            self.client.publish("x", {}, to="everyone", except_contact_id=7, except_connection_id="n-1"),
+        ]
+        expected: list[dict[str, Any]] = [
+            {"op": "disconnect", "contact_id": 7, "reason": "bye", "ban": True},
+            {"op": "unsubscribe", "contact_id": 7, "conversation_id": 456},
+            {"op": "status", "user_id": 5, "status": "away"},
+            {"op": "groups", "user_id": 5, "groups": ["sales"]},
+            {"event": "x", "except_contact_id": 7, "except_connection_id": "n-1"},
+        ]
+        for sent, fields in zip(line.sent()[-5:], expected, strict=True):
+            assert sent.items() >= fields.items()
+            line.answer(id=sent["id"])
+        assert all(self.successResultOf(call).ok for call in calls)
+        self.successResultOf(publishing)
         line.lose()
 
 

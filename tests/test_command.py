@@ -150,11 +150,12 @@ def test_words() -> None:
 
 
 def test_table_of_an_agent_without_a_connection_has_its_line() -> None:
-    agents = [OnlineAgent(5, []), OnlineAgent("ana", [OnlineConnection("a", "192.0.2.1"), OnlineConnection("b", "")])]
+    connections = [OnlineConnection("a", "192.0.2.1"), OnlineConnection("b", "")]
+    agents = [OnlineAgent(5, [], "away"), OnlineAgent("ana", connections)]
     assert table(agents).splitlines() == [
-        "agent  connections  addresses",
-        "5                0",
-        "ana              2  192.0.2.1, unix",
+        "agent  status  connections  addresses",
+        "5      away              0",
+        "ana    online            2  192.0.2.1, unix",
         "2 agents, 2 connections",
     ]
 

@@ -39,6 +39,7 @@ from chatws.clients.protocol import (
     group_requests,
     is_retryable,
     new_key,
+    online_agents,
     op_line,
     publish_line,
     retry_delay,
@@ -111,13 +112,25 @@ class AsyncPushClient:
         *,
         to: To | None = None,
         except_user_id: Id | None = None,
+        except_contact_id: Id | None = None,
+        except_connection_id: str | None = None,
         key: int | str | None = None,
         transient: bool = False,
         ack: bool = True,
     ) -> PushResult:
         """Publish one event. See `BlockingPushClient.publish`."""
         key = new_key() if key is None else key
-        line = publish_line(event, data, key=key, to=to, except_user_id=except_user_id, transient=transient, ack=ack)
+        line = publish_line(
+            event,
+            data,
+            key=key,
+            to=to,
+            except_user_id=except_user_id,
+            except_contact_id=except_contact_id,
+            except_connection_id=except_connection_id,
+            transient=transient,
+            ack=ack,
+        )
         return await self._send(Request(line, key, ack))
 
     async def publish_many(self, publishes: Iterable[Mapping[str, Any]]) -> list[PushResult]:
@@ -135,13 +148,29 @@ class AsyncPushClient:
         """Unsubscribe the user's connections from the conversation. Raises as `publish`."""
         return await self._run_op("unsubscribe", user_id=user_id, conversation_id=conversation_id)
 
+    async def disconnect_contact(self, contact_id: Id, reason: str = "", ban: bool = False) -> PushResult:
+        """Close the contact's connections; `ban` tells the clients not to reconnect. Raises as `publish`."""
+        return await self._run_op("disconnect", contact_id=contact_id, reason=reason, ban=ban)
+
+    async def unsubscribe_contact(self, contact_id: Id, conversation_id: Id) -> PushResult:
+        """Unsubscribe the contact's connections from the conversation. Raises as `publish`."""
+        return await self._run_op("unsubscribe", contact_id=contact_id, conversation_id=conversation_id)
+
+    async def set_status(self, user_id: Id, status: str) -> PushResult:
+        """Set the status of an agent: "online", "away" and so on. Raises as `publish`."""
+        return await self._run_op("status", user_id=user_id, status=status)
+
+    async def set_groups(self, user_id: Id, groups: Iterable[str]) -> PushResult:
+        """Replace the groups of the agent's present connections. Raises as `publish`."""
+        return await self._run_op("groups", user_id=user_id, groups=[*groups])
+
     async def online(self) -> list[Id]:
         """Return the agents that are online: integers first, then strings, each sorted. Raises as `publish`."""
         return (await self._run_op("presence")).online or []
 
     async def agents(self) -> list[OnlineAgent]:
-        """Return the agents that are online and their connections, in the order of `online`. Raises as `publish`."""
-        return (await self._run_op("presence", detail=True)).agents or []
+        """Return the agents online, their statuses and connections, in the order of `online`. Raises as `publish`."""
+        return online_agents(await self._run_op("presence", detail=True))
 
     async def ping(self) -> PushResult:
         """Check that the server responds and accepts the secret. Raises as `publish`."""

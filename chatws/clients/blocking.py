@@ -42,6 +42,7 @@ from chatws.clients.protocol import (
     group_requests,
     is_retryable,
     new_key,
+    online_agents,
     op_line,
     parse_result,
     publish_line,
@@ -113,6 +114,8 @@ class BlockingPushClient:
         *,
         to: To | None = None,
         except_user_id: Id | None = None,
+        except_contact_id: Id | None = None,
+        except_connection_id: str | None = None,
         key: int | str | None = None,
         transient: bool = False,
         ack: bool = True,
@@ -120,7 +123,9 @@ class BlockingPushClient:
         """Publish one event.
 
         :param to: its audience, if not the default one of the event.
-        :param except_user_id: a user whose connections do not get it.
+        :param except_user_id: an agent whose connections do not get it.
+        :param except_contact_id: a contact whose connections do not get it.
+        :param except_connection_id: a connection that does not get it: that of the page that caused it.
         :param key: idempotency key: a second publish with the same key within 10 minutes is not sent. Pass one if the
             program may publish the same event again; by default, every call has a new one.
         :param transient: do not store it for clients that are offline.
@@ -132,7 +137,17 @@ class BlockingPushClient:
         :raises ValueError: `data` is bytes that are not a JSON object in UTF-8.
         """
         key = new_key() if key is None else key
-        line = publish_line(event, data, key=key, to=to, except_user_id=except_user_id, transient=transient, ack=ack)
+        line = publish_line(
+            event,
+            data,
+            key=key,
+            to=to,
+            except_user_id=except_user_id,
+            except_contact_id=except_contact_id,
+            except_connection_id=except_connection_id,
+            transient=transient,
+            ack=ack,
+        )
         return self._send(Request(line, key, ack))
 
     def publish_many(self, publishes: Iterable[Mapping[str, Any]]) -> list[PushResult]:
@@ -152,6 +167,22 @@ class BlockingPushClient:
         """Unsubscribe the user's connections from the conversation. Raises as `publish`."""
         return self._run_op("unsubscribe", user_id=user_id, conversation_id=conversation_id)
 
+    def disconnect_contact(self, contact_id: Id, reason: str = "", ban: bool = False) -> PushResult:
+        """Close the contact's connections; `ban` tells the clients not to reconnect. Raises as `publish`."""
+        return self._run_op("disconnect", contact_id=contact_id, reason=reason, ban=ban)
+
+    def unsubscribe_contact(self, contact_id: Id, conversation_id: Id) -> PushResult:
+        """Unsubscribe the contact's connections from the conversation. Raises as `publish`."""
+        return self._run_op("unsubscribe", contact_id=contact_id, conversation_id=conversation_id)
+
+    def set_status(self, user_id: Id, status: str) -> PushResult:
+        """Set the status of an agent: "online", "away" and so on. Raises as `publish`."""
+        return self._run_op("status", user_id=user_id, status=status)
+
+    def set_groups(self, user_id: Id, groups: Iterable[str]) -> PushResult:
+        """Replace the groups of the agent's present connections. Raises as `publish`."""
+        return self._run_op("groups", user_id=user_id, groups=[*groups])
+
     def sync_webhooks(self) -> PushResult:
         """Make the server send the whole state to the receiver of its webhooks. Raises as `publish`."""
         return self._run_op("webhook_sync")
@@ -161,11 +192,8 @@ class BlockingPushClient:
         return self._run_op("presence").online or []
 
     def agents(self) -> list[OnlineAgent]:
-        """Return the agents that are online and their connections, in the order of `online`. Raises as `publish`."""
-        result = self._run_op("presence", detail=True)
-        if result.agents is None:  # a server without `detail`
-            return [OnlineAgent(user_id, []) for user_id in result.online or []]
-        return result.agents
+        """Return the agents online, their statuses and connections, in the order of `online`. Raises as `publish`."""
+        return online_agents(self._run_op("presence", detail=True))
 
     def nodes(self) -> list[ClusterNode]:
         """Return the nodes that share the broker. Raises as `publish`."""

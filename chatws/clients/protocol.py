@@ -38,6 +38,7 @@ __all__ = [
     "group_requests",
     "is_retryable",
     "new_key",
+    "online_agents",
     "op_line",
     "parse_result",
     "publish_line",
@@ -47,7 +48,8 @@ __all__ = [
 
 #: An event's data: a mapping, or the bytes of a JSON object, which reach the browser unchanged.
 Data: TypeAlias = Mapping[str, Any] | bytes
-#: An audience, as in docs/protocol.md §3: "everyone", or {"conversation_id": …}, {"user_id": …}, {"user_ids": […]}.
+#: An audience, as in docs/protocol.md §3: "agents", "everyone", or {"conversation_id": …}, {"user_ids": […]},
+#: {"contact_id": …}, {"group": …}; {"conversation_id": …, "role": "agent"} is an internal note.
 To: TypeAlias = str | Mapping[str, Any]
 
 #: The `id` of the client's `op auth`.
@@ -118,10 +120,12 @@ class OnlineAgent(msgspec.Struct, frozen=True):
     """An agent that is online.
 
     :ivar connections: empty shortly after the last one closed, as the page may be reloading.
+    :ivar status: what the agent has set: "online", "away", "busy" and so on.
     """
 
     user_id: Id
     connections: list[OnlineConnection]
+    status: str = "online"
 
 
 class ClusterNode(msgspec.Struct, frozen=True):
@@ -159,7 +163,8 @@ class PushResult(msgspec.Struct, frozen=True):
     :ivar duplicate: whether the key is known: nothing was sent, and `event_id` is that of the first publish.
     :ivar connections: the number of connections that a `disconnect` or an `unsubscribe` affected.
     :ivar online: the agents that are online, for `online`.
-    :ivar agents: the same with their connections, for `agents`.
+    :ivar status: those of the agents that are not `online`, by the text of the agent's id.
+    :ivar agents: the agents online with their connections, for `agents`.
     :ivar code: why it failed, for programs; empty if it succeeded.
     :ivar message: why it failed, in one sentence.
     """
@@ -171,6 +176,7 @@ class PushResult(msgspec.Struct, frozen=True):
     duplicate: bool = False
     connections: int | None = None
     online: list[Id] | None = None
+    status: dict[str, str] | None = None
     agents: list[OnlineAgent] | None = None
     nodes: list[ClusterNode] | None = None
     code: str = ""
@@ -197,6 +203,15 @@ def parse_result(line: bytes) -> PushResult:
         return _decode_result(line)
     except (UnicodeDecodeError, RecursionError) as error:
         raise msgspec.DecodeError(f"the response is not valid JSON: {error}") from None
+
+
+def online_agents(result: PushResult) -> list[OnlineAgent]:
+    """Return the agents in the response to `presence`, each with its status."""
+    agents = result.agents
+    if agents is None:  # a server without `detail`
+        agents = [OnlineAgent(user_id, []) for user_id in result.online or []]
+    statuses = result.status or {}
+    return [msgspec.structs.replace(agent, status=statuses.get(str(agent.user_id), "online")) for agent in agents]
 
 
 def is_retryable(result: PushResult) -> bool:
@@ -254,6 +269,8 @@ def publish_line(
     key: int | str,
     to: To | None = None,
     except_user_id: Id | None = None,
+    except_contact_id: Id | None = None,
+    except_connection_id: str | None = None,
     transient: bool = False,
     ack: bool = True,
 ) -> bytes:
@@ -278,6 +295,10 @@ def publish_line(
         fields["to"] = to
     if except_user_id is not None:
         fields["except_user_id"] = except_user_id
+    if except_contact_id is not None:
+        fields["except_contact_id"] = except_contact_id
+    if except_connection_id is not None:
+        fields["except_connection_id"] = except_connection_id
     if transient:
         fields["transient"] = True
     return _encode(fields) + b"\n"

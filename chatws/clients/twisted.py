@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, maybeDeferred
@@ -17,6 +17,7 @@ from twisted.python.failure import Failure
 from chatws.clients.protocol import (
     AUTH_ID,
     Data,
+    OnlineAgent,
     PushError,
     PushRejected,
     PushResult,
@@ -25,6 +26,7 @@ from chatws.clients.protocol import (
     auth_line,
     is_retryable,
     new_key,
+    online_agents,
     op_line,
     publish_line,
     retry_pause,
@@ -122,13 +124,25 @@ class PushClient:
         *,
         to: To | None = None,
         except_user_id: Id | None = None,
+        except_contact_id: Id | None = None,
+        except_connection_id: str | None = None,
         key: int | str | None = None,
         transient: bool = False,
         ack: bool = True,
     ) -> Deferred[PushResult]:
         """Publish one event. See `BlockingPushClient.publish`."""
         key = new_key() if key is None else key
-        line = publish_line(event, data, key=key, to=to, except_user_id=except_user_id, transient=transient, ack=ack)
+        line = publish_line(
+            event,
+            data,
+            key=key,
+            to=to,
+            except_user_id=except_user_id,
+            except_contact_id=except_contact_id,
+            except_connection_id=except_connection_id,
+            transient=transient,
+            ack=ack,
+        )
         return self._submit(_PendingRequest(line, key, ack))
 
     def disconnect(self, user_id: Id, reason: str = "", ban: bool = False) -> Deferred[PushResult]:
@@ -139,9 +153,29 @@ class PushClient:
         """Unsubscribe the user's connections from the conversation."""
         return self._run_op("unsubscribe", user_id=user_id, conversation_id=conversation_id)
 
+    def disconnect_contact(self, contact_id: Id, reason: str = "", ban: bool = False) -> Deferred[PushResult]:
+        """Close the contact's connections; `ban` tells the clients not to reconnect."""
+        return self._run_op("disconnect", contact_id=contact_id, reason=reason, ban=ban)
+
+    def unsubscribe_contact(self, contact_id: Id, conversation_id: Id) -> Deferred[PushResult]:
+        """Unsubscribe the contact's connections from the conversation."""
+        return self._run_op("unsubscribe", contact_id=contact_id, conversation_id=conversation_id)
+
+    def set_status(self, user_id: Id, status: str) -> Deferred[PushResult]:
+        """Set the status of an agent: "online", "away" and so on."""
+        return self._run_op("status", user_id=user_id, status=status)
+
+    def set_groups(self, user_id: Id, groups: Iterable[str]) -> Deferred[PushResult]:
+        """Replace the groups of the agent's present connections."""
+        return self._run_op("groups", user_id=user_id, groups=[*groups])
+
     def online(self) -> Deferred[list[Id]]:
         """Return the agents that are online."""
         return self._run_op("presence").addCallback(lambda result: result.online or [])
+
+    def agents(self) -> Deferred[list[OnlineAgent]]:
+        """Return the agents online with their statuses and connections, in the order of `online`."""
+        return self._run_op("presence", detail=True).addCallback(online_agents)
 
     def ping(self) -> Deferred[PushResult]:
         """Check that the server responds and accepts the secret."""

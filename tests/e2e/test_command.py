@@ -342,18 +342,22 @@ def test_agents_lists_agents_with_connections_and_addresses(server: Server) -> N
     first = browser.auth(5)["connection_id"]
     server.agent(5)
     server.agent("ana")
+    with server.backend() as backend:
+        assert backend.request({"op": "status", "user_id": "ana", "status": "away"})["ok"]
     lines = towards(server, "agents").stdout.splitlines()
     assert [line.split() for line in lines] == [
-        ["agent", "connections", "addresses"],
-        ["5", "2", "127.0.0.1", "(2)"],
-        ["ana", "1", "127.0.0.1"],
+        ["agent", "status", "connections", "addresses"],
+        ["5", "online", "2", "127.0.0.1", "(2)"],
+        ["ana", "away", "1", "127.0.0.1"],
         ["2", "agents,", "3", "connections"],
     ]
     (result,) = values(towards(server, "agents", "--json"))
     assert result["online"] == [5, "ana"]
+    assert [agent["status"] for agent in result["agents"]] == ["online", "away"]
     assert result["agents"][0]["connections"][0] == {"id": first, "address": "127.0.0.1"}
     with server.backend() as backend:
-        assert backend.request({"op": "presence"}) == {"ok": True, "online": [5, "ana"]}
+        response = backend.request({"op": "presence"})
+        assert response == {"ok": True, "online": [5, "ana"], "status": {"ana": "away"}}
 
 
 def test_kick_closes_the_connections(server: Server) -> None:
