@@ -67,7 +67,7 @@ MAY_IMPORT = {
     "chatws.database": [*BASE, *LEAVES],
     "chatws.brokers": [*BASE, *LEAVES, "chatws.database"],
     "chatws.chat": [*BASE, *LEAVES, "chatws.brokers", "chatws.server"],
-    "chatws.push": [*BASE, *LEAVES, "chatws.brokers.interface", "chatws.chat", "chatws.net.sockets"],
+    "chatws.push": [*BASE, *LEAVES, "chatws.brokers.interface", "chatws.chat", "chatws.net"],
     "chatws.auth": [
         *BASE,
         *LEAVES,

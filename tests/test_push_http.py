@@ -1,4 +1,4 @@
-"""chatws.push.http_connection over a transport in memory: statuses, order, limits, time-outs and the drain."""
+"""chatws.net.http_connection over a transport in memory: statuses, order, limits, time-outs and the drain."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from chatws.errors import Unavailable
+from chatws.net.http_connection import LINGER_TIMEOUT
 from chatws.push.factory import DRAIN_INTERVAL, QUIET_CHECKS
 from chatws.push.handler import CommandHandler, PushStats
 from chatws.push.http_api import BATCH_ITEMS, MAX_ITEMS
-from chatws.push.http_connection import LINGER_TIMEOUT, HttpFactory
+from chatws.push.http_factory import HttpFactory
 from chatws.runtime.file_budget import FileBudget
 from tests.fakes_push import FakeTarget
 

@@ -34,6 +34,7 @@ from zope.interface import implementer
 from chatws.brokers.interface import NewEvent
 from chatws.errors import ClientError, ErrorCode
 from chatws.interfaces import Clock, TcpTransport
+from chatws.net.resettable_timer import ResettableTimer
 from chatws.net.sockets import plain_socket, read_now
 from chatws.push.handler import CommandHandler, PushStats
 from chatws.push.line_buffer import LineBuffer
@@ -44,7 +45,6 @@ from chatws.push.operations import (
     PresenceOp,
 )
 from chatws.push.protocol import SIMPLE, LineError, PublishLine, parse_line
-from chatws.push.resettable_timer import ResettableTimer
 from chatws.push.response_queue import ResponseQueue, ResponseSlot
 from chatws.push.responses import ErrorResponse, OpResponse, Response, encode_responses
 from chatws.runtime.file_budget import BACKEND, FileBudget

@@ -1,18 +1,14 @@
 """The HTTP API for backends (docs/protocol.md §7): what a request means, and the response to it.
 
 `HttpApi` decides from the head of a request whether its body is read, and executes the items of the body with the
-handler of the lines. `chatws.push.http_connection` has the sockets.
+handler of the lines. `chatws.net.http_connection` has the sockets.
 """
 
 from __future__ import annotations
 
 import hmac
-import zlib
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol, TypeAlias, cast
-from urllib.parse import urlsplit
+from typing import cast
 
 import msgspec
 from twisted.internet.defer import Deferred
@@ -21,82 +17,24 @@ from twisted.internet.task import deferLater
 from chatws.brokers.interface import NewEvent
 from chatws.errors import ClientError, ErrorCode
 from chatws.interfaces import Clock
+from chatws.net.http_messages import RETRY_AFTER, HttpError, HttpResponse, RequestHead, too_large
 from chatws.push.handler import CommandHandler
 from chatws.push.operations import AuthOp, Op
 from chatws.push.protocol import LineError, PublishLine, parse_line
 from chatws.push.responses import ErrorResponse, Response, encode_responses
 
-__all__ = ["ApiStats", "BodyReader", "HttpApi", "HttpError", "HttpResponse", "RequestHead"]
+__all__ = ["HttpApi"]
 
 JSON, LINES = "application/json", "application/x-ndjson"
 #: Items of one request. Each has a response, which may be longer than the item.
 MAX_ITEMS = 20_000
 #: Items that are executed before other connections are served.
 BATCH_ITEMS = 1024
-#: Seconds in the `Retry-After` of a 503: a broker that was restarted is back by then.
-RETRY_AFTER = 2
 #: JSON's white space (RFC 8259 §2). Python's `strip` removes more.
 _WHITE_SPACE = b" \t\r\n"
 _encode = msgspec.json.Encoder().encode
 _decode_array = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _TEMPORARY = frozenset({ErrorCode.UNAVAILABLE, ErrorCode.OVERLOADED})
-
-Headers: TypeAlias = Sequence[tuple[str, str]]
-
-
-class RequestHead(NamedTuple):
-    """The head of a request.
-
-    :ivar target: the request target (RFC 9112 §3.2).
-    :ivar headers: by name in lower case.
-    """
-
-    method: str
-    target: str
-    headers: dict[str, str]
-
-    @property
-    def media_type(self) -> str:
-        """The media type of the body in lower case, without parameters."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-class HttpResponse(NamedTuple):
-    """A response with a body."""
-
-    status: int
-    body: bytes
-    media_type: str = JSON
-    headers: Headers = ()
-
-
-class HttpError(Exception):
-    """A request that is not executed.
-
-    :ivar status: of the response.
-    :ivar error: its body.
-    :ivar headers: its additional headers.
-    """
-
-    def __init__(self, status: int, code: ErrorCode, message: str, headers: Headers = ()) -> None:
-        super().__init__(message)
-        self.status = status
-        self.error = ClientError(code, message)
-        self.headers = headers
-
-
-@dataclass(slots=True)
-class ApiStats:
-    """Counters since the start.
-
-    :ivar connections: accepted connections.
-    :ivar bytes: bytes read.
-    :ivar responses: responses by status.
-    """
-
-    connections: int = 0
-    bytes: int = 0
-    responses: Counter[int] = field(default_factory=Counter)
 
 
 class HttpApi:
@@ -140,18 +78,17 @@ class HttpApi:
                 "the header Authorization must be Bearer and the push secret",
                 [("WWW-Authenticate", "Bearer")],
             )
-        if _path(head.target) != "/push":
+        if head.path != "/push":
             raise HttpError(404, ErrorCode.UNSUPPORTED, "unknown path: the path is /push")
         if head.method != "POST":
             raise HttpError(405, ErrorCode.UNSUPPORTED, "the method must be POST", [("Allow", "POST")])
         if head.media_type not in (JSON, LINES):
             raise HttpError(415, ErrorCode.UNSUPPORTED, f"the header Content-Type must be {JSON} or {LINES}")
-        if _encoding(head) not in ("", "identity", "gzip", "x-gzip"):
+        if head.encoding not in ("", "identity", "gzip", "x-gzip"):
             raise HttpError(
                 415, ErrorCode.UNSUPPORTED, "Content-Encoding must be gzip or absent", [("Accept-Encoding", "gzip")]
             )
-        length = headers.get("content-length", "")
-        if length and int(length) > self.max_body:  # h11 has checked that it is a number
+        if head.length > self.max_body:
             raise too_large(self.max_body)
 
     def error_response(self, error: HttpError) -> HttpResponse:
@@ -228,81 +165,6 @@ class HttpApi:
         return await responses if isinstance(responses, Deferred) else responses
 
 
-class BodyReader:
-    """Collects a body, and inflates a gzip body as it comes.
-
-    :param max_size: bytes, also when inflated.
-    """
-
-    def __init__(self, head: RequestHead, max_size: int) -> None:
-        self._max_size = max_size
-        self._body = bytearray()
-        self._received = 0
-        self._inflater = _inflater() if _encoding(head) in ("gzip", "x-gzip") else None
-
-    def feed(self, data: bytes) -> None:
-        """Add received data.
-
-        :raises HttpError: the body is too large, or is not gzip.
-        """
-        self._received += len(data)
-        if self._received > self._max_size:
-            raise too_large(self._max_size)
-        if self._inflater is None:
-            self._body += data
-            return
-        while data:
-            if self._inflater.eof:  # a gzip file may have several members (RFC 1952 §2.2)
-                self._inflater = _inflater()
-            try:
-                part = self._inflater.decompress(data, self._max_size - len(self._body) + 1)
-            except zlib.error:
-                raise HttpError(400, ErrorCode.BAD_JSON, "the body is not gzip") from None
-            self._body += part
-            if len(self._body) > self._max_size:
-                raise too_large(self._max_size)
-            data = self._inflater.unused_data if self._inflater.eof else b""
-
-    def finish(self) -> bytes:
-        """Return the body.
-
-        :raises HttpError: a gzip body is truncated.
-        """
-        if self._inflater is not None and not self._inflater.eof:
-            raise HttpError(400, ErrorCode.BAD_JSON, "the gzip body is truncated")
-        return bytes(self._body)
-
-
-def too_large(max_body: int) -> HttpError:
-    """Return the error for a body of more than `max_body` bytes."""
-    return HttpError(413, ErrorCode.LINE_TOO_LONG, f"the body may have at most {max_body} bytes, also when inflated")
-
-
-class _Inflater(Protocol):
-    """The parts of the object of `zlib.decompressobj` that a request body needs. Its class has no public name."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, max_length: int, /) -> bytes: ...
-
-
-def _inflater() -> _Inflater:
-    return zlib.decompressobj(zlib.MAX_WBITS | 16)  # 16: with a gzip header
-
-
-def _encoding(head: RequestHead) -> str:
-    return head.headers.get("content-encoding", "").strip().lower()
-
-
-def _path(target: str) -> str:
-    try:
-        return urlsplit(target).path
-    except ValueError:  # a malformed host in an absolute URI
-        return ""
-
-
 def _has_secret(authorization: str, secret: bytes) -> bool:
     scheme, _, given = authorization.partition(" ")
     return scheme.lower() == "bearer" and hmac.compare_digest(given.strip().encode("latin-1"), secret)
@@ -332,5 +194,5 @@ def _batch_response(responses: Sequence[Response], body: bytes, media_type: str)
     return HttpResponse(200, body, media_type, headers)
 
 
-def _retry_after() -> Headers:
+def _retry_after() -> list[tuple[str, str]]:
     return [("Retry-After", str(RETRY_AFTER))]

@@ -23,7 +23,7 @@ from chatws.brokers.interface import AGENTS
 from chatws.chat.server import ChatServer
 from chatws.interfaces import Reactor
 from chatws.outbox.reader import OutboxReader
-from chatws.push.http_connection import HttpFactory
+from chatws.push.http_factory import HttpFactory
 from chatws.push.listener import PushFactory
 from chatws.runtime.file_budget import BACKEND, HTTP, METRICS, WEBSOCKET, FileBudget
 from chatws.runtime.log_writer import dropped_lines

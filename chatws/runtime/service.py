@@ -38,7 +38,7 @@ from chatws.outbox.dialects import dialect_of
 from chatws.outbox.online import OnlineTable
 from chatws.outbox.reader import LEASE, OutboxReader, OutboxSettings
 from chatws.outbox.session import OutboxDatabase
-from chatws.push.http_connection import HttpFactory
+from chatws.push.http_factory import HttpFactory
 from chatws.push.listener import PushFactory
 from chatws.runtime.connection_counts import ConnectionCounts
 from chatws.runtime.file_budget import BACKEND, WEBSOCKET, FileBudget, selectable_files

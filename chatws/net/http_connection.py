@@ -1,4 +1,4 @@
-"""One HTTP connection of a backend: it reads requests with h11 and writes the responses (RFC 9112).
+"""One HTTP connection: it reads requests with h11 and writes the responses (RFC 9112).
 
 A connection executes one request at a time. It does not read while a request is executed or a response is unsent, so
 it holds one body at most. A request is rejected from its head, before `100 Continue`. The rest of its body is
@@ -8,28 +8,26 @@ destroy the response before the client has read it (RFC 9112 §9.6).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from email.utils import formatdate
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Protocol
 
 import h11
 from twisted.internet import protocol
 from twisted.internet.defer import Deferred
-from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IPushProducer, ITCPTransport
+from twisted.internet.interfaces import IHalfCloseableProtocol, IPushProducer, ITCPTransport
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from chatws.errors import ErrorCode
 from chatws.interfaces import Clock, TcpTransport
-from chatws.push.factory import BackendFactory
-from chatws.push.handler import CommandHandler
-from chatws.push.http_api import RETRY_AFTER, ApiStats, BodyReader, HttpApi, HttpError, HttpResponse, RequestHead
-from chatws.push.resettable_timer import ResettableTimer
-from chatws.runtime.file_budget import BACKEND, FileBudget
+from chatws.net.http_messages import RETRY_AFTER, BodyReader, HttpError, HttpResponse, HttpStats, RequestHead
+from chatws.net.resettable_timer import ResettableTimer
+from chatws.runtime.file_budget import FileBudget
+from chatws.runtime.throttled_log import ThrottledLog
 
-__all__ = ["HttpConnection", "HttpFactory"]
+__all__ = ["HttpComponent", "HttpConnection", "HttpListener"]
 
 #: Seconds for which the rest of a rejected request is discarded.
 LINGER_TIMEOUT = 2.0
@@ -37,55 +35,60 @@ LINGER_TIMEOUT = 2.0
 MAX_ERROR_TEXT = 200
 
 
-class HttpFactory(BackendFactory["HttpConnection"]):
-    """The factory of HTTP connections. `BackendFactory` has the other parameters.
+class HttpComponent(Protocol):
+    """Checks and executes requests. `max_body`: bytes of a body, also when inflated."""
 
-    :param handler: executes the items.
-    :param max_body: bytes of a body, also when inflated.
-    :param max_item: bytes of one item.
-    :param max_head: bytes of a head.
-    :param request_timeout: seconds until a request is complete, and until the client has read the response.
-    :param idle_timeout: seconds for which a connection without a request stays open.
+    @property
+    def max_body(self) -> int: ...
+
+    def check_head(self, head: RequestHead) -> None:
+        """Check everything that the head tells.
+
+        :raises HttpError: the request is rejected, and its body is not needed.
+        """
+        ...
+
+    async def respond(self, head: RequestHead, body: bytes) -> HttpResponse:
+        """Execute a request whose head is accepted. Never fails because of the request."""
+        ...
+
+    def error_response(self, error: HttpError) -> HttpResponse:
+        """Return the response for an error."""
+        ...
+
+
+class HttpListener(Protocol):
+    """The factory of the connections: `chatws.push.http_factory.HttpFactory`.
+
     :ivar stats: counters since the start.
-    :ivar api: checks and executes the requests.
+    :ivar kind: the kind of the connections in the file budget.
+    :ivar max_head: bytes of a head.
+    :ivar request_timeout: seconds until a request is complete, and until the client has read the response.
+    :ivar idle_timeout: seconds for which a connection without a request stays open.
     """
 
-    log = Logger()
+    reactor: Clock
+    stats: HttpStats
+    budget: FileBudget
+    throttled_log: ThrottledLog
+    kind: str
+    max_head: int
+    request_timeout: float
+    idle_timeout: float
+    is_draining: bool
 
-    def __init__(
-        self,
-        handler: CommandHandler,
-        *,
-        secret: Callable[[], bytes | None] | None = None,
-        max_body: int = 1024 * 1024,
-        max_item: int = 1024 * 1024,
-        max_head: int = 32 * 1024,
-        request_timeout: float = 30.0,
-        idle_timeout: float = 60.0,
-        max_connections: int = 0,
-        budget: FileBudget | None = None,
-        reactor: Clock | None = None,
-    ) -> None:
-        super().__init__(secret=secret, max_connections=max_connections, budget=budget, reactor=reactor)
-        self.stats = ApiStats()
-        self.api = HttpApi(handler, self.secret, max_body=max_body, max_item=max_item, clock=self.reactor)
-        self.max_head = max_head
-        self.request_timeout = request_timeout
-        self.idle_timeout = idle_timeout
+    @property
+    def is_full(self) -> bool:
+        """Whether there are too many connections."""
+        ...
 
-    def reconfigure(
-        self, *, max_body: int, max_item: int, max_head: int, request_timeout: float, idle_timeout: float
-    ) -> None:
-        """Change the limits. An open connection keeps `max_head`, and its timer that runs."""
-        self.api.max_body = max_body
-        self.api.max_item = max_item
-        self.max_head = max_head
-        self.request_timeout = request_timeout
-        self.idle_timeout = idle_timeout
+    def component(self, head: RequestHead | None) -> HttpComponent:
+        """Return the component that a request is for. None: the request is malformed."""
+        ...
 
-    def buildProtocol(self, addr: IAddress | None) -> HttpConnection:
-        """See `IProtocolFactory`."""
-        return self.add_connection(HttpConnection(self))
+    def connection_done(self, connection: HttpConnection) -> None:
+        """Forget a connection that is closed, with its request processed."""
+        ...
 
 
 @implementer(IHalfCloseableProtocol, IPushProducer)
@@ -98,11 +101,12 @@ class HttpConnection(protocol.Protocol):
     log = Logger()
     transport: TcpTransport  # type: ignore[assignment]  # a zope interface in Twisted
 
-    def __init__(self, factory: HttpFactory) -> None:
+    def __init__(self, factory: HttpListener) -> None:
         self._factory = factory
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=factory.max_head)
         self._timer = ResettableTimer(factory.reactor)
         self._head: RequestHead | None = None
+        self._component = factory.component(None)
         self._body: BodyReader | None = None
         self._has_input = False  # a part of the next request has arrived
         self._is_running = False
@@ -125,7 +129,7 @@ class HttpConnection(protocol.Protocol):
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
             self.transport.setTcpKeepAlive(True)
-        self._factory.budget.arrive(self, BACKEND)
+        self._factory.budget.arrive(self, self._factory.kind)
         if not self._is_closing:
             self._timer.set(self._factory.request_timeout, self._close)
 
@@ -244,12 +248,13 @@ class HttpConnection(protocol.Protocol):
     def _on_head(self, event: h11.Request) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in event.headers}
         self._head = RequestHead(event.method.decode("latin-1"), event.target.decode("latin-1"), headers)
-        self._factory.api.check_head(self._head)
+        self._component = component = self._factory.component(self._head)
+        component.check_head(self._head)
         if not self._admit():
             raise HttpError(
                 503, ErrorCode.OVERLOADED, "too many connections are open", [("Retry-After", str(RETRY_AFTER))]
             )
-        self._body = BodyReader(self._head, self._factory.api.max_body)
+        self._body = BodyReader(self._head, component.max_body)
         if self._http.they_are_waiting_for_100_continue:
             self._write(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
 
@@ -257,12 +262,12 @@ class HttpConnection(protocol.Protocol):
         assert self._head is not None, "h11 reports a body after its head"
         self._is_running = True
         self._timer.cancel()
-        responding = Deferred.fromCoroutine(self._factory.api.respond(self._head, body))
+        responding = Deferred.fromCoroutine(self._component.respond(self._head, body))
         responding.addErrback(self._on_failure).addCallback(self._on_response)
 
     def _on_failure(self, failure: Failure) -> HttpResponse:
-        self.log.failure("internal error while processing a request of the HTTP API", failure)
-        return self._factory.api.error_response(HttpError(500, ErrorCode.UNAVAILABLE, "internal error"))
+        self.log.failure("internal error while processing an HTTP request", failure)
+        return self._component.error_response(HttpError(500, ErrorCode.UNAVAILABLE, "internal error"))
 
     def _on_response(self, response: HttpResponse) -> None:
         self._is_running = False
@@ -275,7 +280,7 @@ class HttpConnection(protocol.Protocol):
         if self._http.our_state is not h11.DONE or self._http.their_state is not h11.DONE:
             self._close()
             return
-        self._factory.budget.arrive(self, BACKEND)
+        self._factory.budget.arrive(self, self._factory.kind)
         self._http.start_next_cycle()
         self._has_input = bool(self._http.trailing_data[0])
         if not self._output_is_full:
@@ -302,7 +307,7 @@ class HttpConnection(protocol.Protocol):
             reason=str(error),
             count=self._factory.stats.responses[error.status] + 1,
         )
-        self._respond(self._factory.api.error_response(error), close=True)
+        self._respond(self._component.error_response(error), close=True)
         if self._http.their_state in (h11.DONE, h11.MUST_CLOSE, h11.CLOSED):
             self._close()  # the request was read to its end
         else:
@@ -354,7 +359,7 @@ class HttpConnection(protocol.Protocol):
 
     def _admit(self) -> bool:
         """Count the connection as admitted while it has a request. Between two requests it can be evicted."""
-        if self._factory.is_full or not self._factory.budget.admit(BACKEND):
+        if self._factory.is_full or not self._factory.budget.admit(self._factory.kind):
             return False
         self._is_counted = True
         self._factory.budget.depart(self)
@@ -363,4 +368,4 @@ class HttpConnection(protocol.Protocol):
     def _release(self) -> None:
         if self._is_counted:
             self._is_counted = False
-            self._factory.budget.release(BACKEND)
+            self._factory.budget.release(self._factory.kind)
