@@ -59,6 +59,7 @@ MAY_IMPORT = {
         "chatws.net",
         "chatws.outbox.check",
         "chatws.outbox.dialects",
+        "chatws.pusher.apps",
         "chatws.server.origins",
         "chatws.webhooks.settings",
     ],
@@ -102,6 +103,7 @@ MAY_IMPORT = {
         "chatws.config.text_files",
         "chatws.net.web_client",
     ],
+    "chatws.pusher.apps": ["chatws.auth.auth_url", "chatws.auth.secrets", "chatws.errors"],
     "chatws.pusher": [
         *BASE,
         *LEAVES,

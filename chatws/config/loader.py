@@ -10,6 +10,7 @@ This module checks what concerns a single setting or a single source: spelling, 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import stat
@@ -151,7 +152,9 @@ def _from_environment(variables: Mapping[str, str]) -> _Values:
                 raise ConfigError("CHATWS_SECRET_OLD is set and CHATWS_SECRET is not")
             continue
         source = ValueSource("environment", variable)
-        if name == "secret":
+        if name == "pusher_apps":
+            yield name, _parse(name, [text], source), source
+        elif name == "secret":
             # not split: a secret may contain commas and spaces
             old = variables.get("CHATWS_SECRET_OLD")
             yield name, (text,) if old is None else (text, old), source
@@ -187,6 +190,8 @@ def _keys(document: Mapping[str, Any], file: str) -> Iterator[tuple[str, str, An
             raise ConfigError(f"{file}: the table [{key}] is now {RENAMED_SECTIONS[key]}")
         elif isinstance(value, dict) and key in SECTIONS:
             for name, inner in value.items():
+                if key == "pusher":
+                    name = _pusher_name(name)
                 setting = _lookup(name, file, [name for name in _TABLE if _TABLE[name][0].section == key])
                 if setting.section != key:
                     raise ConfigError(f"{file}: {name} belongs in [{setting.section}], not in [{key}]")
@@ -196,6 +201,13 @@ def _keys(document: Mapping[str, Any], file: str) -> Iterator[tuple[str, str, An
                 raise ConfigError(f"{file}: no table is called [{key}]{suggestion(key, [*SECTIONS, 'audience'])}")
             _lookup(key, file, list(_TABLE))
             yield "at the top", key, value
+
+
+def _pusher_name(key: str) -> str:
+    """Return the setting of a key of `[pusher]`: the table has them without the prefix."""
+    if key == "app":
+        return "pusher_apps"
+    return f"pusher_{key}" if f"pusher_{key}" in _TABLE else key
 
 
 def _lookup(name: str, file: str, likely: list[str]) -> Setting:
@@ -212,7 +224,10 @@ def _lookup(name: str, file: str, likely: list[str]) -> Setting:
         )  # fmt: skip
     setting = _TABLE[name][0]
     if setting.environment_only:
-        raise ConfigError(f"{file}: {name} is read from {environment_name(name)} only; use secret_files for a file")
+        raise ConfigError(
+            f"{file}: {name} is read from {environment_name(name)} only; use "
+            f"{'secret_files' if name == 'secret' else 'pusher_secret_file'} for a file"
+        )
     return setting
 
 
@@ -282,10 +297,31 @@ def _texts(name: str, value: Any, source: ValueSource) -> tuple[str, ...]:
     setting = _TABLE[name][0]
     if name == "audience":
         return tuple(_audiences(value, source))
+    if name == "pusher_apps":
+        return tuple(_apps(value, source))
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) and text for text in texts):
         _reject(name, value, source)
     return tuple(str(Path(text).absolute()) if setting.path else text for text in texts)
+
+
+def _apps(value: Any, source: ValueSource) -> Iterator[str]:
+    """Yield the JSON of each app, with sorted keys. `chatws.pusher.apps` checks the keys."""
+    for item in value if isinstance(value, list) else [value]:
+        app = item
+        if isinstance(item, str):
+            try:
+                app = json.loads(item)
+            except (ValueError, RecursionError):
+                app = None
+        if not isinstance(app, dict):
+            raise ConfigError(f"{source} must be a table, or a JSON object, for each app")
+        if isinstance(app.get("secret_file"), str):
+            app = {**app, "secret_file": str(Path(app["secret_file"]).absolute())}
+        try:
+            yield json.dumps(app, sort_keys=True)
+        except TypeError:
+            raise ConfigError(f"{source}: an app has a value that is no text, number, list or switch") from None
 
 
 def _audiences(value: Any, source: ValueSource) -> Iterator[str]:

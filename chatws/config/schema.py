@@ -23,6 +23,7 @@ SECTIONS = {
     "chat": "Chat",
     "push": "Push API",
     "webhooks": "Webhooks",
+    "pusher": "Pusher protocol",
     "history": "Event history",
     "operations": "Operations",
     "demo": "Demo",
@@ -355,6 +356,33 @@ class Config:
     )  # fmt: skip
     webhook_queue: int = _set(
         50_000, "webhooks", "most changes that wait for a receiver that does not answer", unit="events"
+    )
+
+    # [pusher]. The file has `[[pusher.app]]` tables, and keys without the prefix.
+    pusher_apps: tuple[str, ...] = _set(
+        (), "pusher", "an app, as a JSON object with the keys of a `[[pusher.app]]` table", flag="--pusher-app",
+        value="JSON", zero_meaning="none",
+    )  # fmt: skip
+    pusher_app_id: str = _set(
+        "", "pusher", "id of the only app: decimal digits, as in the paths of the HTTP API", value="ID",
+        zero_meaning="no app",
+    )  # fmt: skip
+    pusher_key: str = _set("", "pusher", "key of this app: public, and part of the URL", value="KEY")
+    pusher_secret: str = _set("", "pusher", "secret of this app", secret=True, environment_only=True)
+    pusher_secret_file: str = _set(
+        "", "pusher", "file with the secret of this app, instead of the variable", value="FILE", path=True
+    )
+    pusher_client_events: bool = _set(False, "pusher", "accept client events (whispers) of this app")
+    pusher_conversation_channel: str = _set(
+        "private-conversation.{id}", "pusher", "channel that is a conversation of the chat", value="PATTERN",
+        zero_meaning="none",
+    )  # fmt: skip
+    pusher_user_channel: tuple[str, ...] = _set(
+        ("private-user.{id}", "private-App.Models.User.{id}"), "pusher", "channel that is an agent of the chat",
+        flag="--pusher-user-channel", value="PATTERN", zero_meaning="none",
+    )  # fmt: skip
+    pusher_max_message: int = _set(
+        1048576, "pusher", "largest message of a Pusher client, and largest data of an event", unit="bytes"
     )
 
     # [history]

@@ -32,6 +32,7 @@ from chatws.interfaces import Reactor
 from chatws.net.endpoints import parse_endpoint, tcp_endpoint
 from chatws.net.listeners import make_listener, try_to_listen
 from chatws.outbox.dialects import check_prefix
+from chatws.pusher.apps import load_apps
 from chatws.runtime.log_levels import check_levels
 from chatws.server.origins import FILE, NULL, parse_allowed_origin
 from chatws.webhooks.settings import check_webhooks
@@ -176,6 +177,7 @@ def check(config: Config, reactor: Reactor, *, running: bool = False) -> list[st
     _check_auth(config, warnings)
     _check_push(config)
     warnings += check_webhooks(config)
+    load_apps(config)
     _check_stores(config, look_inside=not running)
     _check_http(config, warnings)
     _check_workers(config)
