@@ -42,7 +42,14 @@ RENAMED_SECTIONS = {"door": "[http] and [limits]", "listen": "[server]", "log": 
 _OTHER_VARIABLES = frozenset(
     {"CHATWS_CONFIG", "CHATWS_SECRET_OLD", "CHATWS_PUSH_ADDRESS", "CHATWS_PUSH_SECRET", "CHATWS_PUSH_SECRET_FILE"}
     | {f"CHATWS_PUSH_{name}" for name in ("ANSWER_TIMEOUT_MS", "BUDGET_MS", "CONNECT_TIMEOUT_MS", "PAUSE_MS")}
-    | {"CHATWS_PUSH_TLS_CA", "CHATWS_PUSH_TLS_NAME", "CHATWS_SPOOL_DIR", "CHATWS_SPOOL_MAX_FILES", "CHATWS_TOKEN"}
+    | {
+        "CHATWS_PUSH_TLS_CA",
+        "CHATWS_PUSH_TLS_NAME",
+        "CHATWS_PUSHER_URL",
+        "CHATWS_SPOOL_DIR",
+        "CHATWS_SPOOL_MAX_FILES",
+        "CHATWS_TOKEN",
+    }
 )
 #: What Kubernetes sets in every pod for a Service named `chatws` or `chatws-…`
 #: (https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables).

@@ -27,7 +27,7 @@ HERE = {
 #: Run by tests/e2e/test_secret_recipe.py.
 RECIPE = {"sh": ["openssl rand"]}
 #: Run by tests/e2e/test_php_laravel.py.
-LARAVEL = {"js": ["fetchToken"], "php": ["Broadcast::extend(", "'connections' =>", "Broadcast::channel("]}
+LARAVEL = {"js": ["fetchToken"], "php": ["Broadcast::channel("], "ini": ["BROADCAST_CONNECTION="]}
 
 SECRET = "a secret of at least 32 bytes, this"
 

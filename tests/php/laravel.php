@@ -1,11 +1,9 @@
 <?php
 
 /*
- * A test application with Laravel's components of Debian. The snippets of php/README.md and the channel callbacks are
- * in a directory:
+ * A test application with Laravel's components of Debian. It loads the providers that composer.json names, as
+ * Composer's package discovery does. A directory has its files:
  *
- *     boot.php            what AppServiceProvider::boot does
- *     broadcasting.php    config/broadcasting.php
  *     channels.php        routes/channels.php
  *     .env                read by Dotenv, as Laravel does
  *
@@ -13,6 +11,8 @@
  *
  *     {"auth": {"channel_name": …}, "headers": {"User": 5}}  POST /broadcasting/auth through the router
  *     {"event": "OrderPaid", "channels": […], "order": 77}   an event of that class, as a queue worker broadcasts it
+ *
+ * A step `event` may name `from`, the X-Socket-ID of a request whose event is broadcast with toOthers().
  */
 
 declare(strict_types=1);
@@ -26,11 +26,12 @@ namespace {
 }
 
 namespace App\Events {
+    use Illuminate\Broadcasting\InteractsWithSockets;
     use Illuminate\Contracts\Broadcasting\ShouldBroadcast;
 
     final class OrderPaid implements ShouldBroadcast
     {
-        public mixed $socket = null; // of InteractsWithSockets
+        use InteractsWithSockets;
 
         /** @param list<mixed> $on */
         public function __construct(public int $order, private array $on)
@@ -92,6 +93,7 @@ namespace {
     use App\Models\User;
     use Illuminate\Auth\AuthManager;
     use Illuminate\Broadcasting\BroadcastEvent;
+    use Illuminate\Broadcasting\BroadcastException;
     use Illuminate\Broadcasting\BroadcastManager;
     use Illuminate\Broadcasting\Channel;
     use Illuminate\Broadcasting\PresenceChannel;
@@ -141,7 +143,7 @@ namespace {
             'defaults' => ['guard' => 'web'],
             'guards' => ['web' => ['driver' => 'header'], 'customer' => ['driver' => 'customer-header']],
         ],
-        'broadcasting' => require "{$directory}/broadcasting.php",
+        'broadcasting' => ['default' => env('BROADCAST_CONNECTION', 'chatws'), 'connections' => ['log' => ['driver' => 'log']]],
         'logging' => [
             'default' => 'single',
             'channels' => ['single' => ['driver' => 'single', 'path' => "{$directory}/laravel.log"]],
@@ -174,7 +176,12 @@ namespace {
     $app['auth']->viaRequest('header', fn (Request $request) => User::find($request->header('User')));
     $app['auth']->viaRequest('customer-header', fn (Request $request) => Customer::find($request->header('Customer')));
 
-    require "{$directory}/boot.php";
+    $package = json_decode(file_get_contents(__DIR__ . '/../../php/composer.json'), true);
+    foreach ($package['extra']['laravel']['providers'] as $class) {
+        $provider = new $class($app);
+        $provider->register();
+        $provider->boot();
+    }
     require "{$directory}/channels.php";
     $app['router']->middlewareGroup('web', [SubstituteBindings::class]);
     Broadcast::routes();
@@ -199,11 +206,22 @@ namespace {
         }
     }
 
-    function broadcastEvent(array $step): bool
+    function broadcastEvent(array $step): bool|string
     {
         $channels = array_map(fn (array $channel): Channel => new $channel[0]($channel[1]), $step['channels']);
         $class = "App\\Events\\{$step['event']}";
-        (new BroadcastEvent(new $class($step['order'], $channels)))->handle(Container::getInstance()->make(BroadcastingFactory::class));
+        $event = new $class($step['order'], $channels);
+        if (isset($step['from'])) {
+            $request = Request::create('/orders', 'POST');
+            $request->headers->set('X-Socket-ID', $step['from']);
+            Container::getInstance()->instance('request', $request);
+            $event->dontBroadcastToCurrentUser(); // what toOthers() calls
+        }
+        try {
+            (new BroadcastEvent($event))->handle(Container::getInstance()->make(BroadcastingFactory::class));
+        } catch (BroadcastException $error) {
+            return $error->getMessage();
+        }
 
         return true;
     }
