@@ -204,7 +204,8 @@ class RefusalTests(ServerCase):
             wire.close()
 
     def test_an_ordinary_request_with_many_cookies_is_answered(self) -> None:
-        for path, status in (("/healthz", 200), (http_resources.CLIENT_PATH.decode(), 200), ("/nowhere", 404)):
+        scripts = ((path.decode(), 200) for path in (http_resources.CLIENT_PATH, http_resources.ECHO_PATH))
+        for path, status in (("/healthz", 200), *scripts, ("/nowhere", 404)):
             wire = self.wire()
             wire.send(plain(path, Cookie="x" * 30_000))
             assert wire.response()[0] == status, path

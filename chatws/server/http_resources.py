@@ -28,6 +28,7 @@ from chatws.server.request import split_host
 
 __all__ = [
     "CLIENT_PATH",
+    "ECHO_PATH",
     "GetResource",
     "NoKeepAliveSite",
     "ReadinessReport",
@@ -42,7 +43,10 @@ log = Logger()
 CLIENT_PATH = b"/assets/js/websocket-client.js"
 #: The problems by the name of the component, a sentence each. Empty: the server is ready.
 ReadinessReport: TypeAlias = "Deferred[Mapping[str, str]]"
+#: The path of the file that recovers missed events for Laravel Echo and pusher-js.
+ECHO_PATH = b"/assets/js/chatws-echo.js"
 _CLIENT_FILE = Path(__file__).parent.parent / "static" / "websocket-client.js"
+_ECHO_FILE = _CLIENT_FILE.with_name("chatws-echo.js")
 
 
 def is_local_host(host: str) -> bool:
@@ -263,6 +267,7 @@ class RootResource(Resource):
             self._own[b"/readyz"] = _Readiness(ready)
         if paths:
             self._own[CLIENT_PATH] = _Script(_CLIENT_FILE)
+            self._own[ECHO_PATH] = _Script(_ECHO_FILE)
         self._own.update(pages or {})
         if inner is not None and (inner.isLeaf or b"" in inner.listStaticNames()):
             self._own.pop(b"/", None)
